@@ -1,0 +1,31 @@
+"""The errors that faceprior raises on purpose: each message says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class FacePriorError(Exception):
+    """Base of every error that faceprior raises on purpose."""
+
+
+class OptionError(FacePriorError, ValueError):
+    """An option is out of its range or contradicts another one."""
+
+
+class ImageError(FacePriorError, ValueError):
+    """A picture cannot be read, or is not one that can be restored."""
+
+
+class WeightsError(FacePriorError, ValueError):
+    """A prior, a corrector or a checkpoint cannot be found, trusted or understood."""
+
+
+class DeviceError(FacePriorError, RuntimeError):
+    """The device or number format that was asked for does not exist on this machine."""
+
+
+class DataError(FacePriorError, ValueError):
+    """A training set is missing, empty or damaged."""
+
+
+class OutputError(FacePriorError, OSError):
+    """A result cannot be written."""

@@ -1,0 +1,90 @@
+"""One face for every prior: a sampler sees (x_t, t) → (x0, eps) and nothing of what the network predicts."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from faceprior.errors import WeightsError
+from faceprior.priors.card import ModelCard
+from faceprior.priors.noise_schedule import NoiseSchedule
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+
+
+class Estimate(NamedTuple):
+    """What a prior says of a noisy image; all tensors float32, shape (B, 3, R, R).
+
+    Attributes:
+        x0: estimate of the clean image, not clipped.
+        eps: estimate of the noise; x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · eps holds.
+        variance_range: for learned-range priors the network's v in [-1, 1], between the posterior variance
+            (-1) and β_t (1) (Nichol & Dhariwal 2021, eq. 15); None for the others.
+    """
+
+    x0: torch.Tensor
+    eps: torch.Tensor
+    variance_range: torch.Tensor | None
+
+
+class Prior:
+    """An unconditional diffusion model behind one interface.
+
+    Args:
+        network: maps (x_t, t) to an object with `.sample` of 3 or 6 channels, as diffusers models do.
+        schedule: the noise schedule that it was trained with.
+        prediction_type: what the first 3 channels mean.
+        card: what the prior is and where it came from.
+
+    Raises:
+        WeightsError: the prediction type is unknown.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: NoiseSchedule, prediction_type: PredictionType, card: ModelCard
+    ) -> None:
+        if prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise WeightsError(f"prediction type {prediction_type!r} is not one of epsilon, sample, v_prediction")
+        self.network = network
+        self.schedule = schedule
+        self.prediction_type = prediction_type
+        self.card = card
+
+    @property
+    def resolution(self) -> int:
+        """Side R of the images, in pixels."""
+        return self.card.resolution
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters lie."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Prior:
+        """Move the network; its trunk computes in `dtype`, its inputs and outputs stay float32."""
+        self.network.to(device)
+        trunk: nn.Module = getattr(self.network, "unet", self.network)
+        nn.Module.to(trunk, dtype=dtype, memory_format=torch.channels_last)
+        return self
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> Estimate:
+        """Estimate x0 and the noise.
+
+        Args:
+            x_t: noisy images, float32, (B, 3, R, R).
+            t: steps, int64, (B,), each in 0 … T−1.
+        """
+        alphas_cumprod = self.schedule.at(t)
+        signal, noise = alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt()
+        dtype = next(self.network.parameters()).dtype
+        predicted = self.network(x_t if self.prediction_type == "sample" else x_t.to(dtype), t).sample.float()
+        variance_range = None
+        if predicted.shape[1] == 2 * x_t.shape[1]:
+            predicted, variance_range = predicted.chunk(2, dim=1)
+        if self.prediction_type == "epsilon":
+            return Estimate((x_t - noise * predicted) / signal, predicted, variance_range)
+        if self.prediction_type == "v_prediction":
+            return Estimate(signal * x_t - noise * predicted, noise * x_t + signal * predicted, variance_range)
+        return Estimate(predicted, (x_t - signal * predicted) / noise, variance_range)

@@ -1,0 +1,102 @@
+"""What a weights file says about itself: `card.json`, beside the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from faceprior.errors import WeightsError
+
+CARD_NAME = "card.json"
+
+Landmarks = tuple[tuple[float, float], ...]
+
+TIGHT_TEMPLATE: Landmarks = ((0.285, 0.330), (0.715, 0.330), (0.500, 0.567), (0.3236, 0.760), (0.6764, 0.760))
+"""Forehead to chin; the embedded prior's alignment. Order: image-left eye, image-right eye, nose tip, image-left
+and image-right mouth corner, as fractions (x, y) of the side."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Self-description of a prior or a corrector.
+
+    Attributes:
+        kind: "prior" or "corrector".
+        name: short name.
+        resolution: side R of the images, in pixels.
+        sha256: of the weights file, hex.
+        template: where five landmarks stand in an aligned face, as fractions of the side; empty if unknown.
+        schedule: the noise schedule, as a diffusers scheduler configuration.
+        prediction_type: of a prior: "epsilon", "sample" or "v_prediction".
+        source: folder, file or hub id that the weights were loaded from or converted from.
+        licence: what the weights may be used for.
+        data: training data; one entry a source with its name, number of faces, terms and licence.
+        training: command, samples seen, hours, hardware.
+        held_out: measured figures, with the command that makes them.
+        limits: where the model is weak, a sentence each.
+    """
+
+    kind: Literal["prior", "corrector"]
+    name: str
+    resolution: int
+    sha256: str = ""
+    template: Landmarks = ()
+    schedule: dict[str, Any] = field(default_factory=dict)
+    prediction_type: str = ""
+    source: str = ""
+    licence: str = "unknown"
+    data: list[dict[str, Any]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    held_out: dict[str, Any] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write `card.json` into a folder."""
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelCard | None:
+        """Read `card.json` of a folder; None if there is none.
+
+        Raises:
+            WeightsError: the card is damaged or lacks what a card must have.
+        """
+        path = folder / CARD_NAME
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            known = {f.name for f in fields(cls)}
+            if unknown := sorted(set(values) - known):
+                raise WeightsError(f"{path}: unknown entries {', '.join(unknown)}")
+            values["template"] = tuple((float(x), float(y)) for x, y in values.get("template", ()))
+            return cls(**values)
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            if isinstance(error, WeightsError):
+                raise
+            raise WeightsError(f"{path}: is not a valid card ({error})") from error
+
+    def verify(self, weights: Path) -> None:
+        """Check the weights against the card.
+
+        Raises:
+            WeightsError: the file's sha256 is not the card's.
+        """
+        if self.sha256 and (found := file_sha256(weights)) != self.sha256:
+            raise WeightsError(
+                f"{weights}: its sha256 {found[:12]}… is not the card's {self.sha256[:12]}…;"
+                " the file is damaged or was exchanged: get it again"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

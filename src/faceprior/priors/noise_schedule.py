@@ -1,0 +1,75 @@
+"""The noise levels that a prior was trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from faceprior.errors import WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Variance-preserving noise: x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · ε (Ho et al. 2020, eq. 4).
+
+    Attributes:
+        alphas_cumprod: ᾱ_t for t = 0 … T−1, float64, shape (T,), falling, in (0, 1).
+    """
+
+    alphas_cumprod: torch.Tensor
+
+    @classmethod
+    def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+        """The linear schedule of DDPM, which ADM and the paper's prior use."""
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+        return cls(torch.cumprod(1.0 - betas, 0))
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
+        """Read the schedule out of a diffusers scheduler's configuration.
+
+        Raises:
+            WeightsError: the scheduler is not of the DDPM family (discrete steps, betas).
+        """
+        if config.get("trained_betas") is not None:
+            betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+            return cls(torch.cumprod(1.0 - betas, 0))
+        kind = config.get("beta_schedule")
+        steps = int(config.get("num_train_timesteps", 1000))
+        if kind == "linear":
+            return cls.linear(steps, config["beta_start"], config["beta_end"])
+        if kind == "scaled_linear":
+            roots = torch.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64)
+            return cls(torch.cumprod(1.0 - roots**2, 0))
+        if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
+            level = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+            alphas_cumprod = torch.cos((level + 0.008) / 1.008 * torch.pi / 2) ** 2
+            betas = (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
+            return cls(torch.cumprod(1.0 - betas, 0))
+        raise WeightsError(
+            f"beta schedule {kind!r} is not known; a prior needs a DDPM-family schedule"
+            " (linear, scaled_linear, squaredcos_cap_v2 or trained betas)"
+        )
+
+    def __len__(self) -> int:
+        return self.alphas_cumprod.numel()
+
+    def at(self, t: torch.Tensor) -> torch.Tensor:
+        """ᾱ_t in float32 for steps t of shape (B,), shaped (B, 1, 1, 1) to meet images."""
+        return self.alphas_cumprod.to(t.device)[t].float().view(-1, 1, 1, 1)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Draw x_t ~ q(x_t | x0): x0 and noise (B, C, H, W), t (B,)."""
+        alphas_cumprod = self.at(t)
+        return alphas_cumprod.sqrt() * x0 + (1.0 - alphas_cumprod).sqrt() * noise
+
+    def equals(self, other: NoiseSchedule) -> bool:
+        """Whether two schedules have the same noise levels, to 1e-5."""
+        return len(self) == len(other) and torch.allclose(
+            self.alphas_cumprod, other.alphas_cumprod, rtol=1e-5, atol=1e-8
+        )

@@ -1,0 +1,156 @@
+"""Training options, from a YAML file and from flags."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from faceprior.errors import OptionError
+
+Weighting = Literal["residual", "min-snr", "p2", "epsilon", "x0"]
+Config = TypeVar("Config", bound="TrainConfig")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options that every training has.
+
+    Attributes:
+        steps: optimiser steps in all, resumed ones included.
+        batch_size: faces a step, over all processes.
+        learning_rate: peak of AdamW's learning rate.
+        warmup_steps: steps of linear warm-up.
+        decay_steps: last steps, over which the learning rate falls linearly to 0.
+        weight_decay: AdamW's.
+        gradient_clip: largest norm of the gradient.
+        ema_decay: of the averaged weights that are evaluated and saved.
+        mixed_precision: "no", "bf16" or "fp16".
+        flip: probability of a horizontal flip.
+        balance: a source of n faces is drawn with a share ∝ n^balance; 1 draws faces alike, 0 sources alike.
+        terms: terms of use to train on (for example ["open"]); empty trains on all.
+        seed: of the weights' start, the batches and the noise.
+        evaluate_every: steps between evaluations.
+        evaluate_faces: held-out faces of an evaluation.
+        checkpoint_every: steps between checkpoints.
+        compile: run the network through torch.compile (worth it on CUDA only).
+    """
+
+    steps: int = 20_000
+    batch_size: int = 16
+    learning_rate: float = 3e-4
+    warmup_steps: int = 200
+    decay_steps: int = 0
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    flip: float = 0.5
+    balance: float = 0.5
+    terms: list[str] = field(default_factory=list)
+    seed: int = 0
+    evaluate_every: int = 500
+    evaluate_faces: int = 64
+    checkpoint_every: int = 250
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "evaluate_faces", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("flip", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
+        if self.learning_rate <= 0:
+            raise OptionError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise OptionError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16")
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Warm-up, plateau, decay: share of the peak learning rate at a step (0-based)."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        decay = min(1.0, (self.steps - step) / self.decay_steps) if self.decay_steps else 1.0
+        return warmup * decay
+
+
+@dataclass(frozen=True)
+class PriorConfig(TrainConfig):
+    """Options of `faceprior train prior`.
+
+    Attributes:
+        network: "gaussian-residual" (the embedded prior's) or "unet" (a stock `UNet2DModel`).
+        network_options: constructor arguments of the network.
+        prediction_type: what a "unet" predicts: "epsilon", "v_prediction" or "sample".
+        weighting: weight of the squared x0 error at each noise level. "residual": 1 / s_t² of the Gaussian
+            ("gaussian-residual" only); "min-snr": min(SNR, 5) (Hang et al. 2023, in x0 form); "p2":
+            SNR / (1 + SNR) (Choi et al. 2022, γ = 1); "epsilon": SNR, the plain ε loss; "x0": 1.
+    """
+
+    network: Literal["gaussian-residual", "unet"] = "gaussian-residual"
+    network_options: dict[str, Any] = field(default_factory=dict)
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    weighting: Weighting = "residual"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network not in ("gaussian-residual", "unet"):
+            raise OptionError(f"network is {self.network!r}; choose gaussian-residual or unet")
+        if self.weighting not in ("residual", "min-snr", "p2", "epsilon", "x0"):
+            raise OptionError(f"weighting is {self.weighting!r}; choose residual, min-snr, p2, epsilon or x0")
+        if self.weighting == "residual" and self.network != "gaussian-residual":
+            raise OptionError("weighting residual needs the network gaussian-residual; choose min-snr or p2")
+
+
+@dataclass(frozen=True)
+class CorrectorConfig(TrainConfig):
+    """Options of `faceprior train corrector`.
+
+    Attributes:
+        network_options: constructor arguments of `ConditionCorrector`.
+        scales: the scales that are drawn from, log-uniformly between the smallest and the largest.
+        damaged: share of the faces that go through the real-world chain rather than plain bicubic.
+        chain: preset of the real-world chain.
+    """
+
+    network_options: dict[str, Any] = field(default_factory=dict)
+    scales: list[float] = field(default_factory=lambda: [4.0, 16.0])
+    damaged: float = 0.4
+    chain: str = "gfpgan"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scales or min(self.scales) < 1:
+            raise OptionError(f"scales is {self.scales}; give numbers of at least 1")
+        if not 0 <= self.damaged <= 1:
+            raise OptionError(f"damaged is {self.damaged}; it must lie in 0 to 1")
+
+
+def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
+    """Read a YAML file and lay the flags that were given (not None) over it.
+
+    Raises:
+        OptionError: the file cannot be read, or names an option that does not exist.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise OptionError(f"{path}: cannot be read ({error.strerror})") from error
+        except yaml.YAMLError as error:
+            raise OptionError(f"{path}: is not valid YAML ({error})") from error
+        known = {f.name for f in fields(kind)}
+        if not isinstance(values, dict) or (unknown := sorted(set(values) - known)):
+            names = ", ".join(unknown) if isinstance(values, dict) else "(not a mapping)"
+            raise OptionError(f"{path}: unknown options {names}; known are {', '.join(sorted(known))}")
+    try:
+        return replace(kind(**values), **{name: value for name, value in flags.items() if value is not None})
+    except TypeError as error:
+        raise OptionError(f"{path or 'flags'}: {error}") from error
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain values, for YAML, cards and logs."""
+    return asdict(config)

@@ -1,0 +1,144 @@
+"""Training a prior."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from torch import nn
+
+from faceprior.evaluation.metrics import psnr
+from faceprior.images import to_pil
+from faceprior.priors.adapter import Prior
+from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
+from faceprior.priors.noise_schedule import NoiseSchedule
+from faceprior.priors.residual_unet import GaussianResidualUNet
+from faceprior.priors.store import ddim_scheduler_config, load_prior, save_prior
+from faceprior.training.config import PriorConfig, Weighting
+from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
+from faceprior.training.shards import PackedFaces
+from faceprior.training.trainer import stratified_timesteps
+
+EVALUATION_SHARES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
+"""The ten noise levels of the held-out curve, as fractions of T."""
+
+_MIN_SNR_GAMMA = 5.0
+_EVALUATION_SEED = 1234
+
+
+class PriorTask:
+    """Trains a prior on clean faces: a squared x0 error, weighted by noise level.
+
+    Args:
+        config: options.
+        faces: the training split; the Gaussian of a "gaussian-residual" network is fitted to it.
+        held_out: the split that figures are measured on.
+        start: a prior to start from instead of fresh weights.
+    """
+
+    def __init__(
+        self, config: PriorConfig, faces: PackedFaces, held_out: PackedFaces, start: str | Path | None = None
+    ) -> None:
+        self.config, self.faces, self.held_out = config, faces, held_out
+        torch.manual_seed(config.seed)
+        if start is not None:
+            prior = load_prior(start)
+            self.network, prediction_type = prior.network, prior.prediction_type
+            self.network.requires_grad_(requires_grad=True)
+        elif config.network == "gaussian-residual":
+            residual = GaussianResidualUNet(sample_size=faces.size, **config.network_options)
+            weights = faces.balanced_weights(config.balance)
+            fit_gaussian(residual.gaussian, faces, weights)
+            measure_error_std(residual, faces, weights, seed=config.seed)
+            self.network, prediction_type = residual, "sample"
+        else:
+            self.network = UNet2DModel(sample_size=faces.size, **config.network_options)
+            prediction_type = config.prediction_type
+        schedule = ddim_scheduler_config({}, prediction_type)
+        card = ModelCard(
+            kind="prior",
+            name=f"faces-{faces.size}",
+            resolution=faces.size,
+            template=TIGHT_TEMPLATE,
+            schedule=schedule,
+            prediction_type=prediction_type,
+            data=describe_data(faces),
+            licence=licence_of(faces),
+        )
+        self.prior = Prior(self.network, NoiseSchedule.from_scheduler_config(schedule), prediction_type, card)
+        self._error_std = (
+            self.network.error_std.float() if isinstance(self.network, GaussianResidualUNet) else torch.ones(1)
+        )
+
+    def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Weighted squared error of x0 at stratified random noise levels."""
+        t = stratified_timesteps(len(faces), len(self.prior.schedule), generator)
+        noise = torch.randn(faces.shape, generator=generator, device=faces.device)
+        x_t = self.prior.schedule.add_noise(faces, noise, t)
+        prior = Prior(network, self.prior.schedule, self.prior.prediction_type, self.prior.card)
+        error = (prior(x_t, t).x0 - faces).square().mean((1, 2, 3))  # (B,)
+        return (self.weight(t) * error).mean()
+
+    def weight(self, t: torch.Tensor) -> torch.Tensor:
+        """Weight of the squared x0 error at steps t, (B,)."""
+        alphas_cumprod = self.prior.schedule.at(t).flatten()
+        snr = alphas_cumprod / (1 - alphas_cumprod)
+        weighting: Weighting = self.config.weighting
+        if weighting == "residual":
+            return self._error_std.to(t.device)[t] ** -2
+        if weighting == "min-snr":
+            return snr.clamp(max=_MIN_SNR_GAMMA)
+        if weighting == "p2":
+            return snr / (1 + snr)
+        return snr if weighting == "epsilon" else torch.ones_like(snr)
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
+        """x0-PSNR of held-out faces at ten noise levels, in dB, and a sheet: noisy above denoised."""
+        prior = Prior(network, self.prior.schedule, self.prior.prediction_type, self.prior.card)
+        device = prior.device
+        count = min(self.config.evaluate_faces, len(self.held_out))
+        faces = self.held_out.batch(range(count)).to(device)
+        generator = torch.Generator().manual_seed(_EVALUATION_SEED)
+        noise = torch.randn(faces.shape, generator=generator).to(device)
+        figures, rows = {}, []
+        for share in EVALUATION_SHARES:
+            t = torch.full((count,), int(share * len(prior.schedule)), device=device)
+            x_t = prior.schedule.add_noise(faces, noise, t)
+            parts = zip(x_t.split(32), t.split(32), strict=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+                x0 = torch.cat([prior(x, s).x0 for x, s in parts]).clamp(-1, 1)
+            figures[f"x0_psnr/{share:.2f}T"] = psnr(x0, faces).mean().item()
+            rows.append(torch.cat([*x_t[:8].clamp(-1, 1), *x0[:8]], dim=2))
+        figures["x0_psnr/mean"] = sum(figures.values()) / len(figures)
+        return figures, to_pil(torch.cat(rows[1::2], dim=1))
+
+    def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
+        """Write a prior folder in float16."""
+        figures = {name: round(value, 3) for name, value in held_out.items()}
+        card = replace(self.prior.card, training=training, held_out=figures)
+        save_prior(Prior(network, self.prior.schedule, self.prior.prediction_type, card), folder)
+
+
+def describe_data(faces: PackedFaces) -> list[dict[str, Any]]:
+    """One entry a source, for the card."""
+    counts = Counter((face.source, face.terms, face.licence) for face in faces.faces)
+    return [
+        {"source": source, "terms": terms, "licence": licence, "faces": count}
+        for (source, terms, licence), count in sorted(counts.items())
+    ]
+
+
+def licence_of(faces: PackedFaces) -> str:
+    """What weights trained on these faces may be used for, by the strictest terms among them."""
+    terms = {face.terms for face in faces.faces}
+    if terms == {"open"}:
+        return "free: trained on openly licensed faces only"
+    if "unknown" in terms:
+        return "unknown: the terms of some training faces are not recorded"
+    return "research only: part of the training faces may be used for non-commercial research only"

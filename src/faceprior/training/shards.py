@@ -1,0 +1,264 @@
+"""Training sets: aligned faces packed as uint8 arrays into plain tar shards, with a manifest.
+
+A shard is an uncompressed tar of `.npy` files, so any tool can open it, and because the arrays are stored as they
+are, training maps a shard into memory and reads a face as a slice: nothing is decoded twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+from PIL import Image
+
+from faceprior.errors import DataError, ImageError
+from faceprior.images import read_image, square, to_rgb
+
+MANIFEST = "manifest.json"
+FORMAT = "faceprior-shards/1"
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+FACES_PER_SHARD = 4096
+
+
+@dataclass(frozen=True)
+class PackedFace:
+    """Where one face lies and where it came from.
+
+    Attributes:
+        shard: file name of the tar, beside the manifest.
+        offset: byte at which its pixels start in the shard.
+        name: name of the original file.
+        split: "train" or "val".
+        source: collection that it belongs to.
+        terms: "open", "research" or "unknown": what the collection's licence allows.
+        licence: the licence in words.
+    """
+
+    shard: str
+    offset: int
+    name: str
+    split: str
+    source: str
+    terms: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What `pack` wrote: faces by split, and a line for every file that it could not use."""
+
+    faces: dict[str, int]
+    problems: list[str]
+
+
+def pack(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    size: int = 128,
+    held_out: float = 0.02,
+    on_face: Callable[[], object] = lambda: None,
+) -> PackReport:
+    """Pack folders of aligned faces into shards.
+
+    A folder holds pictures, or tar shards of pictures (`val*.tar` is the held-out part), either with an optional
+    `index.csv` whose columns `file`, `source`, `terms`, `licence` and (for tars) `shard` describe them. Loose
+    pictures are held out by a hash of their name, so the split survives additions.
+
+    Args:
+        folders: folders to read.
+        output: folder for the shards; must not hold a manifest yet.
+        size: side of the packed faces, in pixels.
+        held_out: share of loose pictures that go to the "val" split, 0 to 1.
+        on_face: called after every face, for a progress bar.
+
+    Raises:
+        DataError: the output is taken, a folder is missing, or no face was found at all.
+    """
+    if (output / MANIFEST).exists():
+        raise DataError(f"{output / MANIFEST} exists; remove the folder or choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    faces: list[PackedFace] = []
+    problems: list[str] = []
+    writers: dict[str, _ShardWriter] = {}
+    try:
+        for folder in folders:
+            for item in _pictures(folder, held_out, problems):
+                if item.split not in writers:
+                    writers[item.split] = _ShardWriter(output, item.split)
+                pixels = np.asarray(square(item.image).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0))
+                shard, offset = writers[item.split].add(item.name, pixels)
+                faces.append(
+                    PackedFace(shard, offset, item.name, item.split, item.source, item.terms, item.licence)
+                )
+                on_face()
+    finally:
+        for writer in writers.values():
+            writer.close()
+    if not faces:
+        raise DataError(f"no face was found in {', '.join(map(str, folders))}")
+    manifest = {"format": FORMAT, "size": size, "faces": [asdict(face) for face in faces]}
+    partial = output / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
+    partial.replace(output / MANIFEST)
+    return PackReport(dict(Counter(face.split for face in faces)), problems)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    image: Image.Image
+    name: str
+    split: str
+    source: str
+    terms: str
+    licence: str
+
+
+def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[_Picture]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    index = _read_index(folder / "index.csv")
+
+    def describe(image: Image.Image, name: str, split: str, shard: str) -> _Picture:
+        row = index.get((shard, name)) or index.get(("", name)) or {}
+        return _Picture(
+            image,
+            name,
+            split,
+            row.get("source", folder.name),
+            row.get("terms", "unknown"),
+            row.get("licence", "unknown"),
+        )
+
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isfile() else None
+                if file is None or Path(member.name).suffix.lower() not in IMAGE_SUFFIXES:
+                    continue
+                try:
+                    with Image.open(io.BytesIO(file.read())) as image:
+                        rgb = to_rgb(image)
+                except (OSError, ValueError, SyntaxError) as error:
+                    problems.append(f"{path}: {member.name} cannot be read ({error})")
+                    continue
+                split = "val" if path.name.startswith("val") else "train"
+                yield describe(rgb, member.name, split, path.name)
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        name = path.relative_to(folder).as_posix()
+        split = "val" if crc32(name.encode()) / 2**32 < held_out else "train"
+        try:
+            yield describe(read_image(path), name, split, "")
+        except ImageError as error:
+            problems.append(str(error))
+
+
+def _read_index(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {(row.get("shard") or "", row["file"]): row for row in csv.DictReader(file)}
+
+
+class _ShardWriter:
+    """Writes arrays of one shape into numbered tars and knows where each one's bytes begin."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.count = 0
+        self.tar: tarfile.TarFile | None = None
+
+    def add(self, name: str, pixels: np.ndarray) -> tuple[str, int]:
+        shard = f"{self.split}-{self.count // FACES_PER_SHARD:03d}.tar"
+        if self.count % FACES_PER_SHARD == 0:
+            self.close()
+            self.tar = tarfile.open(self.folder / shard, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        assert self.tar is not None  # noqa: S101 - opened above
+        buffer = io.BytesIO()
+        np.save(buffer, pixels)
+        info = tarfile.TarInfo(f"{self.count:06d}-{Path(name).stem}.npy")
+        info.size = buffer.tell()
+        buffer.seek(0)
+        self.tar.addfile(info, buffer)
+        self.count += 1
+        end = -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return shard, self.tar.offset - end + info.size - pixels.nbytes
+
+    def close(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+            self.tar = None
+
+
+class PackedFaces:
+    """The faces of one split, mapped into memory.
+
+    Args:
+        folder: output of `faceprior data pack`.
+        split: "train" or "val".
+        terms: keep only faces of these terms (for example ("open",)); None keeps all.
+
+    Raises:
+        DataError: there is no manifest, a shard is missing or short, or nothing is left after filtering.
+    """
+
+    def __init__(self, folder: Path, split: str, terms: Sequence[str] | None = None) -> None:
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise DataError(f"{folder / MANIFEST} has format {manifest['format']!r}, not {FORMAT!r}; pack again")
+            faces = [PackedFace(**row) for row in manifest["faces"]]
+        except OSError as error:
+            raise DataError(f"{folder} has no {MANIFEST}; make it with `faceprior data pack`") from error
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DataError(f"{folder / MANIFEST} is damaged ({error}); pack the data again") from error
+        self.size = int(manifest["size"])
+        self.faces = [f for f in faces if f.split == split and (terms is None or f.terms in terms)]
+        if not self.faces:
+            raise DataError(f"{folder} holds no face of split {split!r}" + (f" and terms {terms}" if terms else ""))
+        self._shards = {}
+        for name in sorted({face.shard for face in self.faces}):
+            try:
+                self._shards[name] = np.memmap(folder / name, mode="r")
+            except (OSError, ValueError) as error:
+                raise DataError(f"{folder / name} cannot be mapped ({error}); pack the data again") from error
+        for face in self.faces:
+            if face.offset + self.nbytes > self._shards[face.shard].size:
+                raise DataError(f"{folder / face.shard} is cut short; pack the data again")
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one face."""
+        return 3 * self.size * self.size
+
+    def pixels(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return faces as uint8, shape (B, 3, R, R)."""
+        pixels = np.stack(
+            [
+                self._shards[face.shard][face.offset : face.offset + self.nbytes].reshape(self.size, self.size, 3)
+                for face in (self.faces[i] for i in indices)
+            ]
+        )
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return faces as float32 in [-1, 1], shape (B, 3, R, R)."""
+        return self.pixels(indices).float() / 127.5 - 1.0
+
+    def balanced_weights(self, exponent: float = 0.5) -> torch.Tensor:
+        """Sampling probability of each face, float64, shape (N,): a source of n faces gets a share ∝ n^exponent."""
+        counts = Counter(face.source for face in self.faces)
+        weights = torch.tensor([counts[face.source] ** (exponent - 1.0) for face in self.faces], dtype=torch.float64)
+        return weights / weights.sum()
