@@ -58,7 +58,9 @@ def read_image(path: str | Path) -> Image.Image:
                 image.load()
                 return to_rgb(image)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: is not an image that Pillow can read; convert it to PNG or JPEG") from error
+        raise ImageError(
+            f"{path}: is not an image that Pillow can read; convert it to PNG or JPEG"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}; crop the face first") from error
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, ArithmeticError, LookupError) as error:
@@ -132,7 +134,9 @@ def resize(images: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(images, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
 
 
-def write_png(path: str | Path, image: Image.Image | NDArray[np.uint8], metadata: dict[str, Any] | None = None) -> None:
+def write_png(
+    path: str | Path, image: Image.Image | NDArray[np.uint8], metadata: dict[str, Any] | None = None
+) -> None:
     """Write a PNG atomically, with `metadata` as JSON under the key "faceprior".
 
     Raises:
@@ -156,7 +160,9 @@ def write_png(path: str | Path, image: Image.Image | NDArray[np.uint8], metadata
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"{path}: cannot be written ({reason}); choose another folder with --output") from error
+        raise OutputError(
+            f"{path}: cannot be written ({reason}); choose another folder with --output"
+        ) from error
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

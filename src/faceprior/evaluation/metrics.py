@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from faceprior.degradations import bicubic_downscale
 from faceprior.images import to_uint8
 
 
@@ -38,3 +39,28 @@ def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     a, b = to_uint8(images).float(), to_uint8(targets).float()
     value = structural_similarity_index_measure(a, b, sigma=1.5, data_range=255.0, reduction="none")
     return torch.as_tensor(value).reshape(-1)
+
+
+def lr_consistency(images: torch.Tensor, low_resolution: torch.Tensor) -> torch.Tensor:
+    """Agreement with the input: PSNR in dB between the bicubically reduced result and the low-resolution face.
+
+    Args:
+        images: (B, 3, R, R) in [-1, 1].
+        low_resolution: (B, 3, n, n) in [-1, 1].
+
+    Returns:
+        (B,).
+    """
+    return psnr(bicubic_downscale(images, low_resolution.shape[-1]), low_resolution)
+
+
+def spread(samples: torch.Tensor) -> torch.Tensor:
+    """Disagreement of restorations of one face: standard deviation over samples, mean over channels.
+
+    Args:
+        samples: (N, 3, H, W) in [-1, 1], N at least 2.
+
+    Returns:
+        (H, W), on the scale of [0, 1] pixel values: 0 where all agree, at most about 0.5.
+    """
+    return samples.float().std(0, correction=0).mean(0) / 2

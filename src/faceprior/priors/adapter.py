@@ -46,7 +46,9 @@ class Prior:
         self, network: nn.Module, schedule: NoiseSchedule, prediction_type: PredictionType, card: ModelCard
     ) -> None:
         if prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise WeightsError(f"prediction type {prediction_type!r} is not one of epsilon, sample, v_prediction")
+            raise WeightsError(
+                f"prediction type {prediction_type!r} is not one of epsilon, sample, v_prediction"
+            )
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type
@@ -63,10 +65,8 @@ class Prior:
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Prior:
-        """Move the network; its trunk computes in `dtype`, its inputs and outputs stay float32."""
-        self.network.to(device)
-        trunk: nn.Module = getattr(self.network, "unet", self.network)
-        nn.Module.to(trunk, dtype=dtype, memory_format=torch.channels_last)
+        """Move the network, which then computes in `dtype`; its inputs and outputs stay float32."""
+        nn.Module.to(self.network, device=device, dtype=dtype, memory_format=torch.channels_last)
         return self
 
     def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> Estimate:
@@ -78,13 +78,15 @@ class Prior:
         """
         alphas_cumprod = self.schedule.at(t)
         signal, noise = alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt()
-        dtype = next(self.network.parameters()).dtype
-        predicted = self.network(x_t if self.prediction_type == "sample" else x_t.to(dtype), t).sample.float()
+        dtype = getattr(self.network, "input_dtype", None) or next(self.network.parameters()).dtype
+        predicted = self.network(x_t.to(dtype), t).sample.float()
         variance_range = None
         if predicted.shape[1] == 2 * x_t.shape[1]:
             predicted, variance_range = predicted.chunk(2, dim=1)
         if self.prediction_type == "epsilon":
             return Estimate((x_t - noise * predicted) / signal, predicted, variance_range)
         if self.prediction_type == "v_prediction":
-            return Estimate(signal * x_t - noise * predicted, noise * x_t + signal * predicted, variance_range)
+            return Estimate(
+                signal * x_t - noise * predicted, noise * x_t + signal * predicted, variance_range
+            )
         return Estimate(predicted, (x_t - signal * predicted) / noise, variance_range)

@@ -53,8 +53,7 @@ def unfold(halves: torch.Tensor, channels: int, height: int) -> torch.Tensor:
 class GaussianDenoiser(nn.Module):
     """E[x0 | x_t] for x0 from a fitted Gaussian, by Wiener filtering in its own basis.
 
-    Buffers are standard deviations, not variances, so that half precision can store them; they are always used
-    in float32.
+    Buffers are standard deviations, not variances, so that half precision can store them.
 
     Args:
         sample_size: side R of the images, divisible by 4.
@@ -92,13 +91,12 @@ class GaussianDenoiser(nn.Module):
         signal, noise_variance = alphas_cumprod.sqrt(), 1.0 - alphas_cumprod
 
         def gain(std: torch.Tensor, signal: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
-            variance = std.float() ** 2
+            variance = std**2
             return signal * variance / (signal**2 * variance + noise_variance)
 
         means, details = haar(x_t.float())
-        mean = self.mean.float()
+        mean, components = self.mean, self.components
         halves = fold(means - signal * mean)  # (2, B, D)
-        components = self.components.float()
         scores = halves @ components.mT  # (2, B, rank)
         remainder = halves - scores @ components
         levels = signal.view(1, -1, 1), noise_variance.view(1, -1, 1)

@@ -44,7 +44,9 @@ class NoiseSchedule:
         if kind == "linear":
             return cls.linear(steps, config["beta_start"], config["beta_end"])
         if kind == "scaled_linear":
-            roots = torch.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64)
+            roots = torch.linspace(
+                config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64
+            )
             return cls(torch.cumprod(1.0 - roots**2, 0))
         if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
             level = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -61,7 +63,7 @@ class NoiseSchedule:
 
     def at(self, t: torch.Tensor) -> torch.Tensor:
         """ᾱ_t in float32 for steps t of shape (B,), shaped (B, 1, 1, 1) to meet images."""
-        return self.alphas_cumprod.to(t.device)[t].float().view(-1, 1, 1, 1)
+        return self.alphas_cumprod.float().to(t.device)[t].view(-1, 1, 1, 1)
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Draw x_t ~ q(x_t | x0): x0 and noise (B, C, H, W), t (B,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,18 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.register_buffer("error_std", torch.ones(num_train_timesteps))
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod.float(), persistent=False)
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Noisy images come in as float32 whatever the U-Net computes in: the Gaussian needs their precision."""
+        return torch.float32
+
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> GaussianResidualUNet:
+        """Move everything, but cast the U-Net alone: the closed-form part stays in float32."""
+        self.unet._apply(fn, recurse)  # noqa: SLF001 - torch's own hook for `to`
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)  # type: ignore[no-any-return]
+
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
     ) -> UNet2DOutput | tuple[torch.Tensor]:
@@ -82,9 +94,9 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             return_dict: return a `UNet2DOutput` rather than a tuple.
         """
         t = torch.as_tensor(timestep, device=sample.device).long().expand(sample.shape[0])
-        gaussian = self.gaussian(sample, self.alphas_cumprod[t].float().view(-1, 1, 1, 1))
+        gaussian = self.gaussian(sample, self.alphas_cumprod[t].view(-1, 1, 1, 1))
         features = F.pixel_unshuffle(torch.cat([sample.float(), gaussian], dim=1), 2)  # (B, 24, R/2, R/2)
         features = features.to(self.unet.dtype, memory_format=torch.channels_last)
         residual = F.pixel_shuffle(self.unet(features, t).sample.float(), 2)  # (B, 3, R, R)
-        x0 = gaussian + self.error_std[t].float().view(-1, 1, 1, 1) * residual
+        x0 = gaussian + self.error_std[t].view(-1, 1, 1, 1) * residual
         return UNet2DOutput(sample=x0) if return_dict else (x0,)

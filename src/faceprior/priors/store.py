@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import pickle
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from faceprior.errors import WeightsError
@@ -164,6 +164,12 @@ def ddim_scheduler_config(schedule: dict[str, Any], prediction_type: str) -> dic
     }
 
 
+def is_corrector(folder: str | Path) -> bool:
+    """Whether a local folder holds a corrector rather than a prior."""
+    config = Path(folder) / "config.json"
+    return config.is_file() and read_json(config).get("_class_name") == "ConditionCorrector"
+
+
 def find_weights(folder: Path) -> Path:
     """Return the weights file of a diffusers model folder; raises WeightsError if there is none."""
     for name in WEIGHTS_NAMES:
@@ -185,17 +191,25 @@ def load_network(folder: Path, kind: type[nn.Module]) -> nn.Module:
         if info[fault]:
             names = ", ".join(str(key) for key in info[fault][:5])
             more = f" and {len(info[fault]) - 5} more" if len(info[fault]) > 5 else ""
-            raise WeightsError(f"{folder}: {fault.replace('_', ' ')}: {names}{more}; the weights do not fit config.json")
+            raise WeightsError(
+                f"{folder}: {fault.replace('_', ' ')}: {names}{more}; the weights do not fit config.json"
+            )
     loaded: nn.Module = network.eval().requires_grad_(requires_grad=False)
     return loaded
 
 
 def save_network(network: nn.Module, folder: Path, *, half: bool) -> None:
     """Write a diffusers model as safetensors, in float16 if `half`."""
-    copied = copy.deepcopy(network).to("cpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    network.save_config(folder)  # type: ignore[operator]
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if half:
-        nn.Module.half(copied)
-    copied.save_pretrained(folder)  # type: ignore[operator]
+        state = {
+            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()
+        }
+    partial = folder / f"{WEIGHTS_NAMES[0]}.partial"
+    save_file(state, partial, metadata={"format": "pt"})
+    partial.replace(folder / WEIGHTS_NAMES[0])
 
 
 def read_json(path: Path) -> dict[str, Any]:

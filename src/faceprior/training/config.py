@@ -112,12 +112,15 @@ class CorrectorConfig(TrainConfig):
         scales: the scales that are drawn from, log-uniformly between the smallest and the largest.
         damaged: share of the faces that go through the real-world chain rather than plain bicubic.
         chain: preset of the real-world chain.
+        weighting: "uniform": plain masked MSE, as the paper; "relative": each face's error counts relative to
+            that of its uncorrected condition, so that mild scales are learned as well as heavy ones.
     """
 
     network_options: dict[str, Any] = field(default_factory=dict)
     scales: list[float] = field(default_factory=lambda: [4.0, 16.0])
     damaged: float = 0.4
     chain: str = "gfpgan"
+    weighting: Literal["relative", "uniform"] = "relative"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +128,8 @@ class CorrectorConfig(TrainConfig):
             raise OptionError(f"scales is {self.scales}; give numbers of at least 1")
         if not 0 <= self.damaged <= 1:
             raise OptionError(f"damaged is {self.damaged}; it must lie in 0 to 1")
+        if self.weighting not in ("relative", "uniform"):
+            raise OptionError(f"weighting is {self.weighting!r}; choose relative or uniform")
 
 
 def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:

@@ -1,0 +1,66 @@
+"""The demonstration: one public-domain portrait, from 128 pixels to 16 and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from faceprior.degradations import bicubic_downscale
+from faceprior.errors import FacePriorError, OutputError
+from faceprior.faces import align
+from faceprior.images import to_pil, to_tensor, write_png
+from faceprior.methods import DEFAULT_PRESET, find_preset
+from faceprior.pipeline.devices import choose_device, choose_dtype
+from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.results import Restored, sheet, spread_picture
+
+SCALE = 8
+SAMPLES = 4
+SEED = 0
+
+ASTRONAUT_LANDMARKS = ((204.2, 101.2), (247.0, 103.3), (225.0, 126.7), (205.0, 140.8), (243.8, 141.3))
+"""In pixels of scikit-image's `astronaut` (NASA portrait of Eileen Collins, public domain): image-left eye,
+image-right eye, nose tip, image-left and image-right mouth corner."""
+
+
+def run_demo(output: Path) -> dict[str, dict[str, float]]:
+    """Degrade, restore, write the pictures and return `Restored.fidelity`.
+
+    Raises:
+        FacePriorError: scikit-image is not installed, or the folder cannot be written.
+    """
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise FacePriorError(
+            "the demo's photograph comes with scikit-image: pip install 'faceprior[demo]'"
+        ) from error
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be made ({error.strerror}); choose another --output") from error
+
+    device = choose_device()
+    pipeline = FacePriorPipeline.from_pretrained().to(device, choose_dtype("auto", device))
+    photo = Image.fromarray(astronaut())
+    original = align(photo, ASTRONAUT_LANDMARKS, pipeline.prior.card.template, pipeline.resolution)
+    sharp = to_tensor(original)
+    low_resolution = bicubic_downscale(sharp[None], pipeline.resolution // SCALE)[0]
+    generator = torch.Generator().manual_seed(SEED)
+    preset = find_preset(DEFAULT_PRESET)
+    images = pipeline.restore([low_resolution], [generator], SAMPLES, preset, batch_size=SAMPLES)[0]
+    restored = Restored(low_resolution, sharp, images)
+
+    pictures = [to_pil(image) for image in images]
+    write_png(output / "original.png", original)
+    write_png(output / "low-resolution.png", to_pil(low_resolution))
+    write_png(output / "bicubic.png", to_pil(restored.bicubic))
+    write_png(output / "restored.png", pictures[0])
+    write_png(
+        output / "samples.png", sheet([(f"sample {n}", picture) for n, picture in enumerate(pictures, 1)])
+    )
+    write_png(output / "spread.png", spread_picture(restored.spread))
+    write_png(output / "sheet.png", restored.sheet())
+    return restored.fidelity()

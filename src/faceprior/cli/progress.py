@@ -1,0 +1,39 @@
+"""One progress bar over images and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class StepsProgress:
+    """Counts faces × steps."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, faces: int = 1) -> None:
+        """A step is done for so many faces."""
+        self._progress.advance(self._task, faces)
+
+    def skip(self, steps: int) -> None:
+        """So many steps will not happen."""
+        total = self._progress.tasks[0].total or 0
+        self._progress.update(self._task, total=total - steps)
+
+
+@contextmanager
+def steps_progress(console: Console, total: int) -> Iterator[StepsProgress]:
+    """Show a bar while restoring; nothing is drawn where the output is not a terminal."""
+    columns = (
+        TextColumn("restoring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield StepsProgress(progress, progress.add_task("restoring", total=total))

@@ -1,0 +1,177 @@
+"""Commands that pack data and train."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+console = Console()
+
+data_app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
+train_app = typer.Typer(help="Train a prior or a corrector.", no_args_is_help=True)
+
+
+@data_app.command("pack")
+def data_pack(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of aligned faces, or of tar shards of them.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the shards and their manifest.")],
+    size: Annotated[int, typer.Option(min=8, help="Side of the packed faces, in pixels.")] = 128,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of loose pictures that is held out.")
+    ] = 0.02,
+) -> None:
+    """Pack aligned faces into uint8 tar shards with a manifest."""
+    from faceprior.training.shards import pack
+
+    with console.status("packing") as status:
+        done = 0
+
+        def on_face() -> None:
+            nonlocal done
+            done += 1
+            if done % 100 == 0:
+                status.update(f"packing: {done} faces")
+
+        report = pack(folders, output, size=size, held_out=held_out, on_face=on_face)
+    for problem in report.problems:
+        console.print(f"[red]skipped[/red] {problem}", soft_wrap=True, highlight=False)
+    counts = ", ".join(f"{count} {split}" for split, count in sorted(report.faces.items()))
+    console.print(f"{output}: {counts}", soft_wrap=True, highlight=False)
+    if report.problems:
+        raise typer.Exit(3)
+
+
+DataArgument = Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+StartOption = Annotated[
+    str | None, typer.Option("--start-from", help="Weights to start from: embedded name or folder.")
+]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Optimiser steps in all.", show_default="config")
+]
+BatchOption = Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")]
+RateOption = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="config")]
+DecayOption = Annotated[
+    int | None, typer.Option(min=0, help="Last steps, of falling learning rate.", show_default="config")
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed.", show_default="config")]
+PrecisionOption = Annotated[str | None, typer.Option(help="no, bf16 or fp16.", show_default="config")]
+EvaluateOption = Annotated[
+    int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="config")
+]
+CheckpointOption = Annotated[
+    int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="config")
+]
+SourcesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sources", help="Train on faces of these terms only, for example open.", show_default="all"
+    ),
+]
+
+
+@train_app.command("prior")
+def train_prior(
+    data: DataArgument,
+    output: OutputOption,
+    config: ConfigOption = None,
+    resume: ResumeOption = False,
+    start_from: StartOption = None,
+    steps: StepsOption = None,
+    batch_size: BatchOption = None,
+    learning_rate: RateOption = None,
+    decay_steps: DecayOption = None,
+    seed: SeedOption = None,
+    mixed_precision: PrecisionOption = None,
+    evaluate_every: EvaluateOption = None,
+    checkpoint_every: CheckpointOption = None,
+    sources: SourcesOption = None,
+) -> None:
+    """Train a prior on packed faces; the result is OUTPUT/weights, a prior folder."""
+    from faceprior.training.config import PriorConfig, load_config
+    from faceprior.training.prior import PriorTask
+
+    flags = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "decay_steps": decay_steps,
+        "seed": seed,
+        "mixed_precision": mixed_precision,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        "terms": sources,
+    }
+    _train(PriorTask, load_config(PriorConfig, config, flags), data, output, resume, start_from)
+
+
+@train_app.command("corrector")
+def train_corrector(
+    data: DataArgument,
+    output: OutputOption,
+    config: ConfigOption = None,
+    resume: ResumeOption = False,
+    start_from: StartOption = None,
+    steps: StepsOption = None,
+    batch_size: BatchOption = None,
+    learning_rate: RateOption = None,
+    decay_steps: DecayOption = None,
+    seed: SeedOption = None,
+    mixed_precision: PrecisionOption = None,
+    evaluate_every: EvaluateOption = None,
+    checkpoint_every: CheckpointOption = None,
+    sources: SourcesOption = None,
+) -> None:
+    """Train a condition corrector on packed faces; the result is OUTPUT/weights, a corrector folder."""
+    from faceprior.training.config import CorrectorConfig, load_config
+    from faceprior.training.corrector import CorrectorTask
+
+    flags = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "decay_steps": decay_steps,
+        "seed": seed,
+        "mixed_precision": mixed_precision,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        "terms": sources,
+    }
+    _train(CorrectorTask, load_config(CorrectorConfig, config, flags), data, output, resume, start_from)
+
+
+def _train(
+    task_kind: Any, config: Any, data: Path, output: Path, resume: bool, start_from: str | None
+) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from faceprior.training.shards import PackedFaces
+    from faceprior.training.trainer import train
+
+    faces = PackedFaces(data, "train", config.terms or None)
+    task = task_kind(config, faces, PackedFaces(data, "val"), start_from)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=config.steps)
+
+        def on_step(step: int, loss: float, figures: dict[str, float] | None) -> None:
+            progress.update(bar, completed=step, description=f"loss {loss:.4f}")
+            if figures:
+                text = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+                console.print(f"step {step}: {text}", soft_wrap=True, highlight=False)
+
+        command = shlex.join(["faceprior", *sys.argv[1:]])
+        train(task, config, faces, output, resume=resume, command=command, on_step=on_step)
+    console.print(f"weights are in {output / 'weights'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,188 @@
+"""DPI, Diffusion Prior Interpolation (Yang et al., AAAI 2025, arXiv 2412.16552).
+
+The prior's estimate of the clean image is interpolated towards a condition on a sparse grid: everywhere while the
+noise is high (FCM, the fixed condition mask), later only where the condition has edges, at random and ever weaker
+(RACM, the randomly adaptive condition mask). Between steps the condition itself is corrected (CRT).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from faceprior.corrector import Corrector, Placement, make_condition
+from faceprior.errors import OptionError
+from faceprior.images import resize
+from faceprior.priors.adapter import Prior
+from faceprior.sampling import Denoised, NoiseSource, Step, map_images
+
+GREY = (0.2989, 0.587, 0.114)
+LAPLACIAN = ((0.0, -1.0, 0.0), (-1.0, 4.0, -1.0), (0.0, -1.0, 0.0))
+
+
+@dataclass(frozen=True)
+class DPIOptions:
+    """Options of DPI.
+
+    Attributes:
+        tau: τ; from noise level τ·T upwards the whole grid is held (FCM), below it edges only (RACM).
+            Fraction of T, 0 to 1.
+        late_weight: ω; below τ·T the weight of the condition is ω · t/T. At least 0, and ω · τ at most 1.
+        edge_exponent: s; the probability that RACM holds a pixel is (edge strength)^s. At least 0.
+        stride: k; the condition stands on every k-th pixel of a row and of a column: 1, 2, 4 or 8.
+        placement: how the condition gets onto the grid: "resized" as in the paper, or "sampled", without its
+            half-pixel shift (see `faceprior.corrector.make_condition`).
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    tau: float = 0.4
+    late_weight: float = 2 / 3
+    edge_exponent: float = 1.4
+    stride: int = 2
+    placement: Placement = "sampled"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau <= 1:
+            raise OptionError(f"tau is {self.tau}; it must lie in 0 to 1")
+        if not 0 <= self.late_weight * self.tau <= 1:
+            raise OptionError(
+                f"late weight is {self.late_weight}; times tau ({self.tau}) it must lie in 0 to 1"
+            )
+        if self.edge_exponent < 0:
+            raise OptionError(f"edge exponent is {self.edge_exponent}; it must be at least 0")
+        if self.stride not in (1, 2, 4, 8):
+            raise OptionError(f"stride is {self.stride}; choose 1, 2, 4 or 8")
+        if self.placement not in ("resized", "sampled"):
+            raise OptionError(f"placement is {self.placement!r}; choose resized or sampled")
+
+
+class DPI:
+    """DPI at work on one batch of faces; a `faceprior.sampling.Restoration`.
+
+    Args:
+        low_resolution: the faces, each (3, n, n) in [-1, 1], of any sides n.
+        prior: whose resolution and noise schedule are used.
+        options: options.
+        corrector: the CRT; None keeps the first condition.
+
+    Raises:
+        OptionError: the corrector does not fit the prior or the stride.
+    """
+
+    def __init__(
+        self,
+        low_resolution: Sequence[torch.Tensor],
+        prior: Prior,
+        options: DPIOptions,
+        corrector: Corrector | None = None,
+    ) -> None:
+        resolution = prior.resolution
+        if resolution % options.stride:
+            raise OptionError(
+                f"stride is {options.stride}; it must divide the prior's resolution {resolution}"
+            )
+        if corrector is not None:
+            corrector.check(resolution, prior.schedule, options.stride)
+        self.options, self.corrector = options, corrector
+        self.total = len(prior.schedule)
+        self.enlarged = torch.cat([resize(face[None], resolution) for face in low_resolution])
+        self.condition = torch.cat(
+            [
+                make_condition(face[None], resolution, options.stride, options.placement)
+                for face in low_resolution
+            ]
+        )
+        if corrector is not None:
+            self.first_condition = torch.cat(
+                [corrector.first_condition(face[None]) for face in low_resolution]
+            )
+
+    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
+        """Pure noise at the top of the schedule; below it the noised bicubic face (warm start)."""
+        z = noise.normal(*self.enlarged.shape[1:])
+        if step.index == 0 and step.t >= self.total - 1:
+            return z
+        return math.sqrt(step.alphas_cumprod) * self.enlarged + math.sqrt(1 - step.alphas_cumprod) * z
+
+    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
+        """x0' = x0 + w_t · m_t · (y − x0) on the grid; the last step is left to the prior.
+
+        An ancestral solver also mixes x_t itself in; there y stands in noised to level t with the same eps.
+        """
+        if step.last:
+            return denoised
+        weight: float | torch.Tensor = 1.0
+        if step.fraction < self.options.tau:
+            uniform = noise.uniform(1, *self.condition.shape[-2:])
+            mask = adaptive_mask(self.condition, self.options.edge_exponent, uniform)
+            weight = self.options.late_weight * step.fraction * mask
+        stride, level = self.options.stride, step.alphas_cumprod
+        eps = denoised.eps[..., ::stride, ::stride]
+        noised = math.sqrt(level) * self.condition + math.sqrt(1 - level) * eps
+        return denoised._replace(
+            x0=interpolate(denoised.x0, self.condition, weight, stride),
+            x_t=interpolate(denoised.x_t, noised, weight, stride),
+        )
+
+    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
+        """Let the corrector look at x_{t_prev} and predict the next condition."""
+        if self.corrector is not None and not step.last:
+            # trained on (x_{t−1}, t)
+            t = torch.full((len(x_prev),), step.t_prev + 1, device=x_prev.device)
+            corrected = map_images(self.corrector.network, x_prev, t, self.first_condition)
+            skip = self.options.stride // self.corrector.network.stride
+            self.condition = corrected[..., ::skip, ::skip]
+        return x_prev
+
+
+def interpolate(
+    images: torch.Tensor, condition: torch.Tensor, weight: float | torch.Tensor, stride: int
+) -> torch.Tensor:
+    """Move images towards the condition on the grid: x + w · (y − x) where both indices are multiples of stride.
+
+    Args:
+        images: (B, 3, R, R).
+        condition: y, (B, 3, R/k, R/k).
+        weight: w in 0 to 1, a number or (B, 1, R/k, R/k).
+        stride: k.
+    """
+    moved = images.clone()
+    grid = moved[..., ::stride, ::stride]
+    grid += weight * (condition - grid)
+    return moved
+
+
+def edge_strength(condition: torch.Tensor) -> torch.Tensor:
+    """|Laplacian| of the grey condition, reflected at the border, min–max normalised for each image.
+
+    Args:
+        condition: (B, 3, h, w) in [-1, 1].
+
+    Returns:
+        (B, 1, h, w) in 0 to 1; 0 everywhere for an image without any edge.
+    """
+    grey = (condition * condition.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    kernel = condition.new_tensor(LAPLACIAN).view(1, 1, 3, 3)
+    strength = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="reflect"), kernel).abs()
+    low, high = strength.amin((2, 3), keepdim=True), strength.amax((2, 3), keepdim=True)
+    return (strength - low) / (high - low).clamp(min=1e-12)
+
+
+def adaptive_mask(condition: torch.Tensor, edge_exponent: float, uniform: torch.Tensor) -> torch.Tensor:
+    """RACM on the grid: Bernoulli(ℓ^s), with ℓ the edge strength.
+
+    Args:
+        condition: (B, 3, h, w).
+        edge_exponent: s.
+        uniform: draws in [0, 1), (B, 1, h, w).
+
+    Returns:
+        Boolean, (B, 1, h, w).
+    """
+    return uniform < edge_strength(condition) ** edge_exponent

@@ -1,0 +1,120 @@
+"""What a restoration says about itself: agreement, disagreement, and everything side by side on a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from faceprior.evaluation.metrics import lr_consistency, psnr, spread, ssim
+from faceprior.images import resize, to_pil
+
+_MARGIN, _LABEL = 8, 22
+_LABEL_SIZE = 13
+_SPREAD_WHITE = 0.15  # disagreement that is drawn white, on the scale of [0, 1] pixel values
+
+
+@dataclass(frozen=True)
+class Restored:
+    """One face and its restorations; all tensors in [-1, 1].
+
+    Attributes:
+        low_resolution: the input, (3, n, n).
+        sharp: the face that the input was made from, (3, R, R); None for a real low-resolution face.
+        images: N samples, (N, 3, R, R).
+    """
+
+    low_resolution: torch.Tensor
+    sharp: torch.Tensor | None
+    images: torch.Tensor
+
+    @cached_property
+    def bicubic(self) -> torch.Tensor:
+        """Bicubic enlargement of the input, (3, R, R)."""
+        return resize(self.low_resolution[None], self.images.shape[-1])[0].clamp(-1, 1)
+
+    @cached_property
+    def mean(self) -> torch.Tensor:
+        """Mean of the samples, (3, R, R)."""
+        return self.images.mean(0)
+
+    @cached_property
+    def spread(self) -> torch.Tensor:
+        """Where the samples disagree, (R, R); see `faceprior.evaluation.spread`."""
+        return spread(self.images)
+
+    @cached_property
+    def lr_consistency(self) -> list[float]:
+        """Agreement of each sample with the input, PSNR in dB."""
+        return self._consistency(self.images)
+
+    def _consistency(self, images: torch.Tensor) -> list[float]:
+        inputs = self.low_resolution.expand(len(images), -1, -1, -1)
+        return [float(value) for value in lr_consistency(images, inputs)]
+
+    def fidelity(self) -> dict[str, dict[str, float]]:
+        """PSNR, SSIM and LR consistency of bicubic, of the first sample and of the mean; empty without `sharp`."""
+        if self.sharp is None:
+            return {}
+        candidates = torch.stack([self.bicubic, self.images[0], self.mean])
+        truth = self.sharp.expand_as(candidates)
+        measured = {
+            "psnr": psnr(candidates, truth).tolist(),
+            "ssim": ssim(candidates, truth).tolist(),
+            "consistency": self._consistency(candidates),
+        }
+        names = ("bicubic", "restored", "mean")
+        return {
+            figure: {name: round(value, 4) for name, value in zip(names, values, strict=True)}
+            for figure, values in measured.items()
+        }
+
+    def sheet(self) -> Image.Image:
+        """Original (if known), input, bicubic, samples, mean and spread side by side, labelled."""
+        side = self.low_resolution.shape[-1]
+        pictures = [("original", to_pil(self.sharp))] if self.sharp is not None else []
+        pictures += [
+            (f"input, {side}×{side}", to_pil(self.low_resolution)),
+            ("bicubic", to_pil(self.bicubic)),
+        ]
+        for number, image in enumerate(self.images, 1):
+            pictures.append(("restored" if number == 1 else f"sample {number}", to_pil(image)))
+        if len(self.images) > 1:
+            pictures.append((f"mean of {len(self.images)} samples", to_pil(self.mean)))
+            pictures.append(("where samples disagree", spread_picture(self.spread)))
+        return sheet(pictures)
+
+
+def sheet(pictures: Sequence[tuple[str, Image.Image]], side: int = 256, columns: int = 4) -> Image.Image:
+    """Lay pictures out in a grid, each with its label underneath.
+
+    Args:
+        pictures: label and picture; pictures are enlarged to squares of `side` without smoothing.
+        side: of a picture, in pixels.
+        columns: pictures in a row.
+    """
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    cell_width, cell_height = side + _MARGIN, side + _LABEL + _MARGIN
+    canvas = Image.new("RGB", (columns * cell_width + _MARGIN, rows * cell_height + _MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_LABEL_SIZE)
+    for index, (label, picture) in enumerate(pictures):
+        left = _MARGIN + index % columns * cell_width
+        top = _MARGIN + index // columns * cell_height
+        canvas.paste(picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST), (left, top))
+        draw.text((left + side / 2, top + side + 3), label, fill="black", font=font, anchor="ma")
+    return canvas
+
+
+def spread_picture(deviation: torch.Tensor) -> Image.Image:
+    """Draw the disagreement of samples in grey, brighter where they disagree more.
+
+    Args:
+        deviation: (H, W), standard deviations on the scale of [0, 1] pixel values.
+    """
+    grey = (deviation.float().clamp(0, _SPREAD_WHITE) * (255 / _SPREAD_WHITE)).round()
+    return Image.fromarray(grey.to(torch.uint8).cpu().numpy())

@@ -1,0 +1,42 @@
+"""Randomness that belongs to an image, not to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class NoiseSource:
+    """One generator per image, so that an image's result does not depend on its batch-mates.
+
+    Numbers are drawn on each generator's own device and then moved: with CPU generators a seed means the same
+    noise on every machine.
+
+    Args:
+        generators: one for each image of the batch.
+        device: where the draws are needed.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], device: torch.device) -> None:
+        self.generators, self.device = list(generators), device
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Standard normal noise, (B, *shape), float32."""
+        draws = [torch.randn(shape, generator=g, device=g.device) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Uniform numbers in [0, 1), (B, *shape), float32."""
+        draws = [torch.rand(shape, generator=g, device=g.device) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
+
+def spawn_generators(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """Derive independent generators, for the samples of one image; sample j is the same for every count > j."""
+    return [
+        torch.Generator(generator.device).manual_seed(
+            int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        )
+        for _ in range(count)
+    ]
