@@ -35,9 +35,7 @@ Placement = Literal["resized", "sampled"]
 _CONDITION_SHARE = 0.1  # weight of the grey condition in the first feature map, from the reference code
 
 
-def make_condition(
-    low_resolution: torch.Tensor, resolution: int, stride: int, placement: Placement
-) -> torch.Tensor:
+def make_condition(low_resolution: torch.Tensor, resolution: int, stride: int, placement: Placement) -> torch.Tensor:
     """Lift low-resolution faces to the pixels of the mask's grid.
 
     Args:
@@ -114,9 +112,7 @@ class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
             layers_per_block=layers_per_block,
             block_out_channels=tuple(block_out_channels),
             down_block_types=tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attention),
-            up_block_types=tuple(
-                "AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attention)
-            ),
+            up_block_types=tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attention)),
             attention_head_dim=attention_head_dim,
             norm_num_groups=norm_num_groups,
             resnet_time_scale_shift="scale_shift",
@@ -128,9 +124,7 @@ class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         nn.init.zeros_(self.unet.conv_out.weight)  # training starts at the uncorrected condition
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor) -> torch.Tensor:
         """Correct a condition.
 
         Args:
@@ -228,8 +222,6 @@ def save_corrector(corrector: Corrector, folder: Path, *, half: bool = True) -> 
 def embedded_corrector_for(resolution: int, schedule: NoiseSchedule) -> Corrector | None:
     """Return the embedded corrector that serves a prior of this resolution and schedule, if there is one."""
     for name, card in embedded_cards("corrector").items():
-        if card.resolution == resolution and NoiseSchedule.from_scheduler_config(card.schedule).equals(
-            schedule
-        ):
+        if card.resolution == resolution and NoiseSchedule.from_scheduler_config(card.schedule).equals(schedule):
             return load_corrector(name)
     return None

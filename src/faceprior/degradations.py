@@ -102,7 +102,7 @@ def gaussian_blur(images: torch.Tensor, sigma: float, sigma_across: float, angle
         sigma_across: standard deviation across it.
         angle: in radians.
     """
-    radius = min(int(np.ceil(3 * max(sigma, sigma_across))), images.shape[-1] - 1)
+    radius = min(int(np.ceil(3 * max(sigma, sigma_across))), min(images.shape[-2:]) - 1)
     if radius == 0:
         return images
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)

@@ -6,9 +6,12 @@ Tensors are RGB float32 in [-1, 1], shape (3, H, W) for one image and (B, 3, H, 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import secrets
+import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 """Largest picture that is decoded, in pixels: 300 MB of RGB."""
 
+_MEGAPIXELS = MAX_PIXELS // 1_000_000
+
 MIN_SIDE = 4
 """Smallest side that is accepted, in pixels: below it nothing of a face is left."""
 
@@ -32,7 +37,25 @@ METADATA_KEY = "faceprior"
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read a picture as upright 8-bit RGB.
+    """Read a picture as upright 8-bit RGB; see `read_picture`."""
+    return read_picture(path).image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read.
+
+    Attributes:
+        image: upright 8-bit RGB.
+        notes: what had to be given up of the file, in words: frames, depth, transparency.
+    """
+
+    image: Image.Image
+    notes: tuple[str, ...] = ()
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read a picture as upright 8-bit RGB, and say what of the file that leaves out.
 
     EXIF rotation is applied, 16-bit and floating-point samples are scaled to 8 bits, grey, palette and CMYK
     become RGB, transparency is laid over white, and of an animation the first frame is taken.
@@ -42,59 +65,92 @@ def read_image(path: str | Path) -> Image.Image:
             side or larger than `MAX_PIXELS`. The message names the file and the remedy.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ImageError(f"{path}: is a folder; name the pictures inside it, for example {path}/*.png")
+    _check_file(path)
+    with _opened(path) as image:
+        _check_size(path, *image.size)
+        notes = _losses(image)
+        image.load()
+        return Picture(to_rgb(image), notes)
+
+
+def _check_file(path: Path) -> None:
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise ImageError(f"{path}: cannot be opened ({error.strerror}); check the name") from error
-    if size == 0:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path}: is a folder; name the pictures inside it, for example {path}/*.png")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path}: is not a regular file; save the picture to a file first")
+    if status.st_size == 0:
         raise ImageError(f"{path}: is empty (0 bytes); copy the picture again")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever its decoder raises, then or later, becomes an ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pixel limit is ours, and is checked before decoding
             with Image.open(path) as image:
-                _check_size(path, *image.size)
-                image.load()
-                return to_rgb(image)
+                yield image
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path}: is not an image that Pillow can read; convert it to PNG or JPEG"
-        ) from error
+        raise ImageError(f"{path}: is not an image that Pillow can read; convert it to PNG or JPEG") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}; crop the face first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, ArithmeticError, LookupError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{path}: is damaged or cut short ({error}); copy or download it again") from error
+        raise ImageError(f"{path}: is more than {_MEGAPIXELS} megapixels; crop the face first") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror}); check its name and permissions") from error
+    except Exception as error:  # decoders raise anything on a damaged file, struct.error for one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{path}: is damaged, cut short or of an unknown kind ({reason}); copy it again or convert it to PNG"
+        ) from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{path}: {width}×{height} is more than {MAX_PIXELS // 1_000_000} megapixels; crop the face first"
-        )
+        raise ImageError(f"{path}: {width}×{height} is more than {_MEGAPIXELS} megapixels; crop the face first")
     if min(width, height) < MIN_SIDE:
-        raise ImageError(
-            f"{path}: {width}×{height} is too small; a face needs at least {MIN_SIDE}×{MIN_SIDE} pixels"
-        )
+        raise ImageError(f"{path}: {width}×{height} is too small; a face needs at least {MIN_SIDE}×{MIN_SIDE} pixels")
+
+
+def _losses(image: Image.Image) -> tuple[str, ...]:
+    notes = []
+    if getattr(image, "is_animated", False):
+        notes.append("first frame of several")
+    if _is_deep(image):
+        notes.append("scaled to 8 bits")
+    if image.has_transparency_data:
+        notes.append("transparency laid over white")
+    return tuple(notes)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return any Pillow image as upright 8-bit RGB, transparency over white."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        samples = np.asarray(image).astype(np.float64)
-        top = 65535.0 if image.mode.startswith("I") else 1.0
-        if samples.max(initial=0.0) > top or samples.min(initial=0.0) < 0:  # no known range: use its own
-            samples = samples - samples.min()
-            top = max(float(samples.max()), 1e-12)
-        image = Image.fromarray(np.round(samples * (255.0 / top)).astype(np.uint8))
+    if _is_deep(image):
+        image = Image.fromarray(_to_8_bits(np.asarray(image).astype(np.float64), image.mode))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_8_bits(samples: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:
+    samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
+    tops = (65535.0,) if mode.startswith("I") else (1.0, 255.0, 65535.0)  # the ranges that programs write
+    low, high = samples.min(), samples.max()
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    if top is None:  # no known range: use its own
+        samples, top = samples - low, max(high - low, 1e-12)
+    return np.round(samples * (255.0 / top)).astype(np.uint8)
 
 
 def square(image: Image.Image) -> Image.Image:
@@ -146,23 +202,22 @@ def write_png(
         image = Image.fromarray(image)
     info = PngInfo()
     if metadata is not None:
-        info.add_itxt(METADATA_KEY, json.dumps(metadata, sort_keys=True, ensure_ascii=False))
+        text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+        # file names need not be UTF-8; what is not becomes JSON's own \udcXX
+        info.add_itxt(METADATA_KEY, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     path = Path(path)
+    partial = path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
     try:
-        descriptor, partial = tempfile.mkstemp(prefix=".faceprior-", suffix=".png", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with partial.open("xb") as file:
                 image.save(file, format="PNG", pnginfo=info)
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
+            partial.replace(path)
         except BaseException:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path}: cannot be written ({reason}); choose another folder with --output"
-        ) from error
+        raise OutputError(f"{path}: cannot be written ({reason}); choose another folder with --output") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -172,17 +227,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         ImageError: the file is not a PNG that faceprior wrote.
     """
     path = Path(path)
-    try:
-        with Image.open(path) as image:
-            text = image.info.get(METADATA_KEY)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+    _check_file(path)
+    with _opened(path) as image:
+        text = image.info.get(METADATA_KEY)
     if not isinstance(text, str):
         raise ImageError(f"{path}: carries no faceprior metadata; only results written by faceprior do")
     try:
         metadata = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ImageError(f"{path}: its faceprior metadata is damaged ({error})") from error
+    except ValueError as error:
+        raise ImageError(f"{path}: its faceprior metadata is damaged ({error}); restore the face again") from error
     if not isinstance(metadata, dict):
-        raise ImageError(f"{path}: its faceprior metadata is damaged (not an object)")
+        raise ImageError(f"{path}: its faceprior metadata is damaged (not an object); restore the face again")
     return metadata

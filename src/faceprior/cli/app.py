@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from faceprior import __version__
+from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
 from faceprior.cli.training import data_app, train_app
-from faceprior.errors import FacePriorError
-
-EXIT_USAGE, EXIT_SOME_FAILED = 2, 3
-
-console = Console()
-errors = Console(stderr=True)
 
 app = typer.Typer(
+    cls=Commands,
     name="faceprior",
     help="Restore tiny, blurred or over-compressed faces with a diffusion prior (DPI).",
     no_args_is_help=True,
@@ -83,9 +79,7 @@ ADMConfigOption = Annotated[
 
 @app.command()
 def restore(
-    faces: Annotated[
-        list[Path], typer.Argument(help="Aligned face crops, any picture format.", show_default=False)
-    ],
+    faces: Annotated[list[Path], typer.Argument(help="Aligned face crops, any picture format.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     scale: Annotated[
         ScaleName,
@@ -114,11 +108,9 @@ def restore(
     late_weight: Annotated[
         float | None, typer.Option(help="ω: weight below τ·T is ω·t/T.", show_default="preset")
     ] = None,
-    eta: Annotated[
-        float | None, typer.Option(help="η: fresh noise in DDIM, 0 to 1.", show_default="preset")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Restorations of each face.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    eta: Annotated[float | None, typer.Option(help="η: fresh noise in DDIM, 0 to 1.", show_default="preset")] = None,
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="Restorations of each face.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.auto,
     dtype: Annotated[DtypeName, typer.Option(help="Number format of the networks.")] = DtypeName.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 8,
@@ -165,24 +157,26 @@ def restore(
     pipeline.to(where, choose_dtype(dtype.value, where))
     pipeline.check(options.preset)
 
-    failed = 0
-    with steps_progress(errors, len(faces) * samples * options.preset.sampling.steps) as progress:
+    failed, steps_each = 0, samples * options.preset.sampling.steps
+    with steps_progress(len(faces) * steps_each) as progress:
         for record in restore_files(pipeline, faces, output, options, progress.advance):
             if record["status"] == "failed":
                 failed += 1
-                progress.skip(samples * options.preset.sampling.steps)
-                _say(errors, f"[red]failed[/red] {_escape(record['error'])}")
+                progress.skip(steps_each)
+                say(errors, record["error"], label="failed")
             else:
-                names = record["outputs"]
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                _say(
-                    console,
-                    f"{_escape(record['input'])} → {_escape(str(output / names[0]))}{more}"
-                    f"  (×{record['scale']:.3g}, agrees with the input to {record['lr_consistency'][0]:.1f} dB)",
-                )
+                say(console, _summary(record, output))
     if failed:
-        _say(errors, f"{failed} of {len(faces)} failed; the others are done")
+        say(errors, f"{failed} of {len(faces)} failed" + ("; the others are done" if failed < len(faces) else ""))
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _summary(record: dict[str, Any], output: Path) -> str:
+    first, *others = record["outputs"]
+    more = f" and {len(others)} more" if others else ""
+    agreement = f"agrees with the input to {record['lr_consistency'][0]:.1f} dB"
+    remarks = ", ".join([f"×{record['scale']:.3g}", agreement, *record["notes"]])
+    return f"{record['input']} → {output / first}{more}  ({remarks})"
 
 
 @app.command()
@@ -208,12 +202,11 @@ def demo(
     figures = run_demo(output)
     for name in ("bicubic", "restored", "mean"):
         row = (
-            f"{figures[figure][name]:.{digits}f}"
-            for figure, digits in (("psnr", 2), ("ssim", 3), ("consistency", 1))
+            f"{figures[figure][name]:.{digits}f}" for figure, digits in (("psnr", 2), ("ssim", 3), ("consistency", 1))
         )
         table.add_row("mean of samples" if name == "mean" else name, *row)
     console.print(table)
-    _say(console, f"Look at {output / 'sheet.png'}; the single pictures are in {output}/.")
+    say(console, f"Look at {output / 'sheet.png'}; the single pictures are in {output}/.")
 
 
 @priors_app.command("list")
@@ -249,12 +242,8 @@ def priors_show(
 
 @priors_app.command("convert")
 def priors_convert(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="An ADM (guided-diffusion) checkpoint.", show_default=False)
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the diffusers model and its card.")
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="An ADM (guided-diffusion) checkpoint.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the diffusers model and its card.")],
     adm_config: ADMConfigOption = None,
 ) -> None:
     """Convert an ADM checkpoint into a diffusers folder with a card, exactly."""
@@ -264,9 +253,7 @@ def priors_convert(
     if not checkpoint.is_file():
         raise WeightsError(f"{checkpoint}: is not a file; name an ADM checkpoint (.pt or .safetensors)")
     card = save_prior(load_prior(checkpoint, adm_config), output, half=False)
-    _say(
-        console, f"{checkpoint} → {output} ({card.resolution}×{card.resolution}, sha256 {card.sha256[:12]}…)"
-    )
+    say(console, f"{checkpoint} → {output} ({card.resolution}×{card.resolution}, sha256 {card.sha256[:12]}…)")
 
 
 def _version(wanted: bool) -> None:
@@ -277,9 +264,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Options of every command."""
 
@@ -294,23 +279,9 @@ def _given(prior: str | None) -> tuple[str, ...]:
     return () if prior is None else (prior,)
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _say(target: Console, text: str) -> None:
-    target.print(text, soft_wrap=True, highlight=False)
-
-
 def main() -> None:
-    """Entry point: errors that are meant for the user are one line, without a traceback."""
-    try:
-        app()
-    except FacePriorError as error:
-        _say(errors, f"[red]error[/red] {_escape(str(error))}")
-        sys.exit(EXIT_USAGE)
-    except KeyboardInterrupt:
-        _say(errors, "stopped")
-        sys.exit(130)
+    """Entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character must not stop the work
+            stream.reconfigure(errors="backslashreplace")
+    app()

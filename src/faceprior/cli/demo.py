@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from faceprior.cli.progress import steps_progress
 from faceprior.degradations import bicubic_downscale
 from faceprior.errors import FacePriorError, OutputError
 from faceprior.faces import align
@@ -14,7 +15,9 @@ from faceprior.images import to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, find_preset
 from faceprior.pipeline.devices import choose_device, choose_dtype
 from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.restore import RestoreOptions, describe
 from faceprior.pipeline.results import Restored, sheet, spread_picture
+from faceprior.sampling import Step
 
 SCALE = 8
 SAMPLES = 4
@@ -48,19 +51,28 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     original = align(photo, ASTRONAUT_LANDMARKS, pipeline.prior.card.template, pipeline.resolution)
     sharp = to_tensor(original)
     low_resolution = bicubic_downscale(sharp[None], pipeline.resolution // SCALE)[0]
-    generator = torch.Generator().manual_seed(SEED)
     preset = find_preset(DEFAULT_PRESET)
-    images = pipeline.restore([low_resolution], [generator], SAMPLES, preset, batch_size=SAMPLES)[0]
+
+    def stepped(_step: Step, x_prev: torch.Tensor, _x0: torch.Tensor) -> torch.Tensor:
+        progress.advance(len(x_prev))
+        return x_prev
+
+    with steps_progress(SAMPLES * preset.sampling.steps) as progress:
+        generator = torch.Generator().manual_seed(SEED)
+        images = pipeline.restore([low_resolution], [generator], SAMPLES, preset, SAMPLES, stepped)[0]
     restored = Restored(low_resolution, sharp, images)
 
-    pictures = [to_pil(image) for image in images]
+    options = RestoreOptions(scale=SCALE, preset=preset, samples=SAMPLES, seed=SEED, degradation="bicubic")
+    made = describe(pipeline, Path("skimage.data.astronaut"), low_resolution, options)
+    samples = [to_pil(image) for image in images]
     write_png(output / "original.png", original)
     write_png(output / "low-resolution.png", to_pil(low_resolution))
     write_png(output / "bicubic.png", to_pil(restored.bicubic))
-    write_png(output / "restored.png", pictures[0])
-    write_png(
-        output / "samples.png", sheet([(f"sample {n}", picture) for n, picture in enumerate(pictures, 1)])
-    )
-    write_png(output / "spread.png", spread_picture(restored.spread))
-    write_png(output / "sheet.png", restored.sheet())
+    write_png(output / "restored.png", samples[0], {**made, "content": "sample", "sample": 1})
+    for name, picture in (
+        ("samples", sheet([(f"sample {number}", sample) for number, sample in enumerate(samples, 1)])),
+        ("spread", spread_picture(restored.spread)),
+        ("sheet", restored.sheet()),
+    ):
+        write_png(output / f"{name}.png", picture, {**made, "content": name, "samples": SAMPLES})
     return restored.fidelity()

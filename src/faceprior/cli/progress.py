@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from faceprior.cli.console import progress_bar
 
 
 class StepsProgress:
@@ -26,14 +27,8 @@ class StepsProgress:
 
 
 @contextmanager
-def steps_progress(console: Console, total: int) -> Iterator[StepsProgress]:
-    """Show a bar while restoring; nothing is drawn where the output is not a terminal."""
-    columns = (
-        TextColumn("restoring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+def steps_progress(total: int) -> Iterator[StepsProgress]:
+    """Show a bar while restoring."""
+    columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    with progress_bar(*columns) as progress:
         yield StepsProgress(progress, progress.add_task("restoring", total=total))

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-console = Console()
+from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
 
 data_app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a prior or a corrector.", no_args_is_help=True)
@@ -24,14 +23,12 @@ def data_pack(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the shards and their manifest.")],
     size: Annotated[int, typer.Option(min=8, help="Side of the packed faces, in pixels.")] = 128,
-    held_out: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of loose pictures that is held out.")
-    ] = 0.02,
+    held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of loose pictures that is held out.")] = 0.02,
 ) -> None:
     """Pack aligned faces into uint8 tar shards with a manifest."""
     from faceprior.training.shards import pack
 
-    with console.status("packing") as status:
+    with errors.status("packing") as status:
         done = 0
 
         def on_face() -> None:
@@ -42,25 +39,21 @@ def data_pack(
 
         report = pack(folders, output, size=size, held_out=held_out, on_face=on_face)
     for problem in report.problems:
-        console.print(f"[red]skipped[/red] {problem}", soft_wrap=True, highlight=False)
+        say(errors, problem, label="skipped")
     counts = ", ".join(f"{count} {split}" for split, count in sorted(report.faces.items()))
-    console.print(f"{output}: {counts}", soft_wrap=True, highlight=False)
+    say(console, f"{output}: {counts}")
     if report.problems:
-        raise typer.Exit(3)
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 DataArgument = Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")
-]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 StartOption = Annotated[
     str | None, typer.Option("--start-from", help="Weights to start from: embedded name or folder.")
 ]
-StepsOption = Annotated[
-    int | None, typer.Option(min=1, help="Optimiser steps in all.", show_default="config")
-]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.", show_default="config")]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")]
 RateOption = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="config")]
 DecayOption = Annotated[
@@ -68,17 +61,13 @@ DecayOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed.", show_default="config")]
 PrecisionOption = Annotated[str | None, typer.Option(help="no, bf16 or fp16.", show_default="config")]
-EvaluateOption = Annotated[
-    int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="config")
-]
+EvaluateOption = Annotated[int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="config")]
 CheckpointOption = Annotated[
     int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="config")
 ]
 SourcesOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--sources", help="Train on faces of these terms only, for example open.", show_default="all"
-    ),
+    typer.Option("--sources", help="Train on faces of these terms only, for example open.", show_default="all"),
 ]
 
 
@@ -152,10 +141,8 @@ def train_corrector(
     _train(CorrectorTask, load_config(CorrectorConfig, config, flags), data, output, resume, start_from)
 
 
-def _train(
-    task_kind: Any, config: Any, data: Path, output: Path, resume: bool, start_from: str | None
-) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _train(task_kind: Any, config: Any, data: Path, output: Path, resume: bool, start_from: str | None) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from faceprior.training.shards import PackedFaces
     from faceprior.training.trainer import train
@@ -163,15 +150,15 @@ def _train(
     faces = PackedFaces(data, "train", config.terms or None)
     task = task_kind(config, faces, PackedFaces(data, "val"), start_from)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(*columns) as progress:
         bar = progress.add_task("training", total=config.steps)
 
         def on_step(step: int, loss: float, figures: dict[str, float] | None) -> None:
             progress.update(bar, completed=step, description=f"loss {loss:.4f}")
             if figures:
                 text = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
-                console.print(f"step {step}: {text}", soft_wrap=True, highlight=False)
+                say(console, f"step {step}: {text}")
 
         command = shlex.join(["faceprior", *sys.argv[1:]])
         train(task, config, faces, output, resume=resume, command=command, on_step=on_step)
-    console.print(f"weights are in {output / 'weights'}", soft_wrap=True, highlight=False)
+    say(console, f"weights are in {output / 'weights'}")

@@ -23,6 +23,8 @@ from faceprior.sampling import Denoised, NoiseSource, Step, map_images
 GREY = (0.2989, 0.587, 0.114)
 LAPLACIAN = ((0.0, -1.0, 0.0), (-1.0, 4.0, -1.0), (0.0, -1.0, 0.0))
 
+_FLAT = 1e-4  # an image whose edge strength varies less has rounding errors, not edges
+
 
 @dataclass(frozen=True)
 class DPIOptions:
@@ -50,11 +52,9 @@ class DPIOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
             raise OptionError(f"tau is {self.tau}; it must lie in 0 to 1")
-        if not 0 <= self.late_weight * self.tau <= 1:
-            raise OptionError(
-                f"late weight is {self.late_weight}; times tau ({self.tau}) it must lie in 0 to 1"
-            )
-        if self.edge_exponent < 0:
+        if not (self.late_weight >= 0 and self.late_weight * self.tau <= 1):
+            raise OptionError(f"late weight is {self.late_weight}; times tau ({self.tau}) it must lie in 0 to 1")
+        if not self.edge_exponent >= 0:
             raise OptionError(f"edge exponent is {self.edge_exponent}; it must be at least 0")
         if self.stride not in (1, 2, 4, 8):
             raise OptionError(f"stride is {self.stride}; choose 1, 2, 4 or 8")
@@ -84,29 +84,22 @@ class DPI:
     ) -> None:
         resolution = prior.resolution
         if resolution % options.stride:
-            raise OptionError(
-                f"stride is {options.stride}; it must divide the prior's resolution {resolution}"
-            )
+            raise OptionError(f"stride is {options.stride}; it must divide the prior's resolution {resolution}")
         if corrector is not None:
             corrector.check(resolution, prior.schedule, options.stride)
         self.options, self.corrector = options, corrector
         self.total = len(prior.schedule)
         self.enlarged = torch.cat([resize(face[None], resolution) for face in low_resolution])
         self.condition = torch.cat(
-            [
-                make_condition(face[None], resolution, options.stride, options.placement)
-                for face in low_resolution
-            ]
+            [make_condition(face[None], resolution, options.stride, options.placement) for face in low_resolution]
         )
         if corrector is not None:
-            self.first_condition = torch.cat(
-                [corrector.first_condition(face[None]) for face in low_resolution]
-            )
+            self.first_condition = torch.cat([corrector.first_condition(face[None]) for face in low_resolution])
 
     def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
-        """Pure noise at the top of the schedule; below it the noised bicubic face (warm start)."""
+        """Pure noise if the sampler starts at T; else the bicubic face, noised to the first level (warm start)."""
         z = noise.normal(*self.enlarged.shape[1:])
-        if step.index == 0 and step.t >= self.total - 1:
+        if step.pure_noise:
             return z
         return math.sqrt(step.alphas_cumprod) * self.enlarged + math.sqrt(1 - step.alphas_cumprod) * z
 
@@ -171,7 +164,7 @@ def edge_strength(condition: torch.Tensor) -> torch.Tensor:
     kernel = condition.new_tensor(LAPLACIAN).view(1, 1, 3, 3)
     strength = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="reflect"), kernel).abs()
     low, high = strength.amin((2, 3), keepdim=True), strength.amax((2, 3), keepdim=True)
-    return (strength - low) / (high - low).clamp(min=1e-12)
+    return (strength - low) / (high - low).clamp(min=_FLAT)
 
 
 def adaptive_mask(condition: torch.Tensor, edge_exponent: float, uniform: torch.Tensor) -> torch.Tensor:

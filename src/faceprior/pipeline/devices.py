@@ -27,9 +27,7 @@ def choose_device(name: str = "auto") -> torch.device:
     if kind not in available:
         raise DeviceError(f"device {name!r} is not known; choose auto, cpu, cuda or mps")
     if not available[kind]:
-        raise DeviceError(
-            f"device {name} was asked for, but torch finds none on this machine; use --device cpu"
-        )
+        raise DeviceError(f"device {name} was asked for, but torch finds none on this machine; use --device cpu")
     return torch.device(name)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import nn
@@ -26,6 +26,7 @@ from faceprior.evaluation.metrics import lr_consistency, spread
 from faceprior.images import MIN_SIDE, resize, square, to_pil, to_rgb, to_tensor
 from faceprior.methods import DEFAULT_PRESET, DPI, Preset, find_preset
 from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
+from faceprior.priors.store import resolve
 from faceprior.sampling import NoiseSource, OnStep, Step, make_solver, sample, spaced_steps, spawn_generators
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor
@@ -88,17 +89,18 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             card = ModelCard(
                 kind="prior",
                 name=type(unet).__name__,
-                resolution=int(unet.config.sample_size),
-                schedule={k: v for k, v in scheduler.config.items() if k != "_use_default_values"},
+                resolution=int(cast("Any", unet.config).sample_size),
+                schedule={"_class_name": type(scheduler).__name__, **_plain_config(scheduler)},
                 prediction_type=scheduler.config.get("prediction_type", "epsilon"),
             )
         self.prior = Prior(unet, schedule, scheduler.config.get("prediction_type", "epsilon"), card)
         if corrector is not None and corrector_card is None:
             corrector_card = ModelCard(kind="corrector", name="corrector", resolution=corrector.resolution)
         self.corrector_card = corrector_card
+        self.to()  # networks lie in memory as after loading, so results are the same to the last bit
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         prior: str | Path = DEFAULT_PRIOR,
         *,
@@ -119,10 +121,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             WeightsError: something is not found, not safe, or does not fit.
             OptionError: the corrector does not fit the prior.
         """
-        import diffusers
-
         loaded = load_prior(prior, adm_config)
-        saved = Path(prior) / "corrector"
+        saved = resolve(prior, "prior") / "corrector"
         found: Corrector | None = None
         if corrector == "auto":
             if (saved / "config.json").is_file():
@@ -133,7 +133,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             found = load_corrector(corrector)
             found.check(loaded.resolution, loaded.schedule, found.network.stride)
         config = {**loaded.card.schedule, "prediction_type": loaded.prediction_type}
-        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        scheduler = DDIMScheduler.from_config(config)
         pipeline = cls(
             loaded.network,
             scheduler,
@@ -156,7 +156,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Move and cast the networks, as `torch.nn.Module.to` does."""
         for network in (self.unet, self.corrector):
             if network is not None:
-                nn.Module.to(network, *args, memory_format=torch.channels_last, **kwargs)
+                nn.Module.to(network, *args, memory_format=torch.channels_last, **kwargs)  # type: ignore[call-overload]
         return self
 
     def check(self, preset: Preset) -> None:
@@ -211,7 +211,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             callback_on_step_end: called as (pipeline, step index, t, tensors) after every step; a "sample" in the
                 dictionary that it returns replaces x_{t−1}.
             callback_on_step_end_tensor_inputs: the tensors that it gets: "sample" (x_{t−1}) and "x0" (the
-                corrected estimate), (B, 3, R, R) in [-1, 1].
+                corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
             **options: options of the preset by name (`solver`, `start`, `eta`, `tau`, `late_weight`,
                 `edge_exponent`, `stride`, `placement`); None leaves them to the preset.
 
@@ -220,15 +220,13 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             OptionError: an option is unknown or out of its range.
         """
         if num_samples < 1 or batch_size < 1:
-            raise OptionError(
-                f"samples is {num_samples} and batch size {batch_size}; both must be at least 1"
-            )
+            raise OptionError(f"samples is {num_samples} and batch size {batch_size}; both must be at least 1")
         if output_type not in ("pil", "np", "pt"):
             raise OptionError(f"output_type is {output_type!r}; choose pil, np or pt")
         if unknown := set(callback_on_step_end_tensor_inputs) - {"sample", "x0"}:
-            raise OptionError(
-                f"callback tensors {', '.join(sorted(unknown))} are not known; choose sample and x0"
-            )
+            raise OptionError(f"callback tensors {', '.join(sorted(unknown))} are not known; choose sample and x0")
+        if "steps" in options:
+            raise OptionError("the number of steps is num_inference_steps here, not steps")
         chosen = find_preset(preset) if isinstance(preset, str) else preset
         chosen = chosen.with_options(steps=num_inference_steps, **options)
         faces = [low_resolution(face, scale, self.resolution) for face in as_tensors(image)]
@@ -293,10 +291,12 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             conditions = [face.to(device) for face in repeated[batch]]
             method = DPI(conditions, self.prior, preset.dpi, self._corrector())
             noise = NoiseSource(sources[batch], device)
-            restored.append(
-                sample(self.prior, method, solver, steps, noise, on_step=on_step).clamp(-1, 1).cpu()
-            )
+            restored.append(sample(self.prior, method, solver, steps, noise, on_step=on_step).clamp(-1, 1).cpu())
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))
+
+
+def _plain_config(scheduler: Any) -> dict[str, Any]:
+    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
 
 
 def low_resolution(face: torch.Tensor, scale: float | Literal["auto"], resolution: int) -> torch.Tensor:
@@ -315,9 +315,7 @@ def low_resolution(face: torch.Tensor, scale: float | Literal["auto"], resolutio
         side = min(max(face.shape[-1], low), high)
     else:
         if not (isinstance(scale, int | float) and MIN_SCALE <= scale <= MAX_SCALE):
-            raise OptionError(
-                f"scale is {scale!r}; choose a number from {MIN_SCALE:g} to {MAX_SCALE:g}, or auto"
-            )
+            raise OptionError(f"scale is {scale!r}; choose a number from {MIN_SCALE:g} to {MAX_SCALE:g}, or auto")
         side = round(resolution / scale)
         if side < MIN_SIDE:
             raise OptionError(
@@ -332,9 +330,7 @@ def as_tensors(images: ImageInput | Sequence[ImageInput]) -> list[torch.Tensor]:
     Raises:
         ImageError: an input has the wrong type, shape or size.
     """
-    if isinstance(images, Image.Image) or (
-        isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 3
-    ):
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 3):
         images = [images]
     if len(images) == 0:
         raise ImageError("no image was given")
@@ -355,6 +351,8 @@ def _as_tensor(image: Any) -> torch.Tensor:
             " give a Pillow image, an array (H, W, 3) or a tensor (3, H, W)"
         )
     values = values.float() / 255.0 if values.dtype == torch.uint8 else values.float()
+    if values.numel() == 0:
+        raise ImageError("a face of 0 pixels is too small")
     if not bool(torch.isfinite(values).all()) or values.min() < 0 or values.max() > 1:
         raise ImageError("an image has values outside [0, 1]; give floats in [0, 1] or uint8")
     side = min(values.shape[1:])
@@ -368,9 +366,7 @@ def _checked(face: torch.Tensor) -> torch.Tensor:
     return face
 
 
-def _one_each(
-    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
-) -> Sequence[torch.Generator]:
+def _one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> Sequence[torch.Generator]:
     if generator is None:
         fresh = torch.Generator()
         fresh.seed()
@@ -380,9 +376,7 @@ def _one_each(
         copies = [torch.Generator(generator.device) for _ in range(count)]
         for copy in copies:
             copy.set_state(state)
-        torch.randint(
-            2**62, (), generator=generator, device=generator.device
-        )  # the next call starts elsewhere
+        torch.randint(2**62, (), generator=generator, device=generator.device)  # the next call starts elsewhere
         return copies
     if len(generator) != count:
         raise OptionError(f"{len(generator)} generators for {count} images; give one, or one for each")

@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from faceprior.evaluation.metrics import lr_consistency, psnr, spread, ssim
 from faceprior.images import resize, to_pil
 
+EXACT = 120.0
+"""Stands for the infinite PSNR of identical pictures, in dB: JSON has no infinity, and different ones stay below."""
+
 _MARGIN, _LABEL = 8, 22
 _LABEL_SIZE = 13
 _SPREAD_WHITE = 0.15  # disagreement that is drawn white, on the scale of [0, 1] pixel values
@@ -48,12 +51,12 @@ class Restored:
 
     @cached_property
     def lr_consistency(self) -> list[float]:
-        """Agreement of each sample with the input, PSNR in dB."""
+        """Agreement of each sample with the input, PSNR in dB, at most `EXACT`."""
         return self._consistency(self.images)
 
     def _consistency(self, images: torch.Tensor) -> list[float]:
         inputs = self.low_resolution.expand(len(images), -1, -1, -1)
-        return [float(value) for value in lr_consistency(images, inputs)]
+        return [min(float(value), EXACT) for value in lr_consistency(images, inputs)]
 
     def fidelity(self) -> dict[str, dict[str, float]]:
         """PSNR, SSIM and LR consistency of bicubic, of the first sample and of the mean; empty without `sharp`."""
@@ -62,7 +65,7 @@ class Restored:
         candidates = torch.stack([self.bicubic, self.images[0], self.mean])
         truth = self.sharp.expand_as(candidates)
         measured = {
-            "psnr": psnr(candidates, truth).tolist(),
+            "psnr": psnr(candidates, truth).clamp(max=EXACT).tolist(),
             "ssim": ssim(candidates, truth).tolist(),
             "consistency": self._consistency(candidates),
         }
@@ -77,7 +80,7 @@ class Restored:
         side = self.low_resolution.shape[-1]
         pictures = [("original", to_pil(self.sharp))] if self.sharp is not None else []
         pictures += [
-            (f"input, {side}×{side}", to_pil(self.low_resolution)),
+            (f"input, {side} x {side}", to_pil(self.low_resolution)),
             ("bicubic", to_pil(self.bicubic)),
         ]
         for number, image in enumerate(self.images, 1):

@@ -46,9 +46,7 @@ class Prior:
         self, network: nn.Module, schedule: NoiseSchedule, prediction_type: PredictionType, card: ModelCard
     ) -> None:
         if prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise WeightsError(
-                f"prediction type {prediction_type!r} is not one of epsilon, sample, v_prediction"
-            )
+            raise WeightsError(f"prediction type {prediction_type!r} is not one of epsilon, sample, v_prediction")
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type
@@ -66,7 +64,7 @@ class Prior:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Prior:
         """Move the network, which then computes in `dtype`; its inputs and outputs stay float32."""
-        nn.Module.to(self.network, device=device, dtype=dtype, memory_format=torch.channels_last)
+        nn.Module.to(self.network, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> Estimate:
@@ -86,7 +84,5 @@ class Prior:
         if self.prediction_type == "epsilon":
             return Estimate((x_t - noise * predicted) / signal, predicted, variance_range)
         if self.prediction_type == "v_prediction":
-            return Estimate(
-                signal * x_t - noise * predicted, noise * x_t + signal * predicted, variance_range
-            )
+            return Estimate(signal * x_t - noise * predicted, noise * x_t + signal * predicted, variance_range)
         return Estimate(predicted, (x_t - signal * predicted) / noise, variance_range)

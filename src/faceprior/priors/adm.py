@@ -99,9 +99,7 @@ class ADMConfig:
         self._check_scalars()
         if not self.channel_mult:
             if self.image_size not in _DEFAULT_MULT:
-                raise OptionError(
-                    f"channel_mult is empty and image_size {self.image_size} has no default: give it"
-                )
+                raise OptionError(f"channel_mult is empty and image_size {self.image_size} has no default: give it")
             object.__setattr__(self, "channel_mult", _DEFAULT_MULT[self.image_size])
         self._check_levels()
         self._check_attention()
@@ -120,9 +118,7 @@ class ADMConfig:
         values = _read_mapping(path)
         known = {f.name for f in fields(cls)}
         if unknown := sorted(str(key) for key in set(values) - known - _IGNORED_FLAGS - set(_ONLY_VALUE)):
-            raise OptionError(
-                f"{path}: unknown flags {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-            )
+            raise OptionError(f"{path}: unknown flags {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         for name, (only, reason) in _ONLY_VALUE.items():
             if values.get(name, only) != only:
                 raise OptionError(f"{path}: {name} is {values[name]!r}; only {only} is supported: {reason}")
@@ -182,9 +178,7 @@ class ADMConfig:
                     f" the width of a level must be a multiple of {_GROUPS}"
                 )
         if self.image_size % (2 ** (len(self.channel_mult) - 1)):
-            raise OptionError(
-                f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times"
-            )
+            raise OptionError(f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times")
 
     def _check_attention(self) -> None:
         for side in self.attention_resolutions:
@@ -195,9 +189,7 @@ class ADMConfig:
         levels = zip(self.block_out_channels, self.has_attention, strict=True)
         widths = sorted({self.block_out_channels[-1]} | {width for width, attends in levels if attends})
         by_count = self.num_head_channels == -1
-        name, divisor = (
-            ("num_heads", self.num_heads) if by_count else ("num_head_channels", self.num_head_channels)
-        )
+        name, divisor = ("num_heads", self.num_heads) if by_count else ("num_head_channels", self.num_head_channels)
         if by_count and len(widths) > 1:
             raise OptionError(
                 f"num_heads {self.num_heads} with attention on {', '.join(map(str, widths))} channels means"
@@ -206,9 +198,7 @@ class ADMConfig:
             )
         for width in widths:
             if width % divisor:
-                raise OptionError(
-                    f"{name} {divisor} does not divide the {width} channels of a level with attention"
-                )
+                raise OptionError(f"{name} {divisor} does not divide the {width} channels of a level with attention")
 
 
 def load_adm_checkpoint(path: Path, config_path: Path | None = None) -> Prior:
@@ -258,9 +248,7 @@ def build_unet(config: ADMConfig) -> UNet2DModel:
         layers_per_block=config.num_res_blocks,
         block_out_channels=config.block_out_channels,
         down_block_types=tuple("AttnDownBlock2D" if attends else down for attends in config.has_attention),
-        up_block_types=tuple(
-            "AttnUpBlock2D" if attends else up for attends in reversed(config.has_attention)
-        ),
+        up_block_types=tuple("AttnUpBlock2D" if attends else up for attends in reversed(config.has_attention)),
         downsample_type=resampling,  # of the blocks with attention
         upsample_type=resampling,
         resnet_time_scale_shift="scale_shift" if config.use_scale_shift_norm else "default",
@@ -414,9 +402,7 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
             )
         loaded = loaded[wrapped[0]] if wrapped else None
     if not _is_state_dict(loaded):
-        raise WeightsError(
-            f"{path}: holds no state dict (names and tensors); save the network's state dict alone"
-        )
+        raise WeightsError(f"{path}: holds no state dict (names and tensors); save the network's state dict alone")
     prefix = "module."  # of torch's DataParallel
     if all(key.startswith(prefix) for key in loaded):
         return {key.removeprefix(prefix): tensor for key, tensor in loaded.items()}

@@ -70,6 +70,8 @@ class ModelCard:
             return None
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise WeightsError(f"{path}: is not a JSON object")
             known = {f.name for f in fields(cls)}
             if unknown := sorted(set(values) - known):
                 raise WeightsError(f"{path}: unknown entries {', '.join(unknown)}")

@@ -39,14 +39,15 @@ class NoiseSchedule:
         if config.get("trained_betas") is not None:
             betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
             return cls(torch.cumprod(1.0 - betas, 0))
-        kind = config.get("beta_schedule")
+        kind = config.get("beta_schedule", "linear")
         steps = int(config.get("num_train_timesteps", 1000))
+        beta_start, beta_end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        if config.get("rescale_betas_zero_snr"):
+            raise WeightsError("a schedule rescaled to zero terminal SNR is not supported")
         if kind == "linear":
-            return cls.linear(steps, config["beta_start"], config["beta_end"])
+            return cls.linear(steps, beta_start, beta_end)
         if kind == "scaled_linear":
-            roots = torch.linspace(
-                config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64
-            )
+            roots = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64)
             return cls(torch.cumprod(1.0 - roots**2, 0))
         if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
             level = torch.linspace(0, 1, steps + 1, dtype=torch.float64)

@@ -76,12 +76,10 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Noisy images come in as float32 whatever the U-Net computes in: the Gaussian needs their precision."""
         return torch.float32
 
-    def _apply(
-        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
-    ) -> GaussianResidualUNet:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GaussianResidualUNet:
         """Move everything, but cast the U-Net alone: the closed-form part stays in float32."""
         self.unet._apply(fn, recurse)  # noqa: SLF001 - torch's own hook for `to`
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)  # type: ignore[no-any-return]
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True

@@ -112,8 +112,11 @@ def load_prior(spec: str | Path = DEFAULT_PRIOR, adm_config: Path | None = None)
             prediction_type=prediction_type,
             source=str(spec),
         )
-    elif not card.sha256:
-        card = replace(card, sha256=file_sha256(weights))
+    elif card.resolution != _side(folder, config["sample_size"]):
+        raise WeightsError(f"{path}: card.json says {card.resolution} pixels, config.json {config['sample_size']}")
+    else:
+        sha256 = card.sha256 or file_sha256(weights)
+        card = replace(card, schedule=scheduler, prediction_type=prediction_type, sha256=sha256)
     return Prior(network, schedule, prediction_type, card)
 
 
@@ -185,7 +188,7 @@ def load_network(folder: Path, kind: type[nn.Module]) -> nn.Module:
             folder, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
         )
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{folder}: the weights cannot be loaded ({reason})") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info[fault]:
@@ -194,6 +197,8 @@ def load_network(folder: Path, kind: type[nn.Module]) -> nn.Module:
             raise WeightsError(
                 f"{folder}: {fault.replace('_', ' ')}: {names}{more}; the weights do not fit config.json"
             )
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()  # mapped files are not aligned as CPU kernels want: the last bits would differ
     loaded: nn.Module = network.eval().requires_grad_(requires_grad=False)
     return loaded
 
@@ -204,9 +209,7 @@ def save_network(network: nn.Module, folder: Path, *, half: bool) -> None:
     network.save_config(folder)  # type: ignore[operator]
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if half:
-        state = {
-            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()
-        }
+        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     partial = folder / f"{WEIGHTS_NAMES[0]}.partial"
     save_file(state, partial, metadata={"format": "pt"})
     partial.replace(folder / WEIGHTS_NAMES[0])
@@ -228,6 +231,10 @@ def _network_class(folder: Path, config: dict[str, Any]) -> type[nn.Module]:
     if name == "UNet2DModel":
         from diffusers import UNet2DModel
 
+        if config.get("in_channels", 3) != 3 or config.get("out_channels", 3) not in (3, 6):
+            raise WeightsError(f"{folder}: a prior has 3 input and 3 or 6 output channels; this network has others")
+        if config.get("class_embed_type") or config.get("num_class_embeds"):
+            raise WeightsError(f"{folder}: the network is conditioned on classes; a prior is unconditional")
         unet: type[nn.Module] = UNet2DModel
         return unet
     if name == "GaussianResidualUNet":

@@ -101,6 +101,6 @@ def map_images(function: Callable[..., Result], *batches: torch.Tensor) -> Resul
     results = [function(*images) for images in zip(*(batch.split(1) for batch in batches), strict=True)]
     first = results[0]
     if isinstance(first, torch.Tensor):
-        return torch.cat(results)  # type: ignore[return-value, arg-type]
-    fields = zip(*results, strict=True)  # type: ignore[call-overload]
+        return torch.cat(results)  # type: ignore[arg-type, return-value]
+    fields = zip(*results, strict=True)
     return type(first)(*(None if field[0] is None else torch.cat(field) for field in fields))

@@ -10,8 +10,9 @@ import torch
 class NoiseSource:
     """One generator per image, so that an image's result does not depend on its batch-mates.
 
-    Numbers are drawn on each generator's own device and then moved: with CPU generators a seed means the same
-    noise on every machine.
+    The order of draws is part of what a seed means: the start, then in each step the mask's uniform numbers (if
+    the method wants any), then the solver's noise (if it adds any). Numbers are drawn on each generator's own device
+    and then moved: with CPU generators a seed means the same noise on every machine.
 
     Args:
         generators: one for each image of the batch.

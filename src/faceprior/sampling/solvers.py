@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ SolverName = Literal["ddim", "ddpm"]
 class Solver(Protocol):
     """A rule from (x_t, x0, eps) to x_{t_prev}."""
 
-    eps_from_clipped: bool
+    eps_from_clipped: ClassVar[bool]
     """Whether eps is derived again from the clipped x0 before the step."""
 
     def step(self, denoised: Denoised, step: Step, noise: NoiseSource) -> torch.Tensor:
@@ -40,10 +40,10 @@ class DDIM:
     """
 
     eta: float = 0.0
-    eps_from_clipped: bool = True
+    eps_from_clipped: ClassVar[bool] = True
 
     def step(self, denoised: Denoised, step: Step, noise: NoiseSource) -> torch.Tensor:
-        """x' = √ᾱ' · x0 + √(1 − ᾱ' − σ²) · eps + σ · z."""
+        """Step by x' = √ᾱ' · x0 + √(1 − ᾱ' − σ²) · eps + σ · z."""
         level, level_prev = step.alphas_cumprod, step.alphas_cumprod_prev
         sigma = self.eta * math.sqrt((1 - level_prev) / (1 - level) * (1 - level / level_prev))
         direction = math.sqrt(max(0.0, 1 - level_prev - sigma**2))
@@ -59,10 +59,10 @@ class AncestralDDPM:
     posterior.
     """
 
-    eps_from_clipped: bool = False
+    eps_from_clipped: ClassVar[bool] = False
 
     def step(self, denoised: Denoised, step: Step, noise: NoiseSource) -> torch.Tensor:
-        """x' = c₀ · x0 + c_t · x_t + σ · z, the posterior q(x' | x_t, x0)."""
+        """Step by x' = c₀ · x0 + c_t · x_t + σ · z, the posterior q(x' | x_t, x0)."""
         level, level_prev = step.alphas_cumprod, step.alphas_cumprod_prev
         alpha = level / level_prev
         beta = 1 - alpha

@@ -19,6 +19,7 @@ class Step:
         fraction: t / T.
         alphas_cumprod: ᾱ_t.
         alphas_cumprod_prev: ᾱ of the result; 1 for the clean image.
+        pure_noise: whether the sampler starts here, from pure noise.
     """
 
     index: int
@@ -27,6 +28,7 @@ class Step:
     fraction: float
     alphas_cumprod: float
     alphas_cumprod_prev: float
+    pure_noise: bool
 
     @property
     def last(self) -> bool:
@@ -65,6 +67,7 @@ def spaced_steps(schedule: NoiseSchedule, count: int, start: float = 1.0) -> lis
                 fraction=t / total,
                 alphas_cumprod=float(schedule.alphas_cumprod[t]),
                 alphas_cumprod_prev=float(schedule.alphas_cumprod[t_prev]) if t_prev >= 0 else 1.0,
+                pure_noise=index == 0 and start == 1,
             )
         )
     return steps

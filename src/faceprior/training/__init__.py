@@ -1,1 +1,1 @@
-
+"""Packing data and training priors and correctors."""

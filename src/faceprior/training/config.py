@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -63,8 +63,12 @@ class TrainConfig:
         for name in ("flip", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
-        if self.learning_rate <= 0:
-            raise OptionError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("learning_rate", "gradient_clip"):
+            if getattr(self, name) <= 0:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise OptionError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16")
 
@@ -99,6 +103,8 @@ class PriorConfig(TrainConfig):
             raise OptionError(f"network is {self.network!r}; choose gaussian-residual or unet")
         if self.weighting not in ("residual", "min-snr", "p2", "epsilon", "x0"):
             raise OptionError(f"weighting is {self.weighting!r}; choose residual, min-snr, p2, epsilon or x0")
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise OptionError(f"prediction_type is {self.prediction_type!r}; choose epsilon, v_prediction or sample")
         if self.weighting == "residual" and self.network != "gaussian-residual":
             raise OptionError("weighting residual needs the network gaussian-residual; choose min-snr or p2")
 
@@ -136,7 +142,8 @@ def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) ->
     """Read a YAML file and lay the flags that were given (not None) over it.
 
     Raises:
-        OptionError: the file cannot be read, or names an option that does not exist.
+        OptionError: the file cannot be read, an option does not exist, or a value is of the wrong kind or out
+            of range.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -144,16 +151,36 @@ def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) ->
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise OptionError(f"{path}: cannot be read ({error.strerror})") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise OptionError(f"{path}: is not valid YAML ({error})") from error
-        known = {f.name for f in fields(kind)}
-        if not isinstance(values, dict) or (unknown := sorted(set(values) - known)):
-            names = ", ".join(unknown) if isinstance(values, dict) else "(not a mapping)"
-            raise OptionError(f"{path}: unknown options {names}; known are {', '.join(sorted(known))}")
+        if not isinstance(values, dict):
+            raise OptionError(f"{path}: is not a list of `option: value` lines")
+    origin = path or "flags"
+    known = {f.name: f.default for f in fields(kind)}
+    values = {**values, **{name: value for name, value in flags.items() if value is not None}}
+    if unknown := sorted(str(name) for name in values if name not in known):
+        raise OptionError(f"{origin}: unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    for name, value in values.items():
+        values[name] = _like(known[name], value, f"{origin}: {name} is {value!r}")
     try:
-        return replace(kind(**values), **{name: value for name, value in flags.items() if value is not None})
+        return kind(**values)
     except TypeError as error:
-        raise OptionError(f"{path or 'flags'}: {error}") from error
+        raise OptionError(f"{origin}: {error}") from error
+
+
+def _like(default: Any, value: Any, what: str) -> Any:
+    """Return a value as the kind of number that an option's default is."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise OptionError(f"{what}; write true or false")
+    elif isinstance(default, int | float):
+        try:
+            number = float(value)  # also of the text that YAML makes of 3e-4
+            return number if isinstance(default, float) else int(str(value))
+        except (TypeError, ValueError) as error:
+            kind = "a number" if isinstance(default, float) else "a whole number"
+            raise OptionError(f"{what}; it must be {kind}") from error
+    return value
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

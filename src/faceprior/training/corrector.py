@@ -13,6 +13,7 @@ from torch import nn
 
 from faceprior.corrector import ConditionCorrector, Corrector, load_corrector, save_corrector
 from faceprior.degradations import bicubic_downscale, chain_preset, real_world
+from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
@@ -37,27 +38,40 @@ class CorrectorTask:
         faces: the training split.
         held_out: the split that figures are measured on.
         start: a corrector to start from instead of fresh weights.
+
+    Raises:
+        OptionError: the chain is not known, or the corrector to start from is for another resolution.
     """
 
     def __init__(
-        self, config: CorrectorConfig, faces: PackedFaces, held_out: PackedFaces, start: str | Path | None = None
+        self,
+        config: CorrectorConfig,
+        faces: PackedFaces,
+        held_out: PackedFaces,
+        start: str | Path | None = None,
     ) -> None:
         self.config, self.held_out = config, held_out
         self.preset = chain_preset(config.chain)
         torch.manual_seed(config.seed)
         if start is not None:
             network = load_corrector(start).network
+            if network.resolution != faces.size:
+                raise OptionError(
+                    f"corrector {start} is for {network.resolution}×{network.resolution} faces, the training set"
+                    f" holds {faces.size}×{faces.size}; pack it again with another --size"
+                )
             network.requires_grad_(requires_grad=True)
         else:
             network = ConditionCorrector(resolution=faces.size, **config.network_options)
         self.network: nn.Module = network
         self.shape = network
+        betas = {name: network.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
         self.card = ModelCard(
             kind="corrector",
             name=f"corrector-{faces.size}",
             resolution=faces.size,
             template=TIGHT_TEMPLATE,
-            schedule=ddim_scheduler_config({}, ""),
+            schedule=ddim_scheduler_config(betas, ""),
             data=describe_data(faces),
             licence=licence_of(faces),
         )
@@ -65,7 +79,9 @@ class CorrectorTask:
     def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Squared error on the grid, weighted as the options say (DPI, CRT training)."""
         low, high = math.log(min(self.config.scales)), math.log(max(self.config.scales))
-        host = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        host = torch.Generator().manual_seed(
+            int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        )
         draws = torch.rand(len(faces), 2, generator=host).tolist()
         condition = torch.cat(
             [
@@ -123,7 +139,9 @@ class CorrectorTask:
                     corrected = torch.cat(
                         [
                             network(*batch)
-                            for batch in zip(sample.split(32), t.to(device).split(32), condition.split(32), strict=True)
+                            for batch in zip(
+                                sample.split(32), t.to(device).split(32), condition.split(32), strict=True
+                            )
                         ]
                     ).clamp(-1, 1)
                     kind = "damaged" if damaged else "bicubic"

@@ -55,7 +55,12 @@ def fit_gaussian(denoiser: GaussianDenoiser, faces: PackedFaces, weights: torch.
 
 @torch.no_grad()
 def measure_error_std(
-    network: GaussianResidualUNet, faces: PackedFaces, weights: torch.Tensor, *, samples: int = 512, seed: int = 0
+    network: GaussianResidualUNet,
+    faces: PackedFaces,
+    weights: torch.Tensor,
+    *,
+    samples: int = 512,
+    seed: int = 0,
 ) -> None:
     """Set s_t to the root mean square error of the Gaussian estimate at every step t, in place.
 
@@ -71,7 +76,9 @@ def measure_error_std(
     for t in knots:
         alphas_cumprod = network.alphas_cumprod[t].float().view(1, 1, 1, 1)
         x_t = alphas_cumprod.sqrt() * x0 + (1 - alphas_cumprod).sqrt() * noise
-        estimate = torch.cat([network.gaussian(part, alphas_cumprod.expand(len(part), 1, 1, 1)) for part in x_t.split(128)])
+        estimate = torch.cat(
+            [network.gaussian(part, alphas_cumprod.expand(len(part), 1, 1, 1)) for part in x_t.split(128)]
+        )
         errors.append((estimate - x0).square().mean().sqrt())
     grid, values = knots.double(), torch.stack(errors).double()
     t = torch.arange(steps, dtype=torch.float64)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
 from torch import nn
 
+from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import to_pil
-from faceprior.priors.adapter import Prior
+from faceprior.priors.adapter import PredictionType, Prior
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.residual_unet import GaussianResidualUNet
@@ -38,7 +39,10 @@ class PriorTask:
         config: options.
         faces: the training split; the Gaussian of a "gaussian-residual" network is fitted to it.
         held_out: the split that figures are measured on.
-        start: a prior to start from instead of fresh weights.
+        start: a prior to start from instead of fresh weights; its schedule and prediction type stay.
+
+    Raises:
+        OptionError: the prior to start from is for another resolution, or the weighting does not fit the network.
     """
 
     def __init__(
@@ -46,20 +50,29 @@ class PriorTask:
     ) -> None:
         self.config, self.faces, self.held_out = config, faces, held_out
         torch.manual_seed(config.seed)
+        schedule = ddim_scheduler_config({}, config.prediction_type)
         if start is not None:
             prior = load_prior(start)
-            self.network, prediction_type = prior.network, prior.prediction_type
+            if prior.resolution != faces.size:
+                raise OptionError(
+                    f"prior {start} is for {prior.resolution}×{prior.resolution} faces, the training set holds"
+                    f" {faces.size}×{faces.size}; pack it again with another --size"
+                )
+            self.network, schedule = prior.network, prior.card.schedule
+            schedule = {**(schedule or ddim_scheduler_config({}, "")), "prediction_type": prior.prediction_type}
             self.network.requires_grad_(requires_grad=True)
         elif config.network == "gaussian-residual":
             residual = GaussianResidualUNet(sample_size=faces.size, **config.network_options)
             weights = faces.balanced_weights(config.balance)
             fit_gaussian(residual.gaussian, faces, weights)
             measure_error_std(residual, faces, weights, seed=config.seed)
-            self.network, prediction_type = residual, "sample"
+            betas = {name: residual.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
+            self.network, schedule = residual, ddim_scheduler_config(betas, "sample")
         else:
             self.network = UNet2DModel(sample_size=faces.size, **config.network_options)
-            prediction_type = config.prediction_type
-        schedule = ddim_scheduler_config({}, prediction_type)
+        if config.weighting == "residual" and not isinstance(self.network, GaussianResidualUNet):
+            raise OptionError("weighting residual needs the network gaussian-residual; choose min-snr or p2")
+        prediction_type: PredictionType = schedule["prediction_type"]
         card = ModelCard(
             kind="prior",
             name=f"faces-{faces.size}",
@@ -71,9 +84,6 @@ class PriorTask:
             licence=licence_of(faces),
         )
         self.prior = Prior(self.network, NoiseSchedule.from_scheduler_config(schedule), prediction_type, card)
-        self._error_std = (
-            self.network.error_std.float() if isinstance(self.network, GaussianResidualUNet) else torch.ones(1)
-        )
 
     def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Weighted squared error of x0 at stratified random noise levels."""
@@ -90,7 +100,7 @@ class PriorTask:
         snr = alphas_cumprod / (1 - alphas_cumprod)
         weighting: Weighting = self.config.weighting
         if weighting == "residual":
-            return self._error_std.to(t.device)[t] ** -2
+            return cast("GaussianResidualUNet", self.network).error_std[t] ** -2
         if weighting == "min-snr":
             return snr.clamp(max=_MIN_SNR_GAMMA)
         if weighting == "p2":
@@ -99,7 +109,7 @@ class PriorTask:
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
-        """x0-PSNR of held-out faces at ten noise levels, in dB, and a sheet: noisy above denoised."""
+        """x0-PSNR of held-out faces at ten noise levels, in dB, and a sheet: noisy beside denoised."""
         prior = Prior(network, self.prior.schedule, self.prior.prediction_type, self.prior.card)
         device = prior.device
         count = min(self.config.evaluate_faces, len(self.held_out))

@@ -28,6 +28,19 @@ FORMAT = "faceprior-shards/1"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 FACES_PER_SHARD = 4096
 
+_COLUMNS = "shard, source, terms and licence"
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    Image.DecompressionBombError,
+)
+
 
 @dataclass(frozen=True)
 class PackedFace:
@@ -95,11 +108,11 @@ def pack(
             for item in _pictures(folder, held_out, problems):
                 if item.split not in writers:
                     writers[item.split] = _ShardWriter(output, item.split)
-                pixels = np.asarray(square(item.image).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0))
-                shard, offset = writers[item.split].add(item.name, pixels)
-                faces.append(
-                    PackedFace(shard, offset, item.name, item.split, item.source, item.terms, item.licence)
+                pixels = np.asarray(
+                    square(item.image).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
                 )
+                shard, offset = writers[item.split].add(item.name, pixels)
+                faces.append(PackedFace(shard, offset, item.name, item.split, item.source, item.terms, item.licence))
                 on_face()
     finally:
         for writer in writers.values():
@@ -134,25 +147,15 @@ def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[_P
             image,
             name,
             split,
-            row.get("source", folder.name),
-            row.get("terms", "unknown"),
-            row.get("licence", "unknown"),
+            row.get("source") or folder.name,
+            row.get("terms") or "unknown",
+            row.get("licence") or "unknown",
         )
 
     for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isfile() else None
-                if file is None or Path(member.name).suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                try:
-                    with Image.open(io.BytesIO(file.read())) as image:
-                        rgb = to_rgb(image)
-                except (OSError, ValueError, SyntaxError) as error:
-                    problems.append(f"{path}: {member.name} cannot be read ({error})")
-                    continue
-                split = "val" if path.name.startswith("val") else "train"
-                yield describe(rgb, member.name, split, path.name)
+        split = "val" if path.name.startswith("val") else "train"
+        for name, rgb in _tar_pictures(path, problems):
+            yield describe(rgb, name, split, path.name)
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
         name = path.relative_to(folder).as_posix()
         split = "val" if crc32(name.encode()) / 2**32 < held_out else "train"
@@ -162,11 +165,34 @@ def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[_P
             problems.append(str(error))
 
 
+def _tar_pictures(path: Path, problems: list[str]) -> Iterator[tuple[str, Image.Image]]:
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isfile() else None
+                if file is None or Path(member.name).suffix.lower() not in IMAGE_SUFFIXES:
+                    continue
+                try:
+                    with Image.open(io.BytesIO(file.read())) as image:
+                        rgb = to_rgb(image)
+                except _UNREADABLE as error:
+                    problems.append(f"{path}: {member.name} cannot be read ({error})")
+                    continue
+                yield member.name, rgb
+    except (tarfile.TarError, OSError) as error:
+        problems.append(f"{path}: is damaged or cut short ({error})")
+
+
 def _read_index(path: Path) -> dict[tuple[str, str], dict[str, str]]:
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {(row.get("shard") or "", row["file"]): row for row in csv.DictReader(file)}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return {(row.get("shard") or "", row["file"]): row for row in csv.DictReader(file)}
+    except KeyError as error:
+        raise DataError(f"{path} has no column {error}; it needs file, and may have {_COLUMNS}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 CSV ({error})") from error
 
 
 class _ShardWriter:
@@ -205,24 +231,16 @@ class PackedFaces:
     Args:
         folder: output of `faceprior data pack`.
         split: "train" or "val".
-        terms: keep only faces of these terms (for example ("open",)); None keeps all.
+        terms: keep only faces of these terms (for example ("open",)); None or empty keeps all.
 
     Raises:
-        DataError: there is no manifest, a shard is missing or short, or nothing is left after filtering.
+        DataError: the manifest is missing or damaged, a shard is missing or short, or nothing is left after
+            filtering.
     """
 
     def __init__(self, folder: Path, split: str, terms: Sequence[str] | None = None) -> None:
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise DataError(f"{folder / MANIFEST} has format {manifest['format']!r}, not {FORMAT!r}; pack again")
-            faces = [PackedFace(**row) for row in manifest["faces"]]
-        except OSError as error:
-            raise DataError(f"{folder} has no {MANIFEST}; make it with `faceprior data pack`") from error
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise DataError(f"{folder / MANIFEST} is damaged ({error}); pack the data again") from error
-        self.size = int(manifest["size"])
-        self.faces = [f for f in faces if f.split == split and (terms is None or f.terms in terms)]
+        self.size, faces = _read_manifest(folder)
+        self.faces = [f for f in faces if f.split == split and (not terms or f.terms in terms)]
         if not self.faces:
             raise DataError(f"{folder} holds no face of split {split!r}" + (f" and terms {terms}" if terms else ""))
         self._shards = {}
@@ -262,3 +280,18 @@ class PackedFaces:
         counts = Counter(face.source for face in self.faces)
         weights = torch.tensor([counts[face.source] ** (exponent - 1.0) for face in self.faces], dtype=torch.float64)
         return weights / weights.sum()
+
+
+def _read_manifest(folder: Path) -> tuple[int, list[PackedFace]]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, size = manifest["format"], int(manifest["size"])
+        faces = [PackedFace(**row) for row in manifest["faces"]] if found == FORMAT else []
+    except OSError as error:
+        raise DataError(f"{folder} has no {MANIFEST}; make it with `faceprior data pack`") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); pack the data again") from error
+    if found != FORMAT:
+        raise DataError(f"{path} has format {found!r}, not {FORMAT!r}; pack again")
+    return size, faces

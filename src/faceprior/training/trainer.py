@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 
-from faceprior.errors import OutputError
+from faceprior.errors import OptionError, OutputError
 from faceprior.images import write_png
 from faceprior.training.config import TrainConfig, to_dict
 from faceprior.training.shards import PackedFaces
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 KEPT_CHECKPOINTS = 2
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Task(Protocol):
@@ -67,101 +76,182 @@ def train(
         output: folder of the run.
         resume: go on from the newest checkpoint in `output`; without it `output` must hold none.
         command: command line, for the card.
-        on_step: called with (steps done, loss, figures or None) after every step.
+        on_step: called with (steps done, loss, figures or None) after every step, in the main process.
 
     Returns:
-        The figures of the last evaluation.
+        The figures of the last evaluation; none if a resumed run was already done.
 
     Raises:
-        OutputError: `output` holds checkpoints and `resume` is False.
+        OutputError: `output` holds checkpoints and `resume` is False, or they are of another network.
+        OptionError: the batch does not divide among the processes, or the precision needs a GPU.
+        KeyboardInterrupt: SIGINT or SIGTERM came. The step under way is ended and saved as a checkpoint first,
+            so that nothing is lost; a second signal does not wait.
     """
     checkpoints = output / "checkpoints"
     newest = max(checkpoints.glob("step-*"), default=None)
     if newest is not None and not resume:
-        raise OutputError(f"{output} holds a run that has reached {newest.name}; add --resume or choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+        raise OutputError(
+            f"{output} holds a run that has reached {newest.name}; add --resume or choose another --output"
+        )
+    accelerator = _accelerator(config, output)
+    main = accelerator.is_main_process
+    learner = _Learner(task.network, config, accelerator)
+    step, started, held_out = 0, time.monotonic(), dict[str, float]()
+    if newest is not None:
+        step = learner.load(newest)
+    if main:
+        output.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+        (output / "config.yaml").write_text(text, encoding="utf-8")
+    accelerator.init_trackers("tensorboard")
+    draw = _Batches(faces, config, accelerator)
+    learner.network.train()
+    stopping = False
+    try:
+        with _StopSignals() as signals, _Log(output / "log.jsonl" if main else None, step) as log:
+            while step < config.steps and not stopping:
+                loss = learner.step(task, *draw(step), step)
+                step += 1
+                # one exchange for both, after which every process stops at the same step
+                state = torch.stack([loss.float(), loss.new_tensor(signals.came, dtype=torch.float32)])
+                value, came = accelerator.reduce(state, "mean").tolist()
+                stopping, figures = came > 0, None
+                if step % config.evaluate_every == 0 or step == config.steps:
+                    with learner.averaged() as network:
+                        if main:
+                            held_out = figures = _evaluate(task, network, config, output, step, command)
+                log.write(step=step, loss=value, seconds=round(time.monotonic() - started, 1), held_out=figures)
+                accelerator.log({"loss": value, **(figures or {})}, step=step)
+                if step % config.checkpoint_every == 0 or step == config.steps or stopping:
+                    learner.save(checkpoints, step)
+                if main:
+                    on_step(step, value, figures)
+    finally:
+        accelerator.end_training()
+    if step < config.steps:
+        raise KeyboardInterrupt
+    return held_out
 
+
+def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
+    cpu = not torch.cuda.is_available()
+    if cpu and config.mixed_precision == "fp16":
+        raise OptionError("mixed_precision fp16 needs a GPU; choose bf16 or no")
+    # without this a second training in one process is refused another precision
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with="tensorboard" if find_spec("tensorboard") else None,
         project_dir=str(output),
-        cpu=not torch.cuda.is_available(),
+        cpu=cpu,
     )
-    network = task.network.to(accelerator.device, memory_format=torch.channels_last)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    ema = EMAModel(parameters, decay=config.ema_decay)
-    model, optimizer = accelerator.prepare(torch.compile(network) if config.compile else network, optimizer)
-    accelerator.register_for_checkpointing(ema)
-    ema.to(accelerator.device)
-    accelerator.init_trackers("tensorboard")
+    if config.batch_size % accelerator.num_processes:
+        raise OptionError(
+            f"batch_size {config.batch_size} does not divide among {accelerator.num_processes} processes"
+        )
+    return accelerator
 
-    step, started, held_out = 0, time.monotonic(), dict[str, float]()
-    if newest is not None:
-        accelerator.load_state(str(newest))
-        step = int(newest.name.removeprefix("step-"))
-    log = _Log(output / "log.jsonl", step)
-    draw = _Batches(faces, config, accelerator)
-    network.train()
-    try:
-        while step < config.steps:
-            batch, generator = draw(step)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * config.learning_rate_factor(step)
-            loss = task.loss(model, batch, generator)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(parameters, config.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.step(parameters)
-            step += 1
-            value = loss.item()
-            figures = None
-            if step % config.evaluate_every == 0 or step == config.steps:
-                network.eval()
-                ema.store(parameters)
-                ema.copy_to(parameters)
-                if accelerator.is_main_process:
-                    held_out, sheet = task.evaluate(network)
-                    figures = held_out
-                    (output / "sheets").mkdir(exist_ok=True)
-                    write_png(output / "sheets" / f"step-{step:07d}.png", sheet)
-                    training = {
-                        "command": command,
-                        "steps": step,
-                        "samples": step * config.batch_size,
-                        "config": to_dict(config),
-                    }
-                    task.export(network, output / "weights", training, held_out)
-                ema.restore(parameters)
-                network.train()
-            log.write(step=step, loss=value, seconds=round(time.monotonic() - started, 1), held_out=figures)
-            accelerator.log({"loss": value, **(figures or {})}, step=step)
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                _save_checkpoint(accelerator, checkpoints, step)
-            on_step(step, value, figures)
-    finally:
-        log.close()
-        accelerator.end_training()
+
+def _evaluate(
+    task: Task, network: nn.Module, config: TrainConfig, output: Path, step: int, command: str
+) -> dict[str, float]:
+    held_out, sheet = task.evaluate(network)
+    (output / "sheets").mkdir(exist_ok=True)
+    write_png(output / "sheets" / f"step-{step:07d}.png", sheet)
+    training = {
+        "command": command,
+        "steps": step,
+        "samples": step * config.batch_size,
+        "config": to_dict(config),
+    }
+    task.export(network, output / "weights", training, held_out)
     return held_out
 
 
-def _save_checkpoint(accelerator: Accelerator, checkpoints: Path, step: int) -> None:
-    partial = checkpoints / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        final = checkpoints / f"step-{step:07d}"
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in sorted(checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+class _Learner:
+    """The network, its optimiser and its averaged weights, as accelerate runs, saves and loads them."""
+
+    def __init__(self, network: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.network: nn.Module = network.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay)
+        model = torch.compile(self.network) if config.compile else self.network
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        accelerator.register_for_checkpointing(self.ema)
+
+    def step(self, task: Task, faces: torch.Tensor, generator: torch.Generator, step: int) -> torch.Tensor:
+        """Take one optimiser step; returns the loss of this process."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self.config.learning_rate_factor(step)
+        loss = task.loss(self.model, faces, generator)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.parameters)
+        return loss.detach()
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Put the averaged weights into the network for a while."""
+        self.network.eval()
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        yield self.network
+        self.ema.restore(self.parameters)
+        self.network.train()
+
+    def save(self, checkpoints: Path, step: int) -> None:
+        """Write `step-…`, all of it or nothing, and remove the oldest beyond `KEPT_CHECKPOINTS`."""
+        partial = checkpoints / "partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            final = checkpoints / f"step-{step:07d}"
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in sorted(checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+
+    def load(self, checkpoint: Path) -> int:
+        """Load a checkpoint; returns its step."""
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except (RuntimeError, ValueError) as error:
+            raise OutputError(
+                f"{checkpoint} does not fit this network; resume with the options in its run's config.yaml ({error})"
+            ) from error
+        self.ema.to(self.accelerator.device)  # accelerate leaves it on the CPU
+        return int(checkpoint.name.removeprefix("step-"))
+
+
+class _StopSignals:
+    """Takes note of SIGINT and SIGTERM, so that the step under way can end; a second one acts as ever."""
+
+    def __enter__(self) -> Self:
+        self.came = False
+        main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+        self.before = {number: signal.signal(number, self._note) for number in _SIGNALS if main}
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+        self.__exit__()
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 class _Batches:
-    """Draws the batch of any step, the same one each time; on a GPU from a copy of the faces in its memory."""
+    """Draws the batch of any step, the same one each time; on a GPU from a copy in its memory if that fits."""
 
     def __init__(self, faces: PackedFaces, config: TrainConfig, accelerator: Accelerator) -> None:
         self.faces, self.config = faces, config
@@ -169,7 +259,11 @@ class _Batches:
         self.process = accelerator.process_index
         self.count = max(1, config.batch_size // accelerator.num_processes)
         self.weights = faces.balanced_weights(config.balance)
-        self.resident = None if self.device.type == "cpu" else faces.pixels(range(len(faces))).to(self.device)
+        self.resident: torch.Tensor | None = None
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if len(faces) * faces.nbytes < free / 2:  # the rest is for training
+                self.resident = faces.pixels(range(len(faces))).to(self.device)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Generator]:
         """Faces in [-1, 1], (B, 3, R, R), and the generator for the rest of the step."""
@@ -178,9 +272,10 @@ class _Batches:
         indices = torch.multinomial(self.weights, self.count, replacement=True, generator=host)
         flipped = torch.rand(self.count, generator=host) < self.config.flip
         if self.resident is None:
-            pixels = self.faces.pixels(indices.tolist())
+            pixels = self.faces.pixels(indices.tolist()).to(self.device)
         else:
-            pixels, flipped = self.resident[indices.to(self.device)], flipped.to(self.device)
+            pixels = self.resident[indices.to(self.device)]
+        flipped = flipped.to(self.device)
         faces = pixels.float() / 127.5 - 1.0
         faces = torch.where(flipped.view(-1, 1, 1, 1), faces.flip(-1), faces)
         return faces, torch.Generator(self.device).manual_seed(device_seed)
@@ -189,19 +284,26 @@ class _Batches:
 class _Log:
     """A line of JSON a step; lines that a killed run wrote after its last checkpoint are dropped on resume."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        kept: list[str] = []
-        if path.exists():
-            kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path | None, step: int) -> None:
+        self.path, self.step = path, step
+
+    def __enter__(self) -> Self:
+        self.file: TextIO | None = None
+        if self.path is not None:
+            lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+            kept = [f"{line}\n" for line in lines if _step_of(line) <= self.step]
+            self.path.write_text("".join(kept), encoding="utf-8")
+            self.file = self.path.open("a", encoding="utf-8")
+        return self
 
     def write(self, **values: Any) -> None:
-        self.file.write(json.dumps({k: v for k, v in values.items() if v is not None}) + "\n")
-        self.file.flush()
+        if self.file is not None:
+            self.file.write(json.dumps({k: v for k, v in values.items() if v is not None}) + "\n")
+            self.file.flush()
 
-    def close(self) -> None:
-        self.file.close()
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 def _step_of(line: str) -> float:

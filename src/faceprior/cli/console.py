@@ -1,0 +1,56 @@
+"""What commands print: results on standard output, bars and errors on standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn
+from rich.text import Text
+from typer.core import TyperGroup
+
+from faceprior.errors import FacePriorError
+
+EXIT_USAGE, EXIT_SOME_FAILED, EXIT_STOPPED = 2, 3, 130
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def say(target: Console, text: str, *, label: str = "") -> None:
+    """Print one line, after a red label; a file name in it is neither markup nor control codes."""
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    words = [(f"{label} ", "red"), printable] if label else [printable]
+    target.print(Text.assemble(*words), soft_wrap=True, highlight=False)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """Return a bar on standard error; nothing is drawn where that is not a terminal."""
+    # rich would send what is printed meanwhile to the bar's console, also where the user piped it elsewhere
+    piped = not sys.stdout.isatty()
+    return Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal, redirect_stdout=not piped
+    )
+
+
+class Commands(TyperGroup):
+    """Commands whose errors are one line without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except FacePriorError as error:
+            say(errors, str(error), label="error")
+            raise typer.Exit(EXIT_USAGE) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            say(errors, f"{named}; check the name and the space on the disk", label="error")
+            raise typer.Exit(EXIT_USAGE) from error
+        except KeyboardInterrupt as error:
+            say(errors, "stopped")
+            raise typer.Exit(EXIT_STOPPED) from error

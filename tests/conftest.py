@@ -1,0 +1,148 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from faceprior.corrector import ConditionCorrector, Corrector
+from faceprior.priors.adapter import Prior
+from faceprior.priors.card import ModelCard
+from faceprior.priors.noise_schedule import NoiseSchedule
+from faceprior.priors.residual_unet import GaussianResidualUNet
+
+SIDE = 32
+
+
+def linear_scheduler_config(steps=1000):
+    """The same total noise for every number of steps."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": steps,
+        "beta_start": 0.1 / steps,
+        "beta_end": 20 / steps,
+        "beta_schedule": "linear",
+    }
+
+
+def frozen(network):
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def randomise(network, seed, share=0.1):
+    """Give every parameter a random part, zero-initialised convolutions too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=share * fan_in**-0.5)
+    return frozen(network)
+
+
+def gaussian_network(steps=1000, seed=0):
+    torch.manual_seed(seed)
+    network = GaussianResidualUNet(
+        sample_size=SIDE,
+        rank=8,
+        block_out_channels=(16, 32),
+        attention=(False, False),
+        norm_num_groups=8,
+        num_train_timesteps=steps,
+        beta_start=0.1 / steps,
+        beta_end=20 / steps,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = network.gaussian
+    for half in gaussian.components:
+        half.copy_(torch.linalg.qr(torch.randn(half.shape, generator=generator).T)[0].T)
+    gaussian.mean.copy_(0.3 * torch.randn(gaussian.mean.shape, generator=generator))
+    gaussian.component_std.copy_(2 + 4 * torch.rand(gaussian.component_std.shape, generator=generator))
+    gaussian.remainder_std.fill_(0.3)
+    gaussian.detail_std.fill_(0.15)
+    network.error_std.copy_(torch.linspace(0.1, 0.4, steps))
+    randomise(network.unet, seed, 0.05)
+    nn.init.normal_(network.unet.conv_out.weight, std=0.05, generator=generator)
+    return frozen(network)
+
+
+def epsilon_network(seed=0):
+    torch.manual_seed(seed)
+    network = UNet2DModel(
+        sample_size=SIDE,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+    return randomise(network, seed)
+
+
+def make_card(kind, name, steps=1000, prediction_type="epsilon"):
+    return ModelCard(
+        kind=kind,
+        name=name,
+        resolution=SIDE,
+        schedule={**linear_scheduler_config(steps), "prediction_type": prediction_type},
+        prediction_type=prediction_type,
+    )
+
+
+def make_prior(network, prediction_type, steps=1000):
+    schedule = NoiseSchedule.linear(steps, 0.1 / steps, 20 / steps)
+    card = make_card("prior", "tiny", steps, prediction_type)
+    return Prior(network, schedule, prediction_type, card)
+
+
+def make_corrector(steps=1000, seed=0, *, grid="dense", injection="concat", placement="sampled", stride=2):
+    torch.manual_seed(seed)
+    network = ConditionCorrector(
+        resolution=SIDE,
+        stride=stride,
+        grid=grid,
+        injection=injection,
+        placement=placement,
+        block_out_channels=(16, 16),
+        attention=(False, True),
+        attention_head_dim=8,
+        norm_num_groups=8,
+        num_train_timesteps=steps,
+        beta_start=0.1 / steps,
+        beta_end=20 / steps,
+    )
+    nn.init.normal_(network.unet.conv_out.weight, std=0.02)
+    return Corrector(frozen(network), make_card("corrector", "tiny-corrector", steps))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Makers of tiny networks with random weights; all of the side `tiny.side`.
+
+    `gaussian_prior` has the embedded prior's network (prediction type "sample"), `epsilon_prior` a `UNet2DModel`
+    with six output channels. `steps` is T; the total noise is the same for each.
+    """
+    return SimpleNamespace(
+        side=SIDE,
+        scheduler_config=linear_scheduler_config,
+        gaussian_network=gaussian_network,
+        epsilon_network=epsilon_network,
+        gaussian_prior=lambda steps=1000, seed=0: make_prior(gaussian_network(steps, seed), "sample", steps),
+        epsilon_prior=lambda steps=1000, seed=0: make_prior(epsilon_network(seed), "epsilon", steps),
+        prior=make_prior,
+        corrector=make_corrector,
+        randomise=randomise,
+    )
+
+
+@pytest.fixture
+def rng():
+    """Generator of a test's own random tensors."""
+    return torch.Generator().manual_seed(1234)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)

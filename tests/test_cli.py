@@ -1,0 +1,691 @@
+import errno
+import json
+import os
+import pickle
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load, save
+from typer.testing import CliRunner
+
+from adm_reference import ADMUNet, randomise
+from faceprior import __version__
+from faceprior.cli.app import app
+from faceprior.images import read_image, read_metadata
+from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.priors import save_prior
+from tiny_faces import smooth_picture
+
+QUICK = ("--steps", "2", "--device", "cpu", "--dtype", "float32")
+
+
+def faceprior(*arguments):
+    """Run a command in this process; its errors must be meant for the user."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def subprocess_environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
+def faceprior_process(*arguments, **options):
+    """Start a command in a process of its own."""
+    command = [sys.executable, "-m", "faceprior", *map(str, arguments)]
+    environment = {**subprocess_environment(), **options.pop("env", {})}
+    return subprocess.Popen(command, env=environment, text=True, **options)  # noqa: S603
+
+
+@pytest.fixture(scope="module")
+def prior(tiny, tmp_path_factory):
+    """A folder with a tiny prior and, inside it, its corrector."""
+    folder = tmp_path_factory.mktemp("weights") / "prior"
+    save_prior(tiny.gaussian_prior(), folder)
+    corrector = tiny.corrector()
+    pipeline = FacePriorPipeline.from_pretrained(folder, corrector=None)
+    whole = FacePriorPipeline(
+        pipeline.unet, pipeline.scheduler, corrector.network, pipeline.prior.card, corrector.card
+    )
+    whole.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def face(tmp_path):
+    path = tmp_path / "face.png"
+    Image.fromarray(smooth_picture(0, 8)).save(path)
+    return path
+
+
+@pytest.fixture
+def restore(prior, tmp_path):
+    return lambda *arguments: faceprior("restore", "--output", tmp_path / "out", "--prior", prior, *QUICK, *arguments)
+
+
+def one_line_of(text):
+    """The only line of an error."""
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+# --- restore
+
+
+def test_a_face_is_restored_and_the_result_is_named(restore, face, tmp_path):
+    result = restore(face)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    line = one_line_of(result.stdout)
+    assert line.startswith(f"{face} → {tmp_path / 'out' / 'face.png'}  (×4, agrees with the input to ")
+    assert read_image(tmp_path / "out" / "face.png").size == (32, 32)
+    assert read_metadata(tmp_path / "out" / "face.png")["options"]["steps"] == 2
+
+
+def test_what_was_done_to_the_file_is_said(restore, tmp_path):
+    Image.fromarray(smooth_picture(0, 40)[:30]).save(tmp_path / "wide.jpg")
+    result = restore(tmp_path / "wide.jpg")
+    assert ", cropped to the central square of 40×30, reduced from 30×30 to 8×8)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("bad", "others", "code", "summary"),
+    [
+        ("text", 1, 3, "1 of 2 failed; the others are done"),
+        ("missing", 2, 3, "1 of 3 failed; the others are done"),
+        ("folder", 1, 3, "1 of 2 failed; the others are done"),
+        ("text", 0, 3, "1 of 1 failed"),
+    ],
+)
+def test_one_bad_input_does_not_stop_the_others(restore, tmp_path, bad, others, code, summary):
+    inputs = [tmp_path / "bad [input].png"]
+    if bad == "text":
+        inputs[0].write_text("not a picture")
+    elif bad == "folder":
+        inputs[0].mkdir()
+    for number in range(others):
+        inputs.append(tmp_path / f"{number}.png")
+        Image.fromarray(smooth_picture(number, 8)).save(inputs[-1])
+    result = restore(*inputs)
+    assert result.exit_code == code
+    failed, *_, last = result.stderr.strip().splitlines()
+    assert failed.startswith(f"failed {inputs[0]}: ")
+    assert last == summary
+    assert len(result.stdout.splitlines()) == others
+    log = [json.loads(line) for line in (tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()]
+    assert [(line["input"], line["status"]) for line in log] == [
+        (str(path), "failed" if path == inputs[0] else "done") for path in inputs
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["[red]x.png", "[bold] [].png", "x\\[.png", ":smile:.png", "a b ü 顔.png", "%s {0}.png"]
+)
+def test_names_are_printed_as_they_are(restore, name, tmp_path):
+    Image.fromarray(smooth_picture(0, 8)).save(tmp_path / name)
+    good = restore(tmp_path / name)
+    assert good.stdout.startswith(f"{tmp_path / name} → {tmp_path / 'out' / name}  (")
+    (tmp_path / name).write_text("not a picture")
+    assert restore(tmp_path / name).stderr.startswith(f"failed {tmp_path / name}: is not an image")
+
+
+def test_control_codes_and_foreign_bytes_in_names_are_printed_escaped(restore, tmp_path):
+    for name, shown in (("a\nb\x1b[31m.png", r"a\nb\x1b[31m.png"), (os.fsdecode(b"caf\xe9.png"), r"caf\udce9.png")):
+        Image.fromarray(smooth_picture(0, 8)).save(tmp_path / name)
+        result = restore(tmp_path / name)
+        assert result.exit_code == 0
+        assert one_line_of(result.stdout).startswith(f"{tmp_path}/{shown} → {tmp_path}/out/{shown}  (")
+
+
+USAGE = {
+    "scale": (("--scale", "5"), "'5' is not one of '4', '8', '16', 'auto'"),
+    "scale of this prior": (("--scale", "16"), "scale 16 leaves 2 pixels of a 32-pixel face; choose a smaller one"),
+    "tau": (("--tau", "1.5"), "tau is 1.5; it must lie in 0 to 1"),
+    "tau that is no number": (("--tau", "nan"), "tau is nan; it must lie in 0 to 1"),
+    "tau of letters": (("--tau", "high"), "--tau"),
+    "stride": (("--stride", "3"), "stride is 3; choose 1, 2, 4 or 8"),
+    "stride of the corrector": (("--stride", "1"), "not a multiple of the corrector's stride 2"),
+    "edge exponent": (("--edge-exponent", "-1"), "edge exponent is -1.0; it must"),
+    "late weight": (("--late-weight", "-1"), "late weight is -1.0"),
+    "eta": (("--eta", "-0.1"), "eta is -0.1; it must lie in 0 to 1"),
+    "eta of ddpm": (("--solver", "ddpm", "--eta", "0.5"), "eta belongs to the solver ddim"),
+    "no steps": (("--steps", "0"), "steps is 0; it must lie in 1 to"),
+    "too many steps": (("--steps", "1001"), "steps is 1001; it must lie in 1 to"),
+    "start": (("--start", "0"), "start is 0.0; it must lie above 0"),
+    "samples": (("--samples", "0"), "--samples"),
+    "too many samples": (("--samples", "1000000"), "--samples"),
+    "seed": (("--seed", "-1"), "--seed"),
+    "seed beyond 64 bits": (("--seed", str(2**64)), "--seed"),
+    "batch size": (("--batch-size", "0"), "--batch-size"),
+    "device": (("--device", "tpu"), "'tpu' is not one of"),
+    "dtype": (("--dtype", "int8"), "'int8' is not one of"),
+    "preset": (("--preset", "best"), "'best' is not one of"),
+    "degradation": (("--degrade", "--degradation", "rain"), "'rain' is not one of"),
+    "unknown option": (("--sharpen",), "No such option: --sharpen"),
+    "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither embedded (faces-128"),
+    "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither embedded (corrector-128"),
+    "corrector of another resolution": (
+        ("--corrector", "corrector-128"),
+        "corrector corrector-128 is for 128×128 faces, the prior for 32×32; choose another with --corrector, or none",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", USAGE)
+def test_wrong_usage_is_refused_before_anything_is_written(restore, kind, face, tmp_path):
+    arguments, message = USAGE[kind]
+    result = restore(face, *arguments)
+    assert result.exit_code == 2
+    assert message in re.sub(r"[\s│]+", " ", result.stderr)
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+    if "Usage:" not in result.stderr:
+        assert one_line_of(result.stderr).startswith("error ")
+
+
+def test_input_and_output_must_be_named(prior, face):
+    assert faceprior("restore", face).exit_code == 2
+    assert faceprior("restore", "--output", "x").exit_code == 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(restore, device, face, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    result = restore(face, "--device", device)
+    assert result.exit_code == 2
+    assert one_line_of(result.stderr) == (
+        f"error device {device} was asked for, but torch finds none on this machine; use --device cpu"
+    )
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/faceprior"])
+def test_an_output_that_cannot_be_written_is_refused_in_one_line(prior, face, place, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    result = faceprior("restore", face, "--output", tmp_path / place, "--prior", prior, *QUICK)
+    assert result.exit_code == 2
+    assert one_line_of(result.stderr).startswith(f"error {tmp_path / place}: cannot be written to (")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_line_for_each_file(restore, face, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    result = restore(face)
+    assert result.exit_code == 3
+    assert "face.png: cannot be written (No space left on device)" in result.stderr.splitlines()[0]
+
+
+class Exploit:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+@pytest.mark.parametrize("kind", ["pickle with code", "torch file with code", "picture", "text", "empty", "folder"])
+def test_what_is_no_prior_is_refused_in_one_line_and_never_executed(restore, kind, face, tmp_path):
+    path = tmp_path / "prior.pt"
+    if kind == "pickle with code":
+        path.write_bytes(pickle.dumps(Exploit(tmp_path / "executed"), protocol=2))
+    elif kind == "torch file with code":
+        torch.save({"state": Exploit(tmp_path / "executed")}, path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"picture": face.read_bytes(), "text": b"weights", "empty": b""}[kind])
+    result = restore(face, "--prior", path)
+    assert result.exit_code == 2
+    assert one_line_of(result.stderr).startswith(f"error {path}: ")
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def without_first_convolution(content):
+    state = load(content)
+    del state["unet.conv_in.weight"]
+    return save(state, metadata={"format": "pt"})
+
+
+def with_wrong_sha256(content):
+    return json.dumps({**json.loads(content), "sha256": "0" * 64}).encode()
+
+
+WEIGHTS, CARD = "unet/diffusion_pytorch_model.safetensors", "card.json"
+SPOILED = {
+    # what is wrong with a prior's folder: (in which file, how it comes about, the message)
+    "wrong sha256": (CARD, with_wrong_sha256, "is not the card's 000000000000…"),
+    "broken card": (CARD, lambda content: content[:20], "card.json: is not a valid card"),
+    "weights cut short": (WEIGHTS, lambda content: content[:-1000], "the weights cannot be loaded"),
+    "missing keys": (WEIGHTS, without_first_convolution, "missing keys: unet.conv_in.weight"),
+    "no weights": (WEIGHTS, None, "holds no diffusion_pytorch_model.safetensors"),
+    "no schedule": ("scheduler/scheduler_config.json", None, "holds no scheduler_config.json"),
+    "broken configuration": ("unet/config.json", lambda _: b"{", "config.json: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_weights_that_cannot_be_trusted_are_refused_in_one_line_that_names_them(restore, prior, kind, face, tmp_path):
+    name, change, message = SPOILED[kind]
+    folder = shutil.copytree(prior, tmp_path / "spoiled")
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if change is not None:
+        (folder / name).write_bytes(change(content))
+    if name != CARD:
+        (folder / CARD).unlink()
+    result = restore(face, "--prior", folder)
+    assert result.exit_code == 2
+    line = one_line_of(result.stderr)
+    assert line.startswith(f"error {folder}")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+# --- every option reaches the work
+
+OPTIONS = {
+    "nothing": (),
+    "scale": ("--scale", "8"),
+    "corrector": ("--corrector", "none"),
+    "preset": ("--preset", "paper-ddim"),
+    "solver": ("--solver", "ddpm"),
+    "steps": ("--steps", "7"),
+    "start": ("--start", "0.9"),
+    "tau": ("--tau", "0.45"),
+    "stride": ("--stride", "4"),
+    "edge exponent": ("--edge-exponent", "0.2"),
+    "late weight": ("--late-weight", "0.1"),
+    "eta": ("--eta", "0.4"),
+    "seed": ("--seed", "1"),
+    "dtype": ("--dtype", "bfloat16"),
+    "degrade": ("--degrade",),
+    "degradation": ("--degrade", "--degradation", "difface"),
+}
+
+
+def test_every_option_changes_the_result(restore, face, tmp_path):
+    pixels = {}
+    for name, arguments in OPTIONS.items():
+        assert restore(face, "--steps", "6", "--tau", "0.3", *arguments).exit_code == 0
+        pixels[name] = read_image(tmp_path / "out" / "face.png").tobytes()
+    for name, found in pixels.items():
+        assert [other for other in pixels if pixels[other] == found] == [name]
+
+
+def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
+    arguments = "--scale 8 --solver ddim --steps 5 --start 0.7 --tau 0.3 --stride 4 --edge-exponent 1.1"
+    arguments += " --late-weight 0.9 --eta 0.2 --seed 12 --corrector none --preset paper-ddim --dtype bfloat16"
+    restore(face, "--samples", "2", *arguments.split())
+    metadata = read_metadata(tmp_path / "out" / "face-2.png")
+    expected = {"solver": "ddim", "steps": 5, "start": 0.7, "tau": 0.3, "stride": 4, "edge_exponent": 1.1}
+    assert metadata["options"] == {**expected, "late_weight": 0.9, "eta": 0.2, "placement": "resized"}
+    assert (metadata["scale"], metadata["seed"], metadata["sample"]) == (8.0, 12, 2)
+    assert (metadata["preset"], metadata["corrector"], metadata["dtype"]) == ("paper-ddim", None, "bfloat16")
+    assert (metadata["faceprior"], metadata["method"]) == (__version__, "dpi")
+
+
+def test_the_same_command_line_writes_the_same_bytes(restore, face, tmp_path):
+    written = []
+    for _ in range(2):
+        restore(face, "--samples", "2", "--sheet", "--seed", "3")
+        written.append({path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")})
+    assert written[0] == written[1]
+    assert len(written[0]) == 5
+
+
+# --- explain
+
+
+def test_explain_prints_how_a_result_was_made(restore, face, tmp_path):
+    restore(face, "--seed", "7")
+    result = faceprior("explain", tmp_path / "out" / "face.png")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == read_metadata(tmp_path / "out" / "face.png")
+    assert json.loads(result.stdout)["seed"] == 7
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "text", "missing", "folder"])
+def test_explain_refuses_other_files_in_one_line(kind, face, tmp_path):
+    path = tmp_path / f"[x].{kind}"
+    if kind in ("png", "jpeg"):
+        Image.open(face).save(path, kind)
+    elif kind == "text":
+        path.write_text("text")
+    elif kind == "folder":
+        path.mkdir()
+    result = faceprior("explain", path)
+    assert result.exit_code == 2
+    assert one_line_of(result.stderr).startswith(f"error {path}: ")
+    assert result.stdout == ""
+
+
+# --- priors
+
+
+def test_the_embedded_priors_are_listed_and_shown():
+    listed = faceprior("priors", "list").stdout
+    assert "faces-128" in listed
+    assert "corrector-128" in listed
+    for name, kind in (("faces-128", "prior"), ("corrector-128", "corrector")):
+        card = json.loads(faceprior("priors", "show", name).stdout)
+        assert (card["name"], card["kind"], card["resolution"]) == (name, kind, 128)
+        assert len(card["sha256"]) == 64
+
+
+def test_a_folder_is_shown_and_an_unknown_name_refused(prior):
+    assert json.loads(faceprior("priors", "show", prior).stdout)["resolution"] == 32
+    assert json.loads(faceprior("priors", "show", prior / "corrector").stdout)["kind"] == "corrector"
+    result = faceprior("priors", "show", "nothing")
+    assert result.exit_code == 2
+    assert "neither embedded" in one_line_of(result.stderr)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    flags = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2"}
+    flags |= {"attention_resolutions": "16", "num_head_channels": 32}
+    network = randomise(ADMUNet(32, 32, 1, (1, 2), (16,), 32), 0)
+    torch.save(network.state_dict(), tmp_path / "adm.pt")
+    (tmp_path / "flags.json").write_text(json.dumps(flags))
+    return tmp_path / "adm.pt", ("--adm-config", tmp_path / "flags.json")
+
+
+def test_an_adm_checkpoint_restores_as_it_is_and_converted_alike(checkpoint, face, tmp_path):
+    path, flags = checkpoint
+    result = faceprior("priors", "convert", path, "--output", tmp_path / "converted", *flags)
+    assert result.exit_code == 0
+    assert one_line_of(result.stdout).startswith(f"{path} → {tmp_path / 'converted'} (32×32, sha256 ")
+    pixels = []
+    for number, arguments in enumerate(((path, *flags), (tmp_path / "converted",))):
+        output = tmp_path / f"out-{number}"
+        result = faceprior("restore", face, "--output", output, *QUICK, "--prior", *arguments)
+        assert result.exit_code == 0
+        pixels.append(read_image(output / "face.png").tobytes())
+    assert pixels[0] == pixels[1]
+
+
+def test_a_checkpoint_that_does_not_fit_its_flags_is_refused(checkpoint, tmp_path):
+    path, _ = checkpoint
+    for arguments, message in (
+        ((path,), "adm.pt"),
+        ((tmp_path / "missing.pt",), "missing.pt: is not a file"),
+        ((path, "--adm-config", tmp_path / "missing.json"), "missing.json"),
+    ):
+        result = faceprior("priors", "convert", *arguments, "--output", tmp_path / "converted")
+        assert result.exit_code == 2
+        assert message in one_line_of(result.stderr)
+        assert not (tmp_path / "converted").exists()
+
+
+def test_a_conversion_that_cannot_be_written_is_one_line(checkpoint, tmp_path):
+    path, flags = checkpoint
+    result = faceprior("priors", "convert", path, *flags, "--output", path / "below")
+    assert result.exit_code == 2
+    assert str(path) in one_line_of(result.stderr)
+
+
+# --- data and training
+
+TINY_CONFIG = {
+    "prior": {
+        "network_options": {
+            "rank": 4,
+            "block_out_channels": [16, 16],
+            "attention": [False, False],
+            "attention_head_dim": 8,
+            "norm_num_groups": 8,
+        }
+    },
+    "corrector": {
+        "network_options": {
+            "grid": "dense",
+            "injection": "concat",
+            "block_out_channels": [16, 16],
+            "attention": [False, False],
+            "norm_num_groups": 8,
+        },
+        "damaged": 0.0,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "faces").mkdir()
+    for number in range(12):
+        Image.fromarray(smooth_picture(number)).save(folder / "faces" / f"{number}.png")
+    (folder / "faces" / "broken [x].png").write_text("no picture")
+    result = faceprior(
+        "data", "pack", folder / "faces", "--output", folder / "shards", "--size", 32, "--held-out", 0.3
+    )
+    assert result.exit_code == 3
+    assert one_line_of(result.stderr).startswith(f"skipped {folder / 'faces' / 'broken [x].png'}: is not an image")
+    assert re.search(r"shards: \d+ train, \d+ val$", one_line_of(result.stdout))
+    return folder / "shards"
+
+
+@pytest.fixture
+def train(shards, tmp_path):
+    def start(kind, *arguments, **options):
+        config = {"batch_size": 2, "evaluate_faces": 2, "mixed_precision": "no", **TINY_CONFIG[kind], **options}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        paths = ("--data", shards, "--output", tmp_path / "run", "--config", tmp_path / "config.yaml")
+        return faceprior("train", kind, *paths, *arguments)
+
+    return start
+
+
+@pytest.mark.parametrize("kind", ["prior", "corrector"])
+def test_training_writes_weights_that_restore_and_goes_on_only_when_asked(train, kind, face, tmp_path):
+    result = train(kind, "--steps", 2)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == f"weights are in {tmp_path / 'run' / 'weights'}"
+    assert "step 2: " in result.stdout
+
+    refused = train(kind, "--steps", 3)
+    assert refused.exit_code == 2
+    assert "add --resume or choose another --output" in one_line_of(refused.stderr)
+
+    assert train(kind, "--steps", 3, "--resume").exit_code == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3]
+
+    card = json.loads(faceprior("priors", "show", tmp_path / "run" / "weights").stdout)
+    assert (card["kind"], card["resolution"], card["training"]["steps"]) == (kind, 32, 3)
+    if kind == "prior":
+        arguments = ("--prior", tmp_path / "run" / "weights")
+        assert faceprior("restore", face, "--output", tmp_path / "out", *QUICK, *arguments).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stepps": 3}, "unknown options stepps"),
+        ({"steps": "many"}, "steps is 'many'"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"weighting": "heavy"}, "weighting is 'heavy'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["prior", "corrector"])
+def test_a_wrong_training_option_is_a_usage_error(train, kind, options, message, tmp_path):
+    result = train(kind, **options)
+    assert result.exit_code == 2
+    assert message in one_line_of(result.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data", "pack", "{tmp}/missing", "-o", "{tmp}/s"), "missing"),
+        (("data", "pack", "{tmp}", "-o", "{tmp}/s"), "no face was found"),
+        (("train", "prior", "--data", "{tmp}", "-o", "{tmp}/run"), "faceprior data pack"),
+        (("train", "prior", "--data", "{tmp}", "-o", "{tmp}/run", "--config", "{tmp}/no.yaml"), "no.yaml"),
+    ],
+)
+def test_missing_data_is_refused_in_one_line(arguments, message, tmp_path):
+    result = faceprior(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in one_line_of(result.stderr)
+
+
+def test_shards_and_runs_that_cannot_be_written_are_one_line(train, shards, tmp_path):
+    Image.fromarray(smooth_picture(0)).save(tmp_path / "x.png")
+    (tmp_path / "file").write_text("")
+    for result in (
+        faceprior("data", "pack", tmp_path, "--output", tmp_path / "file"),
+        faceprior("data", "pack", tmp_path, "--output", tmp_path / "file" / "below"),
+        train("prior", "--steps", 1, "--output", tmp_path / "file"),
+    ):
+        assert result.exit_code == 2
+        assert str(tmp_path / "file") in one_line_of(result.stderr)
+
+
+# --- the demonstration
+
+
+def test_the_demo_writes_its_pictures_and_its_mean_beats_bicubic(tmp_path):
+    output = tmp_path / "de[mo]"
+    result = faceprior("demo", "--output", output)
+    assert result.exit_code == 0
+    sizes = {path.stem: Image.open(path).size for path in output.glob("*.png")}
+    assert {name: sizes.pop(name) for name in ("original", "bicubic", "restored", "spread")} == dict.fromkeys(
+        ("original", "bicubic", "restored", "spread"), (128, 128)
+    )
+    assert sizes.pop("low-resolution") == (16, 16)
+    assert sizes.pop("samples")[0] > 4 * 256
+    assert sizes.pop("sheet")[0] > 4 * 256
+    assert sizes == {}
+    rows = re.findall(
+        r"│ (bicubic|restored|mean of samples) +│ +([\d.]+) +│ +([\d.]+) +│ +([\d.]+) +│", result.stdout
+    )
+    assert [row[0] for row in rows] == ["bicubic", "restored", "mean of samples"]
+    psnr = {name: float(value) for name, value, *_ in rows}
+    assert psnr["mean of samples"] > psnr["bicubic"]
+    assert f"Look at {output / 'sheet.png'}" in result.stdout
+    for name in ("restored", "samples", "spread", "sheet"):
+        metadata = read_metadata(output / f"{name}.png")
+        assert (metadata["prior"]["name"], metadata["degradation"]) == ("faces-128", "bicubic")
+    assert np.asarray(Image.open(output / "spread.png")).std() > 0
+
+
+# --- the terminal
+
+
+def test_help_and_version_answer_without_importing_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from faceprior.cli.app import app\n"
+        "import faceprior\n"
+        "for arguments in (['--help'], ['--version'], ['restore', '--help'], ['train', 'prior', '--help']):\n"
+        "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
+        "heavy = {'torch', 'diffusers', 'numpy', 'PIL', 'accelerate', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=subprocess_environment())  # noqa: S603
+
+
+def test_the_version_is_printed():
+    assert faceprior("--version").stdout == f"faceprior {__version__}\n"
+
+
+def test_the_help_of_restore_names_every_option():
+    text = CliRunner().invoke(app, ["restore", "--help"], env={"COLUMNS": "200"}).stdout
+    for arguments in OPTIONS.values():
+        for option in arguments:
+            assert not option.startswith("--") or option in text
+    for option in ("--prior", "--samples", "--device", "--batch-size", "--sheet", "--output"):
+        assert option in text
+
+
+def test_pipes_get_results_on_one_side_and_errors_on_the_other(prior, face, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    arguments = ("restore", face, tmp_path / "bad.png", "--output", tmp_path / "out", "--prior", prior, *QUICK)
+    process = faceprior_process(
+        *arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PYTHONIOENCODING": "ascii"},  # a terminal that knows no arrow
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert one_line_of(out).startswith(rf"{face} \u2192 {tmp_path / 'out' / 'face.png'}  (\xd74, ")
+    assert [line.split()[0] for line in err.splitlines()] == ["failed", "1"]
+    assert "\x1b" not in out + err
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback(prior, face, tmp_path):
+    arguments = ("restore", face, "--output", tmp_path / "out", "--prior", prior, *QUICK)
+    process = faceprior_process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=60)
+
+
+def read_terminal(descriptor, until, timeout=60):
+    """What a process writes to a pseudo-terminal, until some text appears or the terminal is closed."""
+    text, end = "", time.monotonic() + timeout
+    while until not in text and time.monotonic() < end:
+        if select.select([descriptor], [], [], 0.1)[0]:
+            try:
+                text += os.read(descriptor, 65536).decode()
+            except OSError:  # closed at the other end
+                break
+    return text
+
+
+def test_a_bar_is_drawn_on_the_terminal_while_results_go_to_the_pipe(prior, face, tmp_path):
+    leader, follower = pty.openpty()
+    arguments = ("restore", face, "--output", tmp_path / "out", "--prior", prior, *QUICK)
+    process = faceprior_process(*arguments, stdout=subprocess.PIPE, stderr=follower, env={"TERM": "xterm"})
+    os.close(follower)
+    terminal = read_terminal(leader, until="no such text")
+    out, _ = process.communicate(timeout=60)
+    os.close(leader)
+    assert process.returncode == 0
+    assert one_line_of(out).startswith(f"{face} → ")
+    assert "restoring" in terminal
+    assert str(face) not in terminal
+
+
+def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tmp_path):
+    output = tmp_path / "out"
+    inputs = [face] * 3000
+    process = faceprior_process(
+        *("restore", *inputs, "--output", output, "--prior", prior, *QUICK, "--batch-size", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    end = time.monotonic() + 60
+    while len(list(output.glob("*.png"))) < 2 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert one_line_of(err) == "stopped"
+    assert {path.suffix for path in output.iterdir()} == {".png", ".jsonl"}
+    for path in output.glob("*.png"):
+        read_image(path)
+    for line in (output / "restore.jsonl").read_text("utf-8").splitlines():
+        assert json.loads(line)["status"] == "done"

@@ -1,0 +1,144 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from faceprior.degradations import (
+    CHAIN_PRESETS,
+    ChainPreset,
+    bicubic_downscale,
+    chain_preset,
+    gaussian_blur,
+    jpeg,
+    real_world,
+)
+from faceprior.errors import OptionError
+from faceprior.evaluation.metrics import psnr
+from faceprior.images import resize, to_pil, to_tensor, to_uint8
+from tiny_faces import smooth_picture
+
+
+def detailed_face(side=64, seed=0):
+    """A smooth picture with fine texture, (3, side, side)."""
+    face = to_tensor(Image.fromarray(smooth_picture(seed, side)))
+    texture = torch.randn(1, side // 2, side // 2, generator=torch.Generator().manual_seed(seed)).expand(3, -1, -1)
+    return (face + 0.15 * resize(texture[None], side)[0]).clamp(-1, 1)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("side", [32, 16, 10])
+def test_bicubic_downscale_is_pillows_bicubic_in_8_bits(side):
+    face = to_tensor(to_pil(detailed_face()))
+    small = bicubic_downscale(face[None], side)
+    levels = (small + 1) * 127.5
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    pillow = np.asarray(to_pil(face).resize((side, side), Image.Resampling.BICUBIC)).astype(int)
+    ours = to_uint8(small)[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(ours - pillow).max() <= 1
+
+
+def test_the_chain_is_decided_by_its_generator():
+    face, preset = detailed_face(), chain_preset("gfpgan")
+    first, again, other = (real_world(face, preset, seeded(s)) for s in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", CHAIN_PRESETS)
+def test_the_chain_keeps_shape_and_range_and_loses_detail(name):
+    face = detailed_face()
+    for seed in range(4):
+        damaged = real_world(face, chain_preset(name), seeded(seed))
+        assert damaged.shape == face.shape
+        assert damaged.abs().max() <= 1
+        assert psnr(damaged[None], face[None]).item() < 45
+
+
+def test_a_heavier_preset_loses_more():
+    face = detailed_face(128)
+
+    def mean_psnr(preset):
+        return np.mean([psnr(real_world(face, preset, seeded(s))[None], face[None]).item() for s in range(12)])
+
+    assert mean_psnr(CHAIN_PRESETS["codeformer"]) < mean_psnr(CHAIN_PRESETS["gfpgan"]) - 1
+
+
+BENIGN = ChainPreset((0.0, 0.0), (1.0, 1.0), (0.0, 0.0), (100, 100))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("blur_sigma", (15.0, 15.0)), ("downscale", (24.0, 24.0)), ("noise", (20.0, 20.0)), ("jpeg_quality", (10, 10))],
+)
+def test_every_part_of_the_chain_does_damage(part, value):
+    face = detailed_face(128)
+    harmless = real_world(face, BENIGN, seeded(0))
+    damaged = real_world(face, dataclasses.replace(BENIGN, **{part: value}), seeded(0))
+    harmless_psnr, damaged_psnr = (psnr(x[None], face[None]).item() for x in (harmless, damaged))
+    assert harmless_psnr > 35
+    assert damaged_psnr < harmless_psnr - 3
+
+
+def test_noise_has_the_standard_deviation_that_was_asked_for():
+    grey = torch.zeros(3, 128, 128)
+    noisy = real_world(grey, dataclasses.replace(BENIGN, noise=(20.0, 20.0)), seeded(0))
+    # JPEG at quality 100 keeps luma noise, and halves the resolution of chroma
+    luma = 0.299 * noisy[0] + 0.587 * noisy[1] + 0.114 * noisy[2]
+    expected = 20 * 2 / 255 * (0.299**2 + 0.587**2 + 0.114**2) ** 0.5
+    assert luma.std().item() == pytest.approx(expected, rel=0.1)
+
+
+def test_the_chain_takes_the_same_share_of_the_face_at_every_resolution():
+    preset = ChainPreset((12.0, 12.0), (24.0, 24.0), (0.0, 0.0), (95, 95))
+    small = detailed_face(64)
+    large = resize(small[None], 128)[0].clamp(-1, 1)
+    loss_small, loss_large = (psnr(real_world(f, preset, seeded(3))[None], f[None]).item() for f in (small, large))
+    assert abs(loss_small - loss_large) < 1.5
+
+
+def test_blur_leaves_a_constant_image_alone():
+    constant = torch.full((1, 3, 20, 20), 0.37)
+    assert torch.allclose(gaussian_blur(constant, 2.5, 0.7, 0.4), constant, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.5, 3.0])
+def test_isotropic_blur_is_scipys_gaussian_filter(sigma):
+    image = detailed_face()
+    radius = int(np.ceil(3 * sigma))
+    expected = gaussian_filter(image.numpy(), (0, sigma, sigma), mode="mirror", radius=(0, radius, radius))
+    assert np.abs(gaussian_blur(image[None], sigma, sigma, 0.8)[0].numpy() - expected).max() < 2e-3
+
+
+def test_anisotropic_blur_is_widest_along_its_angle():
+    dot = torch.zeros(1, 1, 41, 41)
+    dot[..., 20, 20] = 1
+    axis = torch.arange(41) - 20.0
+    level = gaussian_blur(dot, 3.0, 1.0, 0.0)[0, 0]
+    assert (level.sum(0) * axis**2).sum().sqrt().item() == pytest.approx(3.0, rel=0.05)
+    assert (level.sum(1) * axis**2).sum().sqrt().item() == pytest.approx(1.0, rel=0.05)
+    upright = gaussian_blur(dot, 3.0, 1.0, np.pi / 2)[0, 0]
+    assert torch.allclose(upright, level.T, atol=1e-5)
+
+
+def test_no_blur_is_no_change_and_a_wide_one_fits_an_oblong_image():
+    image = detailed_face()[None]
+    assert torch.equal(gaussian_blur(image, 0.0, 0.0, 1.0), image)
+    assert gaussian_blur(image[..., :10, :], 8.0, 8.0, 0.0).shape == (1, 3, 10, 64)
+
+
+def test_jpeg_loses_more_at_lower_quality():
+    face = detailed_face()
+    at = {q: psnr(jpeg(face, q)[None], face[None]).item() for q in (95, 60, 20)}
+    assert jpeg(face, 95).shape == face.shape
+    assert at[95] > at[60] > at[20]
+
+
+def test_an_unknown_chain_is_refused_with_the_names_of_the_others():
+    with pytest.raises(OptionError, match="gfpgan, codeformer, difface, diffbir"):
+        chain_preset("nope")

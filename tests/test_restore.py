@@ -1,0 +1,468 @@
+import errno
+import itertools
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from faceprior.errors import DeviceError, OptionError, OutputError
+from faceprior.images import read_image, read_metadata
+from faceprior.methods import PRESETS, find_preset
+from faceprior.pipeline import restore as workflow
+from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.restore import LOG_NAME, RestoreOptions, output_names, restore_files
+from faceprior.pipeline.results import EXACT, Restored
+from faceprior.priors import save_prior
+
+SHORT = find_preset("default").with_options(steps=3, eta=0.5)
+OPTIONS = RestoreOptions(preset=SHORT)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior")
+    save_prior(tiny.gaussian_prior(), folder)
+    loaded = FacePriorPipeline.from_pretrained(folder, corrector=None)
+    corrector = tiny.corrector()
+    return FacePriorPipeline(
+        loaded.unet, loaded.scheduler, corrector.network, loaded.prior.card, replace(corrector.card, sha256="c0ffee")
+    )
+
+
+def picture(width=8, height=8, seed=0):
+    """A smooth random picture."""
+    pixels = np.random.default_rng(seed).integers(30, 226, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def face(tmp_path):
+    path = tmp_path / "face.png"
+    picture().save(path)
+    return path
+
+
+def run(pipeline, inputs, output, options=OPTIONS, **changes):
+    return list(restore_files(pipeline, inputs, output, replace(options, **changes)))
+
+
+def read_log(output):
+    return [json.loads(line) for line in (output / LOG_NAME).read_text("utf-8").splitlines()]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOG_NAME}
+
+
+# --- what is written
+
+
+def test_every_file_that_was_promised_is_there_with_its_size_and_metadata(pipeline, face, tmp_path):
+    (record,) = run(pipeline, [face], tmp_path / "out", samples=3, write_sheet=True, seed=5)
+    names = ["face.png", "face-2.png", "face-3.png", "face-mean.png", "face-spread.png", "face-sheet.png"]
+    assert record["status"] == "done"
+    assert record["outputs"] == names
+    assert sorted(contents(tmp_path / "out")) == sorted(names)
+    for name, content in zip(names, ("sample",) * 3 + ("mean", "spread", "sheet"), strict=True):
+        image = Image.open(tmp_path / "out" / name)
+        assert content == "sheet" or image.size == (pipeline.resolution,) * 2
+        metadata = read_metadata(tmp_path / "out" / name)
+        assert metadata["content"] == content
+        assert metadata["prior"] == {"name": "tiny", "sha256": pipeline.prior.card.sha256}
+        assert len(metadata["prior"]["sha256"]) == 64
+        assert metadata["corrector"] == {"name": "tiny-corrector", "sha256": "c0ffee"}
+        assert metadata["options"] == SHORT.as_dict()
+        assert (metadata["seed"], metadata["method"], metadata["preset"]) == (5, "dpi", "default")
+        assert (metadata["device"], metadata["dtype"], metadata["input"]) == ("cpu", "float32", "face.png")
+        assert (metadata["scale"], metadata["degradation"]) == (4.0, None)
+        assert metadata["faceprior"]
+    assert [read_metadata(tmp_path / "out" / name)["sample"] for name in names[:3]] == [1, 2, 3]
+
+
+def test_the_mean_and_the_spread_are_those_of_the_written_samples(pipeline, face, tmp_path):
+    run(pipeline, [face], tmp_path / "out", samples=3)
+
+    def pixels(name):
+        return np.asarray(Image.open(tmp_path / "out" / name)).astype(float)
+
+    samples = np.stack([pixels(name) for name in ("face.png", "face-2.png", "face-3.png")])
+    assert abs(pixels("face-mean.png") - samples.mean(0)).max() <= 1
+    spread = (samples / 255).std(0).mean(-1)
+    assert abs(pixels("face-spread.png") - spread.clip(0, 0.15) * 255 / 0.15).max() <= 8
+
+
+def test_one_sample_of_several_is_the_same_as_alone(pipeline, face, tmp_path):
+    run(pipeline, [face], tmp_path / "one")
+    run(pipeline, [face], tmp_path / "three", samples=3)
+    assert contents(tmp_path / "one")["face.png"] == contents(tmp_path / "three")["face.png"]
+    assert len(set(contents(tmp_path / "three").values())) == 5
+
+
+def test_the_same_run_gives_the_same_bytes_and_another_seed_others(pipeline, face, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(pipeline, [face], tmp_path / name, samples=2, write_sheet=True, seed=seed)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    for name, content in contents(tmp_path / "c").items():
+        assert content != contents(tmp_path / "a")[name]
+    pixels = [np.asarray(read_image(tmp_path / name / "face.png")) for name in "ac"]
+    assert not np.array_equal(*pixels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_result_depends_on_the_other_inputs_their_order_or_the_batch_size(pipeline, dtype, tmp_path):
+    paths = []
+    for seed, side in enumerate((8, 8, 6, 7, 8)):
+        paths.append(tmp_path / f"{seed}.png")
+        picture(side, side, seed).save(paths[-1])
+    pipeline.to(dtype)
+    try:
+        expected = {}
+        for path in paths:
+            run(pipeline, [path], tmp_path / "alone", samples=2)
+            expected.update(contents(tmp_path / "alone"))
+        for number, (order, batch_size) in enumerate(((paths, 8), (paths[::-1], 3), (paths[2:] + paths[:2], 1))):
+            output = tmp_path / f"together-{number}"
+            records = run(pipeline, order, output, samples=2, batch_size=batch_size)
+            assert contents(output) == expected
+            assert [record["input"] for record in records] == [str(path) for path in order]
+    finally:
+        pipeline.to(torch.float32)
+
+
+# --- options
+
+CHANGES = {
+    "solver": {"solver": "ddpm", "eta": 0.0},
+    "steps": {"steps": 4},
+    "start": {"start": 0.4},
+    "tau": {"tau": 0.5},
+    "stride": {"stride": 4},
+    "edge exponent": {"edge_exponent": 0.2},
+    "late weight": {"late_weight": 0.3},
+    "eta": {"eta": 0.0},
+    "placement": {"placement": "resized"},
+}
+
+
+def test_every_option_changes_the_result(pipeline, face, tmp_path):
+    preset = SHORT.with_options(steps=6, tau=0.3)
+    base = replace(OPTIONS, preset=preset)
+    runs = {"base": base}
+    runs |= {name: replace(base, preset=preset.with_options(**change)) for name, change in CHANGES.items()}
+    runs |= {
+        "seed": replace(base, seed=1),
+        "scale": replace(base, scale=8.0),
+        "preset": replace(base, preset=PRESETS["paper-ddim"]),
+        "degradation": replace(base, degradation="bicubic", scale=4.0),
+    }
+    pixels = {}
+    for name, options in runs.items():
+        run(pipeline, [face], tmp_path / name, options)
+        pixels[name] = read_image(tmp_path / name / "face.png").tobytes()
+    without = FacePriorPipeline(pipeline.unet, pipeline.scheduler, None, pipeline.prior.card)
+    run(without, [face], tmp_path / "no corrector", base)
+    pixels["no corrector"] = read_image(tmp_path / "no corrector" / "face.png").tobytes()
+    assert read_metadata(tmp_path / "no corrector" / "face.png")["corrector"] is None
+    for (name, one), (other, two) in itertools.combinations(pixels.items(), 2):
+        assert one != two, f"{name} and {other} give the same face"
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "expected", "note"),
+    [
+        ("auto", 8, 4.0, None),
+        ("auto", 5, 6.4, None),
+        ("auto", 4, 8.0, None),
+        ("auto", 20, 4.0, "reduced from 20×20 to 8×8"),
+        (4.0, 8, 4.0, None),
+        (4.0, 6, 4.0, "enlarged from 6×6 to 8×8"),
+        (8.0, 8, 8.0, "reduced from 8×8 to 4×4"),
+    ],
+)
+def test_the_scale_says_what_size_a_face_is_taken_to_have(pipeline, scale, size, expected, note, tmp_path):
+    picture(size, size).save(tmp_path / "x.png")
+    (record,) = run(pipeline, [tmp_path / "x.png"], tmp_path / "out", scale=scale)
+    assert record["scale"] == expected
+    assert record["notes"] == ([] if note is None else [note])
+    assert read_metadata(tmp_path / "out" / "x.png")["notes"] == record["notes"]
+
+
+def test_what_was_done_to_a_file_first_is_said(pipeline, tmp_path):
+    frames = [picture(30, 20, seed).convert("RGBA") for seed in (0, 1)]
+    frames[0].putalpha(128)
+    frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
+    (record,) = run(pipeline, [tmp_path / "x.png"], tmp_path / "out")
+    assert record["notes"] == [
+        "first frame of several",
+        "transparency laid over white",
+        "cropped to the central square of 30×20",
+        "reduced from 20×20 to 8×8",
+    ]
+
+
+def test_an_oblong_face_is_restored_as_its_central_square(pipeline, tmp_path):
+    wide = picture(12, 8)
+    wide.save(tmp_path / "x.png")
+    wide.crop((2, 0, 10, 8)).save(tmp_path / "y.png")
+    run(pipeline, [tmp_path / "x.png", tmp_path / "y.png"], tmp_path / "out")
+    assert read_image(tmp_path / "out" / "x.png").tobytes() == read_image(tmp_path / "out" / "y.png").tobytes()
+
+
+@pytest.mark.parametrize("degradation", [None, "bicubic"])
+@pytest.mark.parametrize("scale", [16.0, 1.0, 64.0, -4.0, float("nan")])
+def test_a_scale_that_does_not_fit_the_prior_is_refused_before_any_work(pipeline, face, scale, degradation, tmp_path):
+    with pytest.raises(OptionError, match="scale"):
+        run(pipeline, [face], tmp_path / "out", scale=scale, degradation=degradation)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("degradation", ["bicubic", "gfpgan", "codeformer", "difface", "diffbir"])
+def test_a_degraded_experiment_is_measured_against_the_sharp_face(pipeline, degradation, tmp_path):
+    picture(32, 32).save(tmp_path / "sharp.png")
+    inputs, output = [tmp_path / "sharp.png"], tmp_path / "out"
+    (record,) = run(pipeline, inputs, output, samples=2, write_sheet=True, degradation=degradation)
+    assert record["scale"] == 8.0
+    for figure in ("psnr", "ssim", "consistency"):
+        assert set(record[figure]) == {"bicubic", "restored", "mean"}
+    assert read_log(output) == [record]
+    metadata = read_metadata(output / "sharp.png")
+    assert metadata["degradation"] == degradation
+    restored, sharp = (np.asarray(read_image(path)).astype(float) for path in (output / "sharp.png", inputs[0]))
+    psnr = 10 * np.log10(255**2 / ((restored - sharp) ** 2).mean())
+    assert record["psnr"]["restored"] == pytest.approx(psnr, abs=1e-3)
+
+
+def test_degradations_differ_and_follow_the_seed(pipeline, tmp_path):
+    picture(32, 32).save(tmp_path / "x.png")
+    figures = {}
+    for degradation, seed in (("bicubic", 0), ("gfpgan", 0), ("difface", 0), ("difface", 1)):
+        (record,) = run(pipeline, [tmp_path / "x.png"], tmp_path / "out", degradation=degradation, seed=seed)
+        figures[degradation, seed] = record["psnr"]["bicubic"]
+    assert len(set(figures.values())) == 4
+    assert max(figures.values()) == figures["bicubic", 0]
+
+
+def test_a_small_picture_that_serves_as_the_sharp_one_is_noted(pipeline, face, tmp_path):
+    (record,) = run(pipeline, [face], tmp_path / "out", degradation="bicubic")
+    assert record["notes"] == ["enlarged from 8×8 to 32×32"]
+
+
+def test_identical_pictures_have_a_finite_figure():
+    flat = torch.zeros(3, 32, 32)
+    result = Restored(torch.zeros(3, 8, 8), flat, flat[None])
+    assert result.lr_consistency == [EXACT]
+    assert result.fidelity()["psnr"]["restored"] == EXACT
+    json.dumps(result.fidelity(), allow_nan=False)
+
+
+# --- what goes wrong
+
+
+def test_inputs_that_fail_do_so_alone_and_the_log_has_a_line_for_each(pipeline, tmp_path):
+    good = [tmp_path / "1.png", tmp_path / "3.png", tmp_path / "6.png"]
+    for seed, path in enumerate(good):
+        picture(8, 8, seed).save(path)
+    (tmp_path / "2.png").write_text("no picture")
+    inputs = [good[0], tmp_path / "2.png", good[1], tmp_path / "missing.png", tmp_path, good[2]]
+    for batch_size in (1, 2, 8):
+        output = tmp_path / f"out-{batch_size}"
+        records = run(pipeline, inputs, output, batch_size=batch_size)
+        assert [record["status"] for record in records] == ["done", "failed", "done", "failed", "failed", "done"]
+        assert read_log(output) == records
+        assert sorted(contents(output)) == ["1.png", "3.png", "6.png"]
+        for record in records:
+            assert record["status"] == "done" or record["error"].startswith(record["input"])
+
+
+def test_all_inputs_may_fail(pipeline, tmp_path):
+    (record,) = run(pipeline, [tmp_path / "missing.png"], tmp_path / "out")
+    assert record["status"] == "failed"
+    assert contents(tmp_path / "out") == {}
+
+
+def test_a_result_that_cannot_be_written_fails_alone(pipeline, tmp_path):
+    for name in ("a.png", "b.png"):
+        picture().save(tmp_path / name)
+    output = tmp_path / "out"
+    (output / "a.png").mkdir(parents=True)
+    records = run(pipeline, [tmp_path / "a.png", tmp_path / "b.png"], output)
+    assert [record["status"] for record in records] == ["failed", "done"]
+    assert "a.png: cannot be written" in records[0]["error"]
+    assert sorted(path.name for path in output.iterdir()) == ["a.png", "b.png", LOG_NAME]
+
+
+def test_a_full_disk_leaves_no_partial_picture(pipeline, face, tmp_path, monkeypatch):
+    def full(_image, file, **_options):
+        file.write(b"\x89PNG half of a picture")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    (record,) = run(pipeline, [face], tmp_path / "out")
+    assert record["status"] == "failed"
+    assert "No space left on device" in record["error"]
+    assert contents(tmp_path / "out") == {}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_that_cannot_be_written_is_one_error(pipeline, face, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOG_NAME).symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"restore.jsonl: cannot be written \(No space left on device\)"):
+        run(pipeline, [face], tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "/proc/nothing"])
+def test_an_output_that_cannot_be_a_folder_is_refused(pipeline, face, output, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="choose another --output"):
+        run(pipeline, [face], tmp_path / output)
+
+
+def test_a_run_that_is_killed_leaves_only_whole_pictures_and_lines(pipeline, tmp_path):
+    paths = []
+    for seed in range(4):
+        paths.append(tmp_path / f"{seed}.png")
+        picture(8, 8, seed).save(paths[-1])
+    running = restore_files(pipeline, paths, tmp_path / "out", replace(OPTIONS, batch_size=1))
+    next(running), next(running)
+    running.close()
+    assert len(read_log(tmp_path / "out")) == 2
+    for name in contents(tmp_path / "out"):
+        read_image(tmp_path / "out" / name)
+
+
+def test_networks_that_overflow_fail_with_the_remedy(pipeline, face, tmp_path, monkeypatch):
+    def restore(_self, faces, *_args, **_options):
+        return torch.full((len(faces), 1, 3, 32, 32), float("nan"))
+
+    monkeypatch.setattr(FacePriorPipeline, "restore", restore)
+    (record,) = run(pipeline, [face], tmp_path / "out")
+    assert record["error"] == f"{face}: the networks overflowed in float32; choose --dtype float32"
+    assert contents(tmp_path / "out") == {}
+
+
+def test_a_batch_that_does_not_fit_the_memory_names_the_remedy(pipeline, face, tmp_path, monkeypatch):
+    def restore(*_args, **_options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(FacePriorPipeline, "restore", restore)
+    with pytest.raises(DeviceError, match="smaller --batch-size"):
+        run(pipeline, [face], tmp_path / "out")
+
+
+def test_names_of_any_bytes_are_restored_and_logged(pipeline, tmp_path):
+    names = ["ü 顔 face.png", "[red]x[bold].png", ":smile:.png", "two\nlines.png", "-2.png", ".png"]
+    names.append(os.fsdecode(b"caf\xe9.png"))
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        picture().save(path, "PNG")
+    records = run(pipeline, paths, tmp_path / "out")
+    assert [record["status"] for record in records] == ["done"] * len(names)
+    assert read_log(tmp_path / "out") == records
+    assert [read_metadata(tmp_path / "out" / r["outputs"][0])["input"] for r in records] == names
+
+
+def test_progress_counts_the_steps_of_every_sample(pipeline, face, tmp_path):
+    counted = []
+    options = replace(OPTIONS, samples=3, batch_size=2)
+    list(restore_files(pipeline, [face, tmp_path / "missing.png", face], tmp_path / "out", options, counted.append))
+    assert sum(counted) == 2 * 3 * 3
+
+
+# --- names
+
+
+def names_of(*inputs, output="out", **options):
+    return output_names([Path(path) for path in inputs], Path(output), replace(OPTIONS, **options))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "expected"),
+    [
+        (["a/x.png"], {}, ["x"]),
+        (["a/x.png", "b/x.png"], {}, ["x", "x_png"]),
+        (["b/x.png", "a/x.png"], {}, ["x_png", "x"]),
+        (["x.jpg", "x.png"], {}, ["x", "x_png"]),
+        (["a/x.png", "b/x.png", "c/x.png", "d/x.png"], {}, ["x", "x_png", "c_x", "d_x"]),
+        (["x.png", "X.png"], {}, ["x_png", "X"]),
+        (["x.png", "x.png"], {}, ["x", "x_png"]),
+        (["x.png", "x-2.png"], {"samples": 2}, ["x_png", "x-2"]),
+        (["x.png", "x-2.png"], {"samples": 1}, ["x", "x-2"]),
+        (["x.png", "x-mean.png"], {"samples": 2}, ["x_png", "x-mean"]),
+        (["x.png", "x-sheet.jpg"], {"write_sheet": True}, ["x_png", "x-sheet"]),
+        (["caf\u00e9.png", "cafe\u0301.png"], {}, ["caf\u00e9_png", "cafe\u0301"]),
+        (["out/x.png"], {}, ["x_png"]),
+        (["out/x.jpg"], {}, ["x"]),
+        (["out/../out/x.png"], {}, ["x_png"]),
+        (["y.png", "out/y-2.png"], {"samples": 2}, ["y_png", "y-2_png"]),
+    ],
+)
+def test_names_are_kept_apart_and_never_meet_an_input(inputs, options, expected):
+    assert names_of(*inputs, **options) == expected
+
+
+some_names = st.lists(
+    st.builds(
+        lambda folder, stem, kind: f"{folder}/{stem}{kind}",
+        st.sampled_from(["a", "b", "out"]),
+        st.sampled_from(["x", "X", "x-2", "x-mean", "x_png", "a_x", "x_png_2", "x-2-2"]),
+        st.sampled_from([".png", ".jpg", ""]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(some_names, st.integers(1, 3), st.booleans(), st.randoms())
+@settings(max_examples=100, deadline=None)
+def test_no_two_outputs_meet_whatever_the_order_of_the_inputs(inputs, samples, write_sheet, random):
+    names = names_of(*inputs, samples=samples, write_sheet=write_sheet)
+    suffixes = ["", "-2", "-3"][:samples] + (["-mean", "-spread"] if samples > 1 else []) + ["-sheet"] * write_sheet
+    written = [f"out/{name}{suffix}.png".casefold() for name in names for suffix in suffixes]
+    assert len(set(written)) == len(written)
+    assert not set(written) & {path.casefold() for path in inputs}
+    shuffled = list(range(len(inputs)))
+    random.shuffle(shuffled)
+    again = names_of(*(inputs[i] for i in shuffled), samples=samples, write_sheet=write_sheet)
+    assert sorted(zip((inputs[i] for i in shuffled), again, strict=True)) == sorted(zip(inputs, names, strict=True))
+
+
+def test_an_input_in_the_output_folder_is_not_written_over(pipeline, tmp_path):
+    picture().save(tmp_path / "x.png")
+    before = (tmp_path / "x.png").read_bytes()
+    (record,) = run(pipeline, [tmp_path / "x.png"], tmp_path)
+    assert record["outputs"] == ["x_png.png"]
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+def test_an_input_behind_a_link_in_the_output_folder_is_not_written_over(pipeline, face, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "face.png").symlink_to(face)
+    before = face.read_bytes()
+    run(pipeline, [face], tmp_path / "out")
+    assert face.read_bytes() == before
+
+
+def test_a_second_run_replaces_the_first(pipeline, face, tmp_path):
+    run(pipeline, [face], tmp_path / "out", seed=1)
+    run(pipeline, [face], tmp_path / "out", seed=2)
+    assert sorted(contents(tmp_path / "out")) == ["face.png"]
+    assert read_metadata(tmp_path / "out" / "face.png")["seed"] == 2
+    assert len(read_log(tmp_path / "out")) == 1
+
+
+def test_large_folders_are_read_a_batch_at_a_time(pipeline, face, tmp_path, monkeypatch):
+    read = []
+    original = workflow.read_picture
+    monkeypatch.setattr(workflow, "read_picture", lambda path: (read.append(path), original(path))[1])
+    running = restore_files(pipeline, [face] * 6, tmp_path / "out", replace(OPTIONS, batch_size=2))
+    next(running)
+    assert len(read) == 2
+    running.close()

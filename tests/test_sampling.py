@@ -1,0 +1,518 @@
+import math
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from faceprior.errors import OptionError, WeightsError
+from faceprior.methods.dpi import DPI, DPIOptions
+from faceprior.priors.adapter import Prior
+from faceprior.priors.card import ModelCard
+from faceprior.priors.noise_schedule import NoiseSchedule
+from faceprior.sampling import (
+    Denoised,
+    NoiseSource,
+    make_solver,
+    map_images,
+    sample,
+    spaced_steps,
+    spawn_generators,
+)
+from faceprior.sampling.solvers import DDIM, AncestralDDPM
+
+SCHEDULE = NoiseSchedule.linear()
+CPU = torch.device("cpu")
+
+
+def levels(count, start=1.0, schedule=SCHEDULE):
+    return [step.t for step in spaced_steps(schedule, count, start)]
+
+
+def noise_source(*seeds):
+    return NoiseSource([torch.Generator().manual_seed(seed) for seed in seeds], CPU)
+
+
+# --- steps ---
+
+
+def test_twenty_steps_are_adms_ddim20():
+    assert levels(20) == list(range(950, -1, -50))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 8, 10, 20, 25, 50, 100, 125, 200, 250, 500, 1000])
+def test_counts_that_divide_the_schedule_are_diffusers_leading_spacing(count):
+    scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=0)
+    scheduler.set_timesteps(count)
+    assert levels(count) == scheduler.timesteps.tolist()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_any_number_of_steps_falls_strictly_to_the_clean_image(data):
+    total = data.draw(st.integers(1, 300), label="T")
+    start = data.draw(st.floats(1e-6, 1), label="start")
+    count = data.draw(st.integers(1, max(1, round(start * total))), label="count")
+    schedule = NoiseSchedule.linear(total, 1e-4, 0.02)
+    steps = spaced_steps(schedule, count, start)
+    visited = [step.t for step in steps]
+    assert len(steps) == count
+    assert visited == sorted(set(visited), reverse=True)
+    assert visited[-1] == 0
+    assert visited[0] < max(1, round(start * total))
+    assert [step.t_prev for step in steps] == [*visited[1:], -1]
+    assert [step.last for step in steps] == [False] * (count - 1) + [True]
+    for index, step in enumerate(steps):
+        assert step.index == index
+        assert step.fraction == step.t / total
+        assert step.alphas_cumprod == schedule.alphas_cumprod[step.t]
+        assert step.alphas_cumprod_prev == (1 if step.last else schedule.alphas_cumprod[step.t_prev])
+
+
+@pytest.mark.parametrize(
+    ("count", "start"),
+    [(0, 1.0), (-1, 1.0), (1001, 1.0), (501, 0.5), (1, 0.0), (1, -0.1), (1, 1.1), (1, math.nan), (2, 1e-9)],
+)
+def test_steps_out_of_range_are_refused(count, start):
+    with pytest.raises(OptionError, match=r"steps is|start is"):
+        spaced_steps(SCHEDULE, count, start)
+
+
+# --- one step of a solver against diffusers and the equations ---
+
+
+class Constant(nn.Module):
+    """Predicts the same tensor whatever it sees."""
+
+    def __init__(self, prediction):
+        super().__init__()
+        self.prediction = nn.Parameter(prediction, requires_grad=False)
+
+    def forward(self, x_t, t):
+        return SimpleNamespace(sample=self.prediction.expand(len(x_t), -1, -1, -1))
+
+
+class Given(NamedTuple):
+    """An unconditional restoration that starts from a given x_t; None starts from noise."""
+
+    x: torch.Tensor | None = None
+    side: int = 0
+
+    def start(self, step, noise):
+        return noise.normal(3, self.side, self.side) if self.x is None else self.x
+
+    def correct(self, denoised, step, noise):
+        return denoised
+
+    def finish(self, x_prev, step, noise):
+        return x_prev
+
+
+def constant_prior(prediction, prediction_type="epsilon"):
+    card = ModelCard(kind="prior", name="constant", resolution=prediction.shape[-1])
+    return Prior(Constant(prediction), SCHEDULE, prediction_type, card)
+
+
+def one_step(solver, prediction, x, step, seed=5, prediction_type="epsilon"):
+    prior = constant_prior(prediction, prediction_type)
+    return sample(prior, Given(x), solver, [step], noise_source(seed))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("count", [20, 7])
+def test_a_ddim_step_is_that_of_diffusers_with_the_clipped_model_output(rng, eta, prediction_type, count):
+    scheduler = DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        clip_sample=True,
+        set_alpha_to_one=True,
+        prediction_type=prediction_type,
+    )
+    clipped = 0
+    for step in spaced_steps(SCHEDULE, count):
+        x, prediction = (torch.randn(1, 3, 8, 8, generator=rng) for _ in range(2))
+        scheduler.num_inference_steps = 1  # the step back is t − T/1 unless it is the one that we take:
+        scheduler.config.num_train_timesteps = step.t - step.t_prev
+        z = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(5))[None]
+        expected = scheduler.step(prediction, step.t, x, eta=eta, use_clipped_model_output=True, variance_noise=z)
+        found = one_step(DDIM(eta), prediction, x, step, prediction_type=prediction_type)
+        torch.testing.assert_close(found, expected.prev_sample, atol=1e-5, rtol=1e-5)
+        clipped += (expected.pred_original_sample.abs() == 1).sum()
+    assert clipped > 100  # the comparison covers clipping
+
+
+def ancestral_scheduler(variance_type):
+    scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type=variance_type, clip_sample=True)
+    scheduler.alphas_cumprod = SCHEDULE.alphas_cumprod  # in float32 its 1 − α is off by 6e-4 at small t
+    return scheduler
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "learned_range"])
+@pytest.mark.parametrize("count", [1000, 50])
+def test_an_ancestral_step_is_that_of_diffusers(rng, variance_type, count):
+    scheduler = ancestral_scheduler(variance_type)
+    scheduler.set_timesteps(count)
+    steps = spaced_steps(SCHEDULE, count)
+    channels = 6 if variance_type == "learned_range" else 3
+    for step in (*steps[:: max(1, count // 25)], *steps[-3:]):
+        x, prediction = torch.randn(1, 3, 8, 8, generator=rng), torch.randn(1, channels, 8, 8, generator=rng)
+        expected = scheduler.step(prediction, step.t, x, generator=torch.Generator().manual_seed(5))
+        found = one_step(AncestralDDPM(), prediction, x, step)
+        torch.testing.assert_close(found, expected.prev_sample, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1000, 50, 3])
+def test_an_ancestral_step_draws_from_the_posterior_of_bayes_rule(rng, count):
+    for step in spaced_steps(SCHEDULE, count)[:: max(1, count // 10)]:
+        if step.last:
+            continue
+        x, x0, share = (torch.randn(2, 3, 4, 4, generator=rng) for _ in range(3))
+        share = share.clamp(-1, 1)
+        # q(x' | x_t, x0) ∝ N(x_t; √α x', β) · N(x'; √ᾱ' x0, 1 − ᾱ'), in float64
+        alpha = step.alphas_cumprod / step.alphas_cumprod_prev
+        beta, rest = 1 - alpha, 1 - step.alphas_cumprod_prev
+        variance = 1 / (alpha / beta + 1 / rest)
+        mean = variance * (alpha**0.5 * x.double() / beta + step.alphas_cumprod_prev**0.5 * x0.double() / rest)
+        z = noise_source(1, 2).normal(3, 4, 4).double()
+
+        fixed = AncestralDDPM().step(Denoised(x, x0, x, None), step, noise_source(1, 2))
+        torch.testing.assert_close(fixed.double(), mean + variance**0.5 * z, atol=1e-5, rtol=1e-5)
+        learned = AncestralDDPM().step(Denoised(x, x0, x, share), step, noise_source(1, 2))
+        mixed = beta ** ((share.double() + 1) / 2) * variance ** ((1 - share.double()) / 2)
+        torch.testing.assert_close(learned.double(), mean + mixed**0.5 * z, atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_step_draws_no_noise_and_returns_the_clipped_estimate(rng):
+    x, eps = (torch.randn(1, 3, 4, 4, generator=rng) for _ in range(2))
+    step = spaced_steps(SCHEDULE, 10)[-1]
+    x0 = (x.double() - math.sqrt(1 - step.alphas_cumprod) * eps) / math.sqrt(step.alphas_cumprod)
+    for solver in (DDIM(0.0), DDIM(1.0), AncestralDDPM()):
+        found = one_step(solver, eps, x, step)
+        torch.testing.assert_close(found.double(), x0.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+        assert torch.equal(found, one_step(solver, eps, x, step, seed=6))
+
+
+@pytest.mark.parametrize(
+    ("name", "eta"), [("ddim", -0.1), ("ddim", 1.1), ("ddim", math.nan), ("ddpm", 0.5), ("euler", 0.0), ("", 0.0)]
+)
+def test_an_unknown_solver_or_eta_is_refused(name, eta):
+    with pytest.raises(OptionError):
+        make_solver(name, eta)
+
+
+def test_solvers_are_made_by_name():
+    assert make_solver("ddim", 0.3) == DDIM(0.3)
+    assert make_solver("ddpm") == AncestralDDPM()
+
+
+# --- a prior whose posterior is known ---
+
+MEAN = torch.tensor([0.2, -0.3, 0.1, 0.4], dtype=torch.float64)
+SPREAD = torch.tensor(
+    [[1.0, 0.8, 0.7, 0.6], [0.8, 1.2, 0.5, 0.6], [0.7, 0.5, 0.9, 0.4], [0.6, 0.6, 0.4, 1.1]],
+    dtype=torch.float64,
+)
+COVARIANCE = 0.2 * SPREAD
+"""Of the pixels of every 2×2 block, row by row; blocks and channels are independent of each other, so one image
+of side 8 holds 48 draws. The first pixel of a block stands on the grid of stride 2."""
+
+
+def to_blocks(images):
+    """(B, 3, H, W) → (B·3·H/2·W/2, 4)."""
+    blocks = images.unfold(-2, 2, 2).unfold(-2, 2, 2)  # (B, 3, H/2, W/2, 2, 2)
+    return blocks.reshape(-1, 4)
+
+
+def from_blocks(blocks, shape):
+    batch, channels, height, width = shape
+    blocks = blocks.view(batch, channels, height // 2, width // 2, 2, 2)
+    return blocks.transpose(3, 4).reshape(shape)
+
+
+class BlockGaussian(nn.Module):
+    """The exact denoiser of N(MEAN, COVARIANCE) in every block, as a diffusers-like network (float64)."""
+
+    input_dtype = torch.float64
+
+    def __init__(self, prediction_type, schedule):
+        super().__init__()
+        self.prediction_type, self.schedule = prediction_type, schedule
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t, t):
+        level = self.schedule.alphas_cumprod[t[0]]
+        noisy = level * COVARIANCE + (1 - level) * torch.eye(4, dtype=torch.float64)
+        centred = to_blocks(x_t) - level.sqrt() * MEAN
+        x0 = MEAN + level.sqrt() * centred @ torch.linalg.solve(noisy, COVARIANCE)
+        x0 = from_blocks(x0, x_t.shape)
+        eps = (x_t - level.sqrt() * x0) / (1 - level).sqrt()
+        v = level.sqrt() * eps - (1 - level).sqrt() * x0
+        return SimpleNamespace(sample={"epsilon": eps, "sample": x0, "v_prediction": v}[self.prediction_type])
+
+
+def block_prior(prediction_type="sample", schedule=SCHEDULE, side=8):
+    card = ModelCard(kind="prior", name="blocks", resolution=side)
+    return Prior(BlockGaussian(prediction_type, schedule), schedule, prediction_type, card)
+
+
+def test_the_three_prediction_types_give_one_estimate(rng):
+    x_t, t = torch.randn(1, 3, 8, 8, generator=rng), torch.tensor([400])
+    estimates = [block_prior(kind)(x_t, t) for kind in ("sample", "epsilon", "v_prediction")]
+    for estimate in estimates:
+        torch.testing.assert_close(estimate.x0, estimates[0].x0, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(estimate.eps, estimates[0].eps, atol=1e-5, rtol=1e-5)
+        level = SCHEDULE.at(t)
+        rebuilt = level.sqrt() * estimate.x0 + (1 - level).sqrt() * estimate.eps
+        torch.testing.assert_close(rebuilt, x_t, atol=1e-5, rtol=1e-5)
+        assert estimate.variance_range is None
+
+
+def test_six_channels_are_an_estimate_and_a_variance(rng):
+    prediction = torch.randn(1, 6, 4, 4, generator=rng)
+    estimate = constant_prior(prediction)(torch.randn(2, 3, 4, 4, generator=rng), torch.tensor([1, 2]))
+    assert torch.equal(estimate.eps, prediction[:, :3].expand(2, -1, -1, -1))
+    assert torch.equal(estimate.variance_range, prediction[:, 3:].expand(2, -1, -1, -1))
+
+
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(WeightsError, match="flow"):
+        constant_prior(torch.zeros(1, 3, 4, 4), "flow")
+
+
+class Silent(NoiseSource):
+    """Draws zeros: what a linear sampler makes of it is the mean of its samples."""
+
+    def __init__(self):
+        super().__init__([], CPU)
+
+    def normal(self, *shape):
+        return torch.zeros(1, *shape)
+
+
+def affine_map(prior, restoration, steps):
+    """Mean and matrix of a deterministic linear sampler, of one block: it maps N(0, I) to N(mean, A Aᵀ)."""
+    starts = torch.zeros(5, 4)
+    starts[1:] = torch.eye(4)
+    starts = from_blocks(starts.repeat_interleave(3 * (8 // 2) ** 2, dim=0), (5, 3, 8, 8))
+    rows = []
+    for x in starts:
+        restoration = started(restoration, x[None])
+        found = sample(prior, restoration, DDIM(), steps, Silent(), clip=False)
+        blocks = to_blocks(found).double()
+        rows.append(blocks)
+    mean = rows[0]
+    return mean, torch.stack([row - mean for row in rows[1:]], dim=-1)  # (N, 4), (N, 4, 4)
+
+
+def started(restoration, x):
+    if isinstance(restoration, Given):
+        return Given(x)
+    restoration.start = lambda step, noise: x
+    return restoration
+
+
+def test_deterministic_ddim_carries_noise_to_the_prior():
+    """The probability-flow ODE maps N(0, I) to the prior exactly; 250 steps come within a few per cent."""
+    coarse, fine = (affine_map(block_prior(), Given(side=8), spaced_steps(SCHEDULE, count)) for count in (25, 250))
+    for mean, matrix in (coarse, fine):
+        torch.testing.assert_close(mean, MEAN.expand_as(mean), atol=0.01, rtol=0)
+        torch.testing.assert_close(matrix, matrix[:1].expand_as(matrix), atol=1e-4, rtol=0)
+    errors = [(matrix[0] @ matrix[0].T - COVARIANCE).norm() / COVARIANCE.norm() for _, matrix in (coarse, fine)]
+    assert errors[1] < 0.02
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("solver", [AncestralDDPM(), DDIM(1.0)], ids=["ancestral", "ddim with eta 1"])
+def test_stochastic_samplers_draw_from_the_prior(solver):
+    steps = spaced_steps(SCHEDULE, 1000)
+    found = sample(block_prior(side=64), Given(side=64), solver, steps, noise_source(0, 1), clip=False)
+    blocks = to_blocks(found).double()
+    count = len(blocks)  # 6144 independent draws: the standard error of a variance is 1.8 % of it
+    assert count == 2 * 3 * 32 * 32
+    torch.testing.assert_close(blocks.mean(0), MEAN, atol=4 * (0.24 / count) ** 0.5, rtol=0)
+    assert (blocks.T.cov() - COVARIANCE).norm() / COVARIANCE.norm() < 0.05
+
+
+GRID_CONDITION = torch.tensor([0.6, -0.2, 0.1], dtype=torch.float64)
+
+
+def fcm(prior):
+    """DPI that holds the whole grid at every level but the last, to one value a channel."""
+    face = GRID_CONDITION.float().view(3, 1, 1).expand(3, 8, 8)
+    return DPI([face], prior, DPIOptions(tau=0.0, late_weight=0.0, stride=2, placement="sampled"))
+
+
+def grid_posterior():
+    """Mean (48, 4) and covariance of a block given its grid pixel."""
+    gain = COVARIANCE[1:, 0] / COVARIANCE[0, 0]
+    y = GRID_CONDITION.repeat_interleave(16)[:, None]
+    mean = torch.cat([y, MEAN[1:] + (y - MEAN[0]) * gain], dim=1)
+    covariance = torch.zeros(4, 4, dtype=torch.float64)
+    covariance[1:, 1:] = COVARIANCE[1:, 1:] - torch.outer(gain, COVARIANCE[0, 1:])
+    return mean, covariance
+
+
+def test_deterministic_fcm_samples_the_posterior_given_the_grid():
+    """With a Gaussian prior and w = 1, DDIM with FCM becomes posterior sampling as the steps get many.
+
+    Write σ² = (1 − ᾱ)/ᾱ, x = x_t/√ᾱ, D(x) = E[x0 | x_t] = Σu with u = (Σ + σ²I)⁻¹x (zero mean). The
+    interpolation leaves x_g = y + σ ε̂_g on the grid, whose fixed point is D(x)_g = y. Solving that for u_g gives
+    off the grid D(x)_o = μ + S u_o and x_o = μ + (S + σ²) u_o, with μ and S mean and covariance of x_o given
+    x_g = y. So dx_o/dlnσ = x_o − D(x)_o = σ²(S + σ²)⁻¹(x_o − μ): the probability flow of that posterior itself.
+
+    With finitely many steps the grid lags behind its fixed point, so the error falls with the steps.
+    """
+    mean, covariance = grid_posterior()
+    errors = []
+    for count in (20, 100, 1000):
+        prior = block_prior()
+        found, matrix = affine_map(prior, fcm(prior), spaced_steps(SCHEDULE, count))
+        off_mean = ((found - mean)[:, 1:].norm() / (mean - MEAN)[:, 1:].norm()).item()
+        spread = matrix[0] @ matrix[0].T
+        off_covariance = ((spread - covariance)[1:, 1:].norm() / covariance.norm()).item()
+        assert spread[0, 0] < 1e-3 * COVARIANCE[0, 0]  # the grid itself is held
+        torch.testing.assert_close(found[:, 0], mean[:, 0], atol=0.02, rtol=0)
+        errors.append((off_mean, off_covariance))
+    assert errors[0][0] > 3 * errors[1][0] > 6 * errors[2][0]
+    assert errors[2][0] < 0.03
+    assert errors[2][1] < 0.02
+
+
+@pytest.mark.parametrize("solver", [DDIM(1.0), AncestralDDPM()], ids=["ddim with eta 1", "ancestral"])
+def test_the_mean_of_stochastic_fcm_nears_the_posterior_mean(solver):
+    """The samplers are affine in their draws, so the mean of the samples is what no noise at all gives."""
+    mean, _ = grid_posterior()
+    errors = []
+    for count in (20, 200, 1000):
+        prior = block_prior()
+        restoration = started(fcm(prior), torch.zeros(1, 3, 8, 8))
+        found = sample(prior, restoration, solver, spaced_steps(SCHEDULE, count), Silent(), clip=False)
+        blocks = to_blocks(found).double()
+        torch.testing.assert_close(blocks[:, 0], mean[:, 0], atol=0.01, rtol=0)
+        errors.append(((blocks - mean)[:, 1:].norm() / (mean - MEAN)[:, 1:].norm()).item())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[0] > 5 * errors[1] > 15 * errors[2]
+    assert errors[2] < 0.01
+
+
+def test_without_clipping_the_ancestral_rule_is_the_same_interpolation_as_ddim_with_eta_1():
+    """DESIGN §2: noising y to level t and taking its posterior mean changes nothing then."""
+    prior = block_prior()
+    steps = spaced_steps(SCHEDULE, 20)
+    found = [
+        sample(prior, fcm(prior), solver, steps, noise_source(3), clip=False)
+        for solver in (AncestralDDPM(), DDIM(1.0))
+    ]
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_fcm_leaves_on_the_grid_what_the_last_estimate_makes_of_the_held_value():
+    """x_{t=0} is √ᾱ₀ y + √(1 − ᾱ₀) ε̂ on the grid; the result there is the prior's own estimate from it."""
+    prior, seen = block_prior(), []
+    steps = spaced_steps(SCHEDULE, 10)
+
+    def watch(step, x_prev, x0):
+        seen.append((x_prev, x0))
+        return x_prev
+
+    found = sample(prior, fcm(prior), DDIM(), steps, noise_source(0), clip=False, on_step=watch)
+    y = GRID_CONDITION.float().view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    for (x_prev, x0), step in zip(seen[:-1], steps, strict=False):
+        torch.testing.assert_close(x0[..., ::2, ::2], y)
+        level = step.alphas_cumprod_prev
+        eps = (x_prev - math.sqrt(level) * x0) / math.sqrt(1 - level)
+        assert eps[..., ::2, ::2].std() > 0.1  # its noise is still on it
+    final = prior(seen[-2][0], torch.tensor([0])).x0
+    torch.testing.assert_close(found, final, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[..., ::2, ::2], y, atol=0.05, rtol=0)
+    assert not torch.equal(found[..., ::2, ::2], y)
+
+
+# --- the loop ---
+
+
+def test_the_loop_goes_on_with_what_on_step_returns(rng):
+    prior, steps = block_prior(), spaced_steps(SCHEDULE, 3)
+    marker = torch.randn(1, 3, 8, 8, generator=rng)
+    calls = []
+
+    def on_step(step, x_prev, x0):
+        calls.append(step)
+        return marker if step.index == 1 else x_prev
+
+    found = sample(prior, Given(side=8), DDIM(), steps, noise_source(0), clip=False, on_step=on_step)
+    assert calls == steps
+    torch.testing.assert_close(found, prior(marker, torch.tensor([0])).x0, atol=1e-5, rtol=1e-5)
+
+
+def test_clipping_is_a_choice(rng):
+    x, eps = (3 * torch.randn(1, 3, 4, 4, generator=rng) for _ in range(2))
+    prior, step = constant_prior(eps), spaced_steps(SCHEDULE, 10)[-1]
+    clipped, free = (sample(prior, Given(x), DDIM(), [step], noise_source(0), clip=clip) for clip in (True, False))
+    assert clipped.abs().max() == 1
+    assert free.abs().max() > 1
+    assert torch.equal(clipped, free.clamp(-1, 1))
+
+
+class Pair(NamedTuple):
+    total: torch.Tensor
+    nothing: None
+
+
+def test_map_images_shows_the_network_one_image_at_a_time_on_a_cpu(rng):
+    batch, others = torch.randn(3, 2, 4, 4, generator=rng), torch.arange(3)
+    sizes = []
+
+    def network(x, other):
+        sizes.append(len(x))
+        return Pair(x.sum((1, 2, 3)) + other, None)
+
+    found = map_images(network, batch, others)
+    assert sizes == [1, 1, 1]
+    assert isinstance(found, Pair)
+    assert found.nothing is None
+    torch.testing.assert_close(found.total, batch.sum((1, 2, 3)) + others)
+    assert torch.equal(map_images(torch.neg, batch), -batch)
+
+
+def test_map_images_sends_a_batch_at_once_to_an_accelerator():
+    sizes = []
+
+    def network(x):
+        sizes.append(len(x))
+        return x
+
+    assert map_images(network, torch.zeros(3, 1, device="meta")).shape == (3, 1)
+    assert sizes == [3]
+
+
+# --- noise ---
+
+
+def test_every_image_has_its_own_noise():
+    together = noise_source(1, 2, 3)
+    normal, uniform = together.normal(3, 4, 4), together.uniform(1, 5, 5)
+    assert normal.shape == (3, 3, 4, 4)
+    assert uniform.shape == (3, 1, 5, 5)
+    assert normal.dtype == uniform.dtype == torch.float32
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+    for position, seed in enumerate((1, 2, 3)):
+        alone = noise_source(seed)
+        assert torch.equal(alone.normal(3, 4, 4)[0], normal[position])
+        assert torch.equal(alone.uniform(1, 5, 5)[0], uniform[position])
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 6))
+def test_sample_j_has_the_same_generator_for_every_count(seed, few, more):
+    first, second = (
+        [g.initial_seed() for g in spawn_generators(torch.Generator().manual_seed(seed), count)]
+        for count in sorted((few, few + more))
+    )
+    assert second[: len(first)] == first
+    assert len(set(second)) == len(second)

@@ -1,0 +1,684 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from faceprior.corrector import load_corrector
+from faceprior.errors import OptionError, OutputError
+from faceprior.priors.card import file_sha256
+from faceprior.priors.gaussian import GaussianDenoiser, haar, inverse_haar, unfold
+from faceprior.priors.residual_unet import GaussianResidualUNet
+from faceprior.priors.store import load_prior
+from faceprior.training.config import CorrectorConfig, PriorConfig, TrainConfig, load_config, to_dict
+from faceprior.training.corrector import CorrectorTask
+from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
+from faceprior.training.prior import EVALUATION_SHARES, PriorTask
+from faceprior.training.shards import pack
+from faceprior.training.trainer import stratified_timesteps, train
+from tiny_faces import pack_faces, splits, write_faces
+
+RESIDUAL_OPTIONS = {
+    "rank": 4,
+    "block_out_channels": [8, 16],
+    "attention": [False, False],
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
+}
+UNET_OPTIONS = {
+    "layers_per_block": 1,
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4,
+}
+CORRECTOR_OPTIONS = {
+    "grid": "dense",
+    "injection": "concat",
+    "block_out_channels": [8, 16],
+    "attention": [False, False],
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
+}
+QUICK = {
+    "steps": 4,
+    "batch_size": 4,
+    "warmup_steps": 2,
+    "evaluate_every": 1000,
+    "evaluate_faces": 2,
+    "checkpoint_every": 1000,
+    "mixed_precision": "no",
+}
+KINDS = ("gaussian-residual", "epsilon", "v_prediction", "corrector")
+
+
+def make_config(kind, **options):
+    options = {**QUICK, **options}
+    if kind == "corrector":
+        return CorrectorConfig(network_options=CORRECTOR_OPTIONS, scales=[2.0, 8.0], **options)
+    if kind == "gaussian-residual":
+        return PriorConfig(network_options=RESIDUAL_OPTIONS, **options)
+    options.setdefault("weighting", "min-snr")
+    return PriorConfig(network="unet", network_options=UNET_OPTIONS, prediction_type=kind, **options)
+
+
+def make_task(kind, data, start=None, **options):
+    config = make_config(kind, **options)
+    faces, held_out = splits(data, config.terms)
+    return (CorrectorTask if kind == "corrector" else PriorTask)(config, faces, held_out, start)
+
+
+def run(kind, data, output, *, resume=False, on_step=lambda *_: None, start=None, **options):
+    task = make_task(kind, data, start, **options)
+    faces, _ = splits(data, task.config.terms)
+    figures = train(task, task.config, faces, output, resume=resume, command="faceprior train", on_step=on_step)
+    return task, figures
+
+
+def losses(output):
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def weights_file(output):
+    return next((output / "weights").rglob("*.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return pack_faces(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """One finished run of each kind: its task, its folder and its figures."""
+    runs = {}
+    for kind in ("gaussian-residual", "corrector"):
+        output = tmp_path_factory.mktemp("finished") / kind
+        runs[kind] = (*run(kind, data, output, steps=6, evaluate_every=3), output)
+    return runs
+
+
+# the loop
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_falls_on_a_few_faces(kind, data, tmp_path):
+    special = {"corrector": {"damaged": 0.0}, "gaussian-residual": {"learning_rate": 1e-2, "steps": 120}}
+    options = {"learning_rate": 3e-3, "steps": 80, "batch_size": 8, "flip": 0.0, **special.get(kind, {})}
+    run(kind, data, tmp_path, **options)
+    values = losses(tmp_path)
+    assert sum(values[-15:]) < 0.95 * sum(values[:15])
+
+
+KILLED_AT, CHECKPOINT_EVERY = 5, 2
+
+
+@pytest.mark.parametrize("kind", ["gaussian-residual", "corrector"])
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(kind, data, tmp_path):
+    options = {"steps": 8, "checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": 3}
+    run(kind, data, tmp_path / "whole", **options)
+    script = f"""
+        import os, signal, sys
+        from pathlib import Path
+        import torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_training import run
+        torch.set_num_threads(1)
+
+        def kill(step, *_):
+            if step == {KILLED_AT}:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        run({kind!r}, Path({str(data)!r}), Path({str(tmp_path / "killed")!r}), on_step=kill, **{options!r})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    process = subprocess.run(command, check=False, capture_output=True)  # noqa: S603
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    killed = tmp_path / "killed"
+    assert len(losses(killed)) == KILLED_AT
+    assert sorted(p.name for p in (killed / "checkpoints").glob("step-*")) == ["step-0000002", "step-0000004"]
+    with (killed / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')  # as a kill in the middle of a line leaves it
+    (killed / "checkpoints" / "partial").mkdir()  # and in the middle of a checkpoint
+    run(kind, data, killed, resume=True, **options)
+    assert losses(killed) == losses(tmp_path / "whole")
+    assert file_sha256(weights_file(killed)) == file_sha256(weights_file(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(number, data, tmp_path):
+    kind = "gaussian-residual"
+    run(kind, data, tmp_path / "whole", steps=6)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        run(kind, data, tmp_path / "a", steps=6, on_step=lambda s, *_: s == 2 and os.kill(os.getpid(), number))
+    assert signal.getsignal(number) is before
+    stopped = len(losses(tmp_path / "a"))
+    assert stopped < 6
+    assert [p.name for p in (tmp_path / "a" / "checkpoints").iterdir()] == [f"step-{stopped:07d}"]
+    run(kind, data, tmp_path / "a", steps=6, resume=True)
+    assert losses(tmp_path / "a") == losses(tmp_path / "whole")
+    assert file_sha256(weights_file(tmp_path / "a")) == file_sha256(weights_file(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluating_does_not_disturb_training(kind, data, tmp_path):
+    run(kind, data, tmp_path / "often", evaluate_every=1)
+    run(kind, data, tmp_path / "never", evaluate_every=1000)
+    assert losses(tmp_path / "often") == losses(tmp_path / "never")
+    assert file_sha256(weights_file(tmp_path / "often")) == file_sha256(weights_file(tmp_path / "never"))
+
+
+def test_a_run_is_not_overwritten_without_resume(finished, data):
+    _, _, output = finished["gaussian-residual"]
+    before = losses(output)
+    with pytest.raises(OutputError, match="step-0000006; add --resume"):
+        run("gaussian-residual", data, output)
+    assert losses(output) == before
+
+
+def test_a_checkpoint_of_another_network_is_refused(finished, data):
+    _, _, output = finished["gaussian-residual"]
+    task = make_task("epsilon", data)
+    with pytest.raises(OutputError, match="step-0000006 does not fit this network"):
+        train(task, task.config, splits(data)[0], output, resume=True)
+
+
+def test_only_the_newest_checkpoints_are_kept(data, tmp_path):
+    run("gaussian-residual", data, tmp_path, steps=4, checkpoint_every=1)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-0000003", "step-0000004"]
+
+
+def test_averaged_weights_are_what_is_exported(data, tmp_path):
+    raw = []
+
+    def note(*_):
+        raw.append(task.network.unet.conv_in.weight.detach().clone())
+
+    task = make_task("gaussian-residual", data, steps=6, ema_decay=0.3, learning_rate=1e-2)
+    train(task, task.config, splits(data)[0], tmp_path, on_step=note)
+    average = raw[0]
+    for n, weights in enumerate(raw[1:], start=1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * weights
+    exported = load_prior(tmp_path / "weights").network.unet.conv_in.weight
+    assert torch.allclose(exported, average, atol=2e-4)
+    assert not torch.allclose(exported, raw[-1], atol=2e-4)
+    assert torch.equal(task.network.unet.conv_in.weight, raw[-1])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"flip": 1.0}, {"balance": 1.0}, {"learning_rate": 1e-2}, {"batch_size": 6}]
+)
+def test_every_option_of_the_loop_changes_the_losses(changed, data, tmp_path):
+    run("v_prediction", data, tmp_path / "a", flip=0.0)
+    run("v_prediction", data, tmp_path / "b", **{"flip": 0.0, **changed})
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["gaussian-residual", "epsilon", "corrector"])
+def test_bf16_trains_on_a_cpu(kind, data, tmp_path):
+    run(kind, data, tmp_path / "half", mixed_precision="bf16")
+    run(kind, data, tmp_path / "full", mixed_precision="no")
+    half, full = losses(tmp_path / "half"), losses(tmp_path / "full")
+    assert half != full
+    assert half == pytest.approx(full, rel=0.1)
+    assert all(p.dtype == torch.float32 for p in make_task(kind, data).network.parameters())
+
+
+def test_fp16_on_a_cpu_is_refused_with_what_to_do(data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(OptionError, match="fp16 needs a GPU; choose bf16 or no"):
+        run("epsilon", data, tmp_path, mixed_precision="fp16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gaussian-residual", "corrector"])
+def test_two_processes_share_a_batch_and_write_one_run(kind, data, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import faulthandler, os, signal, sys
+            from pathlib import Path
+            faulthandler.dump_traceback_later(120, exit=True)  # rather than hang
+            import torch
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from test_training import run
+            torch.set_num_threads(1)
+            data, output = Path({str(data)!r}), Path({str(tmp_path / "out")!r})
+            options = dict(steps=6, checkpoint_every=2, evaluate_every=3, mixed_precision="bf16")
+            resume = "--resume" in sys.argv
+
+            def stop(step, *_):
+                if step == 2 and not resume:  # in one process of the two
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            try:
+                run({kind!r}, data, output, resume=resume, on_step=stop, **options)
+            except KeyboardInterrupt:
+                print("stopped", flush=True)
+        """)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", script]
+    stopped = subprocess.run(command, check=False, capture_output=True)  # noqa: S603
+    assert stopped.stdout.decode().count("stopped") == 2, stopped.stderr.decode()
+    assert len(losses(tmp_path / "out")) == 3
+    resumed = subprocess.run([*command, "--resume"], check=False, capture_output=True)  # noqa: S603
+    assert resumed.returncode == 0, resumed.stderr.decode()
+    assert len(losses(tmp_path / "out")) == 6
+    assert sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-0000004", "step-0000006"]
+    (load_corrector if kind == "corrector" else load_prior)(tmp_path / "out" / "weights")
+
+
+# what a run leaves
+
+
+def test_a_run_leaves_config_log_events_and_sheets(finished):
+    for kind, (task, figures, output) in finished.items():
+        assert yaml.safe_load((output / "config.yaml").read_text()) == to_dict(task.config)
+        assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+        lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "held_out" in line] == [3, 6]
+        assert lines[-1]["held_out"] == figures
+        size = (2 * 2 * 32, 5 * 32) if kind == "gaussian-residual" else (2 * 2 * 16, 6 * 16)
+        for step in (3, 6):
+            with Image.open(output / "sheets" / f"step-{step:07d}.png") as sheet:
+                assert sheet.size == size
+
+
+def test_held_out_figures_of_a_prior_have_ten_noise_levels(finished):
+    _, figures, _ = finished["gaussian-residual"]
+    levels = [name for name in figures if re.fullmatch(r"x0_psnr/0\.\d\dT", name)]
+    assert levels == [f"x0_psnr/{share:.2f}T" for share in EVALUATION_SHARES]
+    assert len(levels) == 10
+    values = [figures[name] for name in levels]
+    assert figures["x0_psnr/mean"] == pytest.approx(sum(values) / 10)
+    assert values[0] > values[4] > values[9]
+
+
+def test_held_out_figures_of_a_corrector_cover_scales_damage_and_noise(finished):
+    _, figures, _ = finished["corrector"]
+    assert len(figures) == 3 * 2 * 3 + 1
+    assert {"psnr_gain/x4/bicubic/0.1T", "psnr_gain/x16/damaged/0.9T", "psnr_gain/mean"} <= set(figures)
+
+
+@pytest.mark.parametrize(("kind", "load"), [("gaussian-residual", load_prior), ("corrector", load_corrector)])
+def test_exported_weights_load_and_tell_how_they_were_made(kind, load, finished, data):
+    task, figures, output = finished[kind]
+    loaded = load(output / "weights")
+    card = loaded.card
+    assert card.kind == ("corrector" if kind == "corrector" else "prior")
+    assert card.sha256 == file_sha256(weights_file(output))
+    assert card.resolution == 32
+    assert [(row["source"], row["terms"], row["licence"]) for row in card.data] == [
+        ("portraits", "open", "licence of portraits"),
+        ("press", "research", "licence of press"),
+    ]
+    assert sum(row["faces"] for row in card.data) == len(splits(data)[0])
+    assert card.licence.startswith("research only")
+    assert card.training["command"] == "faceprior train"
+    assert card.training["steps"] == 6
+    assert card.training["samples"] == 24
+    assert card.training["config"] == to_dict(task.config)
+    assert card.held_out == {name: round(value, 3) for name, value in figures.items()}
+
+
+@pytest.mark.parametrize("kind", ["gaussian-residual", "corrector"])
+def test_training_on_open_faces_only_frees_the_weights(kind, data, tmp_path):
+    run(kind, data, tmp_path, terms=["open"], steps=1)
+    card = json.loads((tmp_path / "weights" / "card.json").read_text())
+    assert card["licence"] == "free: trained on openly licensed faces only"
+    assert [row["source"] for row in card["data"]] == ["portraits"]
+
+
+# starting from weights that exist
+
+
+def test_a_prior_goes_on_from_the_weights_it_is_given(finished, data, tmp_path):
+    _, _, output = finished["gaussian-residual"]
+    start = load_prior(output / "weights").network.state_dict()
+    task = make_task("gaussian-residual", data, output / "weights", seed=5)
+    state = task.network.state_dict()
+    assert all(torch.equal(state[name], start[name]) for name in start)
+    train(task, task.config, splits(data)[0], tmp_path)
+    moved = load_prior(tmp_path / "weights").network.state_dict()
+    assert not torch.equal(moved["unet.conv_in.weight"], start["unet.conv_in.weight"])
+    assert torch.equal(moved["gaussian.components"], start["gaussian.components"])
+
+
+def test_a_corrector_goes_on_from_the_weights_it_is_given(finished, data, tmp_path):
+    _, _, output = finished["corrector"]
+    start = load_corrector(output / "weights").network.state_dict()
+    task = make_task("corrector", data, output / "weights", seed=5)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in task.network.state_dict().items())
+    train(task, task.config, splits(data)[0], tmp_path)
+    assert not torch.equal(
+        load_corrector(tmp_path / "weights").network.unet.conv_in.weight, start["unet.conv_in.weight"]
+    )
+
+
+def test_a_start_keeps_its_prediction_type_and_schedule(data, tmp_path):
+    betas = {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2}
+    task = make_task("gaussian-residual", data)
+    options = {**RESIDUAL_OPTIONS, **betas}
+    task = PriorTask(replace(task.config, network_options=options, steps=1), *splits(data))
+    assert len(task.prior.schedule) == 100
+    train(task, task.config, splits(data)[0], tmp_path)
+    again = make_task("v_prediction", data, tmp_path / "weights")
+    assert again.prior.schedule.equals(task.prior.schedule)
+    assert again.prior.prediction_type == "sample"
+    assert again.prior.card.schedule["beta_end"] == 0.2
+
+
+def test_a_correctors_card_has_its_own_schedule(data):
+    config = make_config("corrector")
+    config = replace(config, network_options={**CORRECTOR_OPTIONS, "num_train_timesteps": 100, "beta_end": 0.2})
+    task = CorrectorTask(config, *splits(data))
+    assert task.card.schedule["num_train_timesteps"] == len(task.network.schedule) == 100
+    assert task.card.schedule["beta_end"] == 0.2
+
+
+def test_a_start_of_another_resolution_is_refused(finished, tmp_path):
+    pack(write_faces(tmp_path / "pictures"), tmp_path / "packed", size=16, held_out=0.34)
+    for kind in finished:
+        with pytest.raises(OptionError, match="is for 32×32 faces, the training set holds 16×16"):
+            make_task(kind, tmp_path / "packed", finished[kind][2] / "weights")
+
+
+def test_a_start_that_does_not_fit_the_weighting_is_refused(data, tmp_path):
+    run("epsilon", data, tmp_path, steps=1)
+    with pytest.raises(OptionError, match="weighting residual needs the network gaussian-residual"):
+        make_task("gaussian-residual", data, tmp_path / "weights")
+
+
+# weights of noise levels, steps
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        ("min-snr", lambda snr: snr.clamp(max=5)),
+        ("p2", lambda snr: snr / (1 + snr)),
+        ("epsilon", lambda snr: snr),
+        ("x0", torch.ones_like),
+    ],
+)
+def test_weightings_are_the_documented_ones(weighting, expected, data):
+    task = make_task("epsilon", data, weighting=weighting)
+    t = torch.tensor([0, 10, 100, 300, 500, 999])
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alphas_cumprod = torch.cumprod(1 - betas, 0)[t]
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    assert torch.allclose(task.weight(t).double(), expected(snr), rtol=1e-3)
+
+
+def test_the_residual_weighting_makes_the_gaussian_estimate_cost_one(data):
+    task = make_task("gaussian-residual", data)
+    t = torch.tensor([0, 200, 999])
+    assert torch.allclose(task.weight(t), task.network.error_std[t] ** -2)
+    faces = task.faces.batch(range(len(task.faces))).repeat(8, 1, 1, 1)
+    loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))  # untrained: the estimate itself
+    assert loss.item() == pytest.approx(1, abs=0.15)
+
+
+def test_the_epsilon_weighting_is_the_plain_noise_loss(data):
+    task = make_task("epsilon", data, weighting="epsilon")
+    faces = task.faces.batch(range(4))
+    loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    t = stratified_timesteps(4, 1000, generator)
+    noise = torch.randn(faces.shape, generator=generator)
+    eps = task.network(task.prior.schedule.add_noise(faces, noise, t), t).sample
+    assert loss.item() == pytest.approx((eps - noise).square().mean().item(), rel=1e-3)
+
+
+def test_an_untrained_corrector_costs_what_its_condition_costs(data):
+    faces = splits(data)[0].batch(range(8))
+    relative = make_task("corrector", data, damaged=0.0)
+    loss = relative.loss(relative.network, faces, torch.Generator().manual_seed(0))
+    assert 0.5 < loss.item() < 1  # the floor takes a little off
+    uniform = CorrectorTask(replace(relative.config, weighting="uniform"), *splits(data))
+    assert uniform.loss(uniform.network, faces, torch.Generator().manual_seed(0)).item() < 0.1
+
+
+def test_every_option_of_the_corrector_changes_its_loss(data):
+    faces = splits(data)[0].batch(range(8))
+    config = make_config("corrector", damaged=0.5)
+
+    def loss(**changed):
+        task = CorrectorTask(replace(config, **changed), *splits(data))
+        return task.loss(task.network, faces, torch.Generator().manual_seed(0)).item()
+
+    assert loss() == loss()
+    for changed in ({"damaged": 0.0}, {"scales": [4.0]}, {"chain": "codeformer"}, {"weighting": "uniform"}):
+        assert loss(**changed) != loss()
+
+
+def test_noised_conditions_have_the_forward_marginal_on_the_grid_and_zeros_off_it(data):
+    task = make_task("corrector", data)
+    condition = torch.full((1, 3, 16, 16), 0.5).expand(64, -1, -1, -1)
+    sample = task.noised(condition, torch.full((64,), 501), torch.Generator().manual_seed(0))
+    alphas_cumprod = task.network.schedule.alphas_cumprod[500].item()
+    on_grid = sample[..., ::2, ::2]
+    assert on_grid.mean().item() == pytest.approx(0.5 * alphas_cumprod**0.5, abs=0.02)
+    assert on_grid.std().item() == pytest.approx((1 - alphas_cumprod) ** 0.5, rel=0.02)
+    assert sample.abs().sum().item() == pytest.approx(on_grid.abs().sum().item())
+
+
+def test_stratified_timesteps_take_one_from_each_part():
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.stack([stratified_timesteps(8, 1000, generator) for _ in range(200)])
+    assert seen.dtype == torch.int64
+    assert torch.equal(seen.sort(1).values // 125, torch.arange(8).expand(200, -1))
+    assert seen.min() < 5
+    assert seen.max() > 994
+    assert not torch.equal(seen.sort(1).values, seen)
+    assert stratified_timesteps(1, 10, generator).item() in range(10)
+
+
+def test_the_learning_rate_warms_up_holds_and_decays():
+    config = TrainConfig(steps=100, warmup_steps=10, decay_steps=20)
+    factors = [config.learning_rate_factor(step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9:81] == pytest.approx([1.0] * 72)
+    assert factors[90] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(0.05)
+    assert TrainConfig(steps=100, warmup_steps=0).learning_rate_factor(99) == 1
+
+
+# options
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("network: unet\nsteps: 50\nbatch_size: 8\nlearning_rate: 3e-4\nterms: [open]\n")
+    config = load_config(PriorConfig, path, {"weighting": "p2", "steps": 70, "seed": None})
+    assert (config.network, config.weighting, config.steps, config.batch_size) == ("unet", "p2", 70, 8)
+    assert config.learning_rate == 3e-4
+    assert config.terms == ["open"]
+    assert config.seed == PriorConfig.seed
+    assert load_config(CorrectorConfig, None, {}) == CorrectorConfig()
+
+
+def test_a_written_config_reads_back(tmp_path):
+    config = make_config("corrector", seed=3)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    assert load_config(CorrectorConfig, tmp_path / "c.yaml", {}) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepps: 5\n", r"c\.yaml: unknown options stepps; known are .*steps"),
+        ("- steps\n", r"c\.yaml: is not a list of"),
+        ("steps: [1\n", r"c\.yaml: is not valid YAML"),
+        ("steps: many\n", r"c\.yaml: steps is 'many'; it must be a whole number"),
+        ("steps: 2.5\n", r"c\.yaml: steps is 2\.5; it must be a whole number"),
+        ("learning_rate: fast\n", r"c\.yaml: learning_rate is 'fast'; it must be a number"),
+        ("compile: 3\n", r"c\.yaml: compile is 3; write true or false"),
+    ],
+)
+def test_a_bad_file_is_named(text, message, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(OptionError, match=message):
+        load_config(PriorConfig, tmp_path / "c.yaml", {})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(OptionError, match=r"none\.yaml: cannot be read"):
+        load_config(PriorConfig, tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        (PriorConfig, "steps", 0),
+        (PriorConfig, "batch_size", 0),
+        (PriorConfig, "checkpoint_every", 0),
+        (PriorConfig, "warmup_steps", -1),
+        (PriorConfig, "weight_decay", -0.1),
+        (PriorConfig, "seed", -1),
+        (PriorConfig, "learning_rate", 0.0),
+        (PriorConfig, "gradient_clip", 0.0),
+        (PriorConfig, "flip", 1.5),
+        (PriorConfig, "ema_decay", -0.1),
+        (PriorConfig, "mixed_precision", "fp8"),
+        (PriorConfig, "network", "vit"),
+        (PriorConfig, "prediction_type", "x1"),
+        (PriorConfig, "weighting", "none"),
+        (CorrectorConfig, "scales", []),
+        (CorrectorConfig, "scales", [0.5]),
+        (CorrectorConfig, "damaged", 2.0),
+        (CorrectorConfig, "weighting", "none"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(kind, option, value):
+    with pytest.raises(OptionError, match=f"{option} is "):
+        load_config(kind, None, {option: value})
+
+
+def test_an_unknown_chain_is_refused(data):
+    with pytest.raises(OptionError, match="degradation 'rain' is not known"):
+        make_task("corrector", data, chain="rain")
+
+
+# the Gaussian
+
+
+class GaussianFaces:
+    """Samples of a known low-rank Gaussian, in place of packed faces."""
+
+    def __init__(self, count, side=16, rank=3, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+
+        def randn(*shape):
+            return torch.randn(shape, generator=generator)
+
+        half, folded = side // 2, 3 * side // 2 * side // 4
+        mean = 0.3 * torch.randn(1, 3, half, half, generator=torch.Generator().manual_seed(99))
+        self.mean = (mean + mean.flip(-1)) / 2
+        basis = torch.Generator().manual_seed(7)
+        self.components = torch.stack(
+            [torch.linalg.qr(torch.randn(folded, rank, generator=basis))[0].T for _ in range(2)]
+        )
+        self.std = torch.tensor([[4.0, 2.0, 1.0], [3.0, 1.5, 0.8]])
+        self.remainder_std, self.detail_std = 0.05, 0.1
+        scores = randn(2, count, rank) * self.std[:, None]
+        halves = scores @ self.components + self.remainder_std * randn(2, count, folded)
+        self.images = inverse_haar(unfold(halves, 3, half) + self.mean, self.detail_std * randn(count, 9, half, half))
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, indices):
+        return self.images[list(indices)]
+
+
+@pytest.fixture(scope="module")
+def known():
+    return GaussianFaces(3000)
+
+
+@pytest.fixture(scope="module")
+def fitted(known):
+    torch.manual_seed(0)
+    network = GaussianResidualUNet(
+        sample_size=16, rank=3, block_out_channels=(8,), attention=(False,), attention_head_dim=8, norm_num_groups=4
+    )
+    weights = torch.full((len(known),), 1 / len(known), dtype=torch.float64)
+    fit_gaussian(network.gaussian, known, weights)
+    measure_error_std(network, known, weights, samples=256)
+    return network
+
+
+def test_fitting_recovers_a_known_gaussian(known, fitted):
+    gaussian = fitted.gaussian
+    assert torch.allclose(gaussian.component_std, known.std, rtol=0.06)
+    overlap = (gaussian.components @ known.components.mT).abs().diagonal(dim1=1, dim2=2)
+    assert (overlap > 0.98).all()
+    assert gaussian.remainder_std.mean().item() == pytest.approx(known.remainder_std, rel=0.1)
+    assert gaussian.detail_std.mean().item() == pytest.approx(known.detail_std, rel=0.05)
+    assert (gaussian.mean - known.mean[0]).abs().max() < 0.05
+
+
+def test_components_are_orthonormal_and_the_mean_is_mirror_symmetric(fitted):
+    gram = fitted.gaussian.components @ fitted.gaussian.components.mT
+    assert torch.allclose(gram, torch.eye(3).expand(2, -1, -1), atol=1e-4)
+    assert torch.allclose(fitted.gaussian.mean, fitted.gaussian.mean.flip(-1))
+    assert torch.allclose(fitted.gaussian.detail_std, fitted.gaussian.detail_std.flip(-1))
+
+
+def test_weights_decide_which_faces_count():
+    faces = GaussianFaces(200)
+    denoiser = GaussianDenoiser(16, 3)
+    weights = torch.zeros(200)
+    weights[:50] = 1 / 50
+    fit_gaussian(denoiser, faces, weights)
+    means, _ = haar(faces.images[:50])
+    mean = means.mean(0)
+    assert torch.allclose(denoiser.mean, (mean + mean.flip(-1)) / 2, atol=1e-5)
+
+
+def test_fewer_faces_than_components_leave_the_others_empty():
+    denoiser = GaussianDenoiser(16, 20)
+    fit_gaussian(denoiser, GaussianFaces(5), torch.full((5,), 0.2))
+    assert (denoiser.component_std[:, 5:] == 0).all()
+    assert all(torch.isfinite(buffer).all() for buffer in denoiser.buffers())
+
+
+def test_the_fitted_denoiser_beats_a_wiener_filter_per_pixel(known, fitted):
+    fresh = GaussianFaces(200, seed=1).images
+    mean, variance = known.images.mean(0), known.images.var(0)
+    noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(2))
+    shares = []
+    for t in (100, 300, 500, 700):
+        level = fitted.alphas_cumprod[t]
+        x_t = level.sqrt() * fresh + (1 - level).sqrt() * noise
+        gain = level.sqrt() * variance / (level * variance + 1 - level)
+        per_pixel = mean + gain * (x_t - level.sqrt() * mean)
+        ours = fitted.gaussian(x_t, level.expand(len(fresh), 1, 1, 1))
+        shares.append(((ours - fresh).square().mean() / (per_pixel - fresh).square().mean()).item())
+    assert max(shares) < 1
+    assert min(shares) < 0.5
+
+
+def test_the_measured_error_rises_with_noise_and_is_the_error(known, fitted):
+    std = fitted.error_std
+    assert (std[::50].diff() > 0).all()
+    noise = torch.randn(known.images.shape, generator=torch.Generator().manual_seed(3))
+    for t in (100, 333, 777, 999):  # at and between the measured steps
+        level = fitted.alphas_cumprod[t].expand(len(known), 1, 1, 1)
+        estimate = fitted.gaussian(level.sqrt() * known.images + (1 - level).sqrt() * noise, level)
+        assert std[t].item() == pytest.approx((estimate - known.images).square().mean().sqrt().item(), rel=0.1)
