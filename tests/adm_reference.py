@@ -23,9 +23,7 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
-        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1)))
         self.out_layers = nn.Sequential(
             norm(out_channels),
             nn.SiLU(),
@@ -154,15 +152,11 @@ class ADMUNet(nn.Module):
         skips = [c]
         for level, (width, attends) in enumerate(levels):
             for _ in range(blocks):
-                self.input_blocks.append(
-                    Stage(self._res(c, width), *([self._attention(width)] if attends else []))
-                )
+                self.input_blocks.append(Stage(self._res(c, width), *([self._attention(width)] if attends else [])))
                 c = width
                 skips.append(c)
             if level < len(levels) - 1:
-                self.input_blocks.append(
-                    Stage(self._res(c, c, halve) if self.resblock_updown else Downsample(c))
-                )
+                self.input_blocks.append(Stage(self._res(c, c, halve) if self.resblock_updown else Downsample(c)))
                 skips.append(c)
         return skips
 
@@ -172,9 +166,7 @@ class ADMUNet(nn.Module):
         self.output_blocks = nn.ModuleList()
         for level, (width, attends) in reversed(list(enumerate(levels))):
             for i in range(blocks + 1):
-                stage = Stage(
-                    self._res(c + skips.pop(), width), *([self._attention(width)] if attends else [])
-                )
+                stage = Stage(self._res(c + skips.pop(), width), *([self._attention(width)] if attends else []))
                 c = width
                 if level and i == blocks:
                     stage.append(self._res(c, c, double) if self.resblock_updown else Upsample(c))

@@ -103,9 +103,7 @@ FFHQ_LIKE = {
         pytest.param({**FFHQ_LIKE, "attention_resolutions": "4"}, id="attention in the middle block only"),
         pytest.param({"num_res_blocks": 2}, id="two residual blocks"),
         pytest.param({**FFHQ_LIKE, "resblock_updown": False}, id="convolutions resample"),
-        pytest.param(
-            {"resblock_updown": False, "attention_resolutions": "16"}, id="convolutions after attention"
-        ),
+        pytest.param({"resblock_updown": False, "attention_resolutions": "16"}, id="convolutions after attention"),
         pytest.param({"use_new_attention_order": True, "num_head_channels": 16}, id="new attention order"),
         pytest.param({"learn_sigma": False}, id="no variance"),
         pytest.param({"num_head_channels": 8}, id="many heads"),
@@ -183,22 +181,15 @@ def test_a_shorter_linear_schedule_adds_the_same_noise_in_all(tmp_path, tiny):
 @pytest.mark.parametrize(
     "wrap",
     [
-        pytest.param(
-            lambda state: {f"module.{key}": value for key, value in state.items()}, id="DataParallel"
-        ),
+        pytest.param(lambda state: {f"module.{key}": value for key, value in state.items()}, id="DataParallel"),
         pytest.param(lambda state: {"state_dict": state, "step": 7}, id="wrapped"),
-        pytest.param(
-            lambda state: {"ema": {f"module.{k}": v for k, v in state.items()}}, id="wrapped DataParallel"
-        ),
+        pytest.param(lambda state: {"ema": {f"module.{k}": v for k, v in state.items()}}, id="wrapped DataParallel"),
     ],
 )
 def test_a_prefix_or_a_wrapper_is_taken_off(tiny, wrap):
     network = tiny[0]
     x_t, t = inputs()
-    assert (
-        relative_error(predict(load_adm_checkpoint(*save_altered(tiny, wrap)), x_t, t), network(x_t, t))
-        < 1e-5
-    )
+    assert relative_error(predict(load_adm_checkpoint(*save_altered(tiny, wrap)), x_t, t), network(x_t, t)) < 1e-5
 
 
 @torch.no_grad()
@@ -249,9 +240,7 @@ def test_an_unexpected_key_is_an_error_that_names_it(tiny):
 
 
 def test_a_misshapen_key_is_an_error_that_names_it_and_both_shapes(tiny):
-    message = message_of(
-        *save_altered(tiny, lambda state: {**state, "out.2.weight": torch.zeros(3, 32, 3, 3)})
-    )
+    message = message_of(*save_altered(tiny, lambda state: {**state, "out.2.weight": torch.zeros(3, 32, 3, 3)}))
     assert "misshapen keys: out.2.weight (3, 32, 3, 3) instead of (6, 32, 3, 3);" in message
 
 
@@ -281,9 +270,7 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize(
-    "write", [torch.save, lambda payload, path: path.write_bytes(pickle.dumps(payload, 2))]
-)
+@pytest.mark.parametrize("write", [torch.save, lambda payload, path: path.write_bytes(pickle.dumps(payload, 2))])
 def test_a_pickle_with_code_is_refused_and_its_code_is_not_run(tiny, tmp_path, write):
     _, path, flags = tiny
     write({"out.2.bias": Payload(tmp_path / "marker")}, path)

@@ -578,11 +578,11 @@ def test_the_demo_writes_its_pictures_and_its_mean_beats_bicubic(tmp_path):
     assert sizes.pop("sheet")[0] > 4 * 256
     assert sizes == {}
     rows = re.findall(
-        r"│ (bicubic|restored|mean of samples) +│ +([\d.]+) +│ +([\d.]+) +│ +([\d.]+) +│", result.stdout
+        r"│ (bicubic|restored|mean of 4 samples) +│ +([\d.]+) +│ +([\d.]+) +│ +([\d.]+) +│", result.stdout
     )
-    assert [row[0] for row in rows] == ["bicubic", "restored", "mean of samples"]
+    assert [row[0] for row in rows] == ["bicubic", "restored", "mean of 4 samples"]
     psnr = {name: float(value) for name, value, *_ in rows}
-    assert psnr["mean of samples"] > psnr["bicubic"]
+    assert psnr["mean of 4 samples"] > psnr["bicubic"]
     assert f"Look at {output / 'sheet.png'}" in result.stdout
     for name in ("restored", "samples", "spread", "sheet"):
         metadata = read_metadata(output / f"{name}.png")
@@ -655,18 +655,32 @@ def read_terminal(descriptor, until, timeout=60):
     return text
 
 
-def test_a_bar_is_drawn_on_the_terminal_while_results_go_to_the_pipe(prior, face, tmp_path):
+def on_a_terminal(*arguments, results):
+    """Run a command with errors, and results too or not, on a pseudo-terminal; returns (terminal, pipe)."""
     leader, follower = pty.openpty()
-    arguments = ("restore", face, "--output", tmp_path / "out", "--prior", prior, *QUICK)
-    process = faceprior_process(*arguments, stdout=subprocess.PIPE, stderr=follower, env={"TERM": "xterm"})
+    stdout = follower if results else subprocess.PIPE
+    process = faceprior_process(*arguments, stdout=stdout, stderr=follower, env={"TERM": "xterm"})
     os.close(follower)
     terminal = read_terminal(leader, until="no such text")
-    out, _ = process.communicate(timeout=60)
+    piped, _ = process.communicate(timeout=60)
     os.close(leader)
     assert process.returncode == 0
-    assert one_line_of(out).startswith(f"{face} → ")
+    return terminal, piped
+
+
+def test_a_bar_is_drawn_on_the_terminal_while_results_go_to_the_pipe(prior, face, tmp_path):
+    arguments = ("restore", face, "--output", tmp_path / "out", "--prior", prior, *QUICK)
+    terminal, piped = on_a_terminal(*arguments, results=False)
+    assert one_line_of(piped).startswith(f"{face} → ")
     assert "restoring" in terminal
     assert str(face) not in terminal
+
+
+def test_on_a_terminal_results_stand_above_the_bar(prior, face, tmp_path):
+    arguments = ("restore", face, face, face, "--output", tmp_path / "out", "--prior", prior, *QUICK)
+    terminal, _ = on_a_terminal(*arguments, "--batch-size", 1, results=True)
+    before = re.findall(r"(.{4})" + re.escape(f"{face} → "), terminal, re.DOTALL)
+    assert before == ["\x1b[2K"] * 3  # the bar's line was erased first
 
 
 def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tmp_path):

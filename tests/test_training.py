@@ -24,7 +24,7 @@ from faceprior.training.corrector import CorrectorTask
 from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
 from faceprior.training.prior import EVALUATION_SHARES, PriorTask
 from faceprior.training.shards import pack
-from faceprior.training.trainer import stratified_timesteps, train
+from faceprior.training.trainer import stratified_uniform, train
 from tiny_faces import pack_faces, splits, write_faces
 
 RESIDUAL_OPTIONS = {
@@ -438,7 +438,7 @@ def test_the_epsilon_weighting_is_the_plain_noise_loss(data):
     faces = task.faces.batch(range(4))
     loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    t = stratified_timesteps(4, 1000, generator)
+    t = (stratified_uniform(4, generator) * 1000).long()  # low_noise_share = low_noise: t is uniform
     noise = torch.randn(faces.shape, generator=generator)
     eps = task.network(task.prior.schedule.add_noise(faces, noise, t), t).sample
     assert loss.item() == pytest.approx((eps - noise).square().mean().item(), rel=1e-3)
@@ -477,15 +477,27 @@ def test_noised_conditions_have_the_forward_marginal_on_the_grid_and_zeros_off_i
     assert sample.abs().sum().item() == pytest.approx(on_grid.abs().sum().item())
 
 
-def test_stratified_timesteps_take_one_from_each_part():
+def test_stratified_draws_take_one_from_each_part():
     generator = torch.Generator().manual_seed(0)
-    seen = torch.stack([stratified_timesteps(8, 1000, generator) for _ in range(200)])
-    assert seen.dtype == torch.int64
-    assert torch.equal(seen.sort(1).values // 125, torch.arange(8).expand(200, -1))
-    assert seen.min() < 5
-    assert seen.max() > 994
+    seen = torch.stack([stratified_uniform(8, generator) for _ in range(200)])
+    assert torch.equal((seen.sort(1).values * 8).long(), torch.arange(8).expand(200, -1))
+    assert seen.min() < 0.005
+    assert seen.max() > 0.994
     assert not torch.equal(seen.sort(1).values, seen)
-    assert stratified_timesteps(1, 10, generator).item() in range(10)
+
+
+@pytest.mark.parametrize(("low", "share"), [(0.6, 0.6), (0.6, 0.9), (0.2, 0.5)])
+def test_the_share_of_low_noise_levels_is_what_was_asked_for(data, monkeypatch, low, share):
+    task = make_task("gaussian-residual", data, low_noise=low, low_noise_share=share)
+    seen = []
+    monkeypatch.setattr(task, "weight", lambda t: seen.append(t) or torch.ones(len(t)))
+    faces = task.faces.batch([0, 1, 2, 3] * 10)
+    for seed in range(10):
+        task.loss(task.network, faces, torch.Generator().manual_seed(seed))
+    levels = torch.cat(seen) / 1000
+    assert float((levels < low).float().mean()) == pytest.approx(share, abs=0.03)
+    assert levels.max() > 0.95
+    assert levels.min() < 0.05
 
 
 def test_the_learning_rate_warms_up_holds_and_decays():

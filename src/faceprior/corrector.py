@@ -103,6 +103,11 @@ class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         beta_end: float = 0.02,
     ) -> None:
         super().__init__()
+        if block_out_channels[-1] % attention_head_dim:
+            widest = block_out_channels[-1]
+            raise OptionError(
+                f"attention_head_dim {attention_head_dim} does not divide {widest}, the last level's width"
+            )
         self.resolution, self.stride, self.grid, self.placement = resolution, stride, grid, placement
         self.schedule = NoiseSchedule.linear(num_train_timesteps, beta_start, beta_end)
         self.unet = UNet2DModel(

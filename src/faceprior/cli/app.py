@@ -12,7 +12,10 @@ import typer
 from rich.table import Table
 
 from faceprior import __version__
+from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
+from faceprior.cli.evaluate import evaluate, figures_table
+from faceprior.cli.options import DegradationName, DeviceName, DtypeName, PresetName
 from faceprior.cli.training import data_app, train_app
 
 app = typer.Typer(
@@ -34,49 +37,6 @@ class ScaleName(str, Enum):
     x4, x8, x16, auto = "4", "8", "16", "auto"
 
 
-class PresetName(str, Enum):
-    """Named sets of options."""
-
-    default, paper_ddim, paper_ddpm = "default", "paper-ddim", "paper-ddpm"
-
-
-class SolverName(str, Enum):
-    """Rules of one reverse-diffusion step."""
-
-    ddim, ddpm = "ddim", "ddpm"
-
-
-class DeviceName(str, Enum):
-    """Devices."""
-
-    auto, cpu, cuda, mps = "auto", "cpu", "cuda", "mps"
-
-
-class DtypeName(str, Enum):
-    """Number formats of the networks."""
-
-    auto, float32, bfloat16, float16 = "auto", "float32", "bfloat16", "float16"
-
-
-class DegradationName(str, Enum):
-    """Ways to make a bad face out of a sharp one."""
-
-    bicubic, gfpgan, codeformer, difface, diffbir = "bicubic", "gfpgan", "codeformer", "difface", "diffbir"
-
-
-PriorOption = Annotated[
-    str | None,
-    typer.Option(
-        "--prior",
-        help="Embedded name, diffusers folder, ADM checkpoint file or hub id.",
-        show_default="embedded",
-    ),
-]
-ADMConfigOption = Annotated[
-    Path | None, typer.Option("--adm-config", help="JSON or YAML with the flags of an ADM checkpoint file.")
-]
-
-
 @app.command()
 def restore(
     faces: Annotated[list[Path], typer.Argument(help="Aligned face crops, any picture format.", show_default=False)],
@@ -85,34 +45,22 @@ def restore(
         ScaleName,
         typer.Option(help="How much is missing: the face is taken to have resolution/scale pixels a side."),
     ] = ScaleName.auto,
-    prior: PriorOption = None,
-    adm_config: ADMConfigOption = None,
-    corrector: Annotated[str, typer.Option(help="auto, none, embedded name, folder or hub id.")] = "auto",
-    preset: Annotated[PresetName, typer.Option(help="Named set of the options below.")] = PresetName.default,
-    solver: Annotated[SolverName | None, typer.Option(help="Rule of a step.", show_default="preset")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps, 1 to start·T.", show_default="preset")] = None,
-    start: Annotated[
-        float | None, typer.Option(help="First noise level, of T; 1 is pure noise.", show_default="preset")
-    ] = None,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="τ: above τ·T the whole grid is held, below edges only.", show_default="preset"),
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="k: every k-th pixel is held: 1, 2, 4, 8.", show_default="preset")
-    ] = None,
-    edge_exponent: Annotated[
-        float | None,
-        typer.Option(help="s: RACM holds a pixel with probability edge^s.", show_default="preset"),
-    ] = None,
-    late_weight: Annotated[
-        float | None, typer.Option(help="ω: weight below τ·T is ω·t/T.", show_default="preset")
-    ] = None,
-    eta: Annotated[float | None, typer.Option(help="η: fresh noise in DDIM, 0 to 1.", show_default="preset")] = None,
-    samples: Annotated[int, typer.Option(min=1, max=1000, help="Restorations of each face.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
-    device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.auto,
-    dtype: Annotated[DtypeName, typer.Option(help="Number format of the networks.")] = DtypeName.auto,
+    prior: options.Prior = None,
+    adm_config: options.ADMConfigFile = None,
+    corrector: options.Corrector = "auto",
+    preset: options.PresetOption = PresetName.default,
+    solver: options.Solver = None,
+    steps: options.Steps = None,
+    start: options.Start = None,
+    tau: options.Tau = None,
+    stride: options.Stride = None,
+    edge_exponent: options.EdgeExponent = None,
+    late_weight: options.LateWeight = None,
+    eta: options.Eta = None,
+    samples: options.Samples = 1,
+    seed: options.Seed = 0,
+    device: options.Device = DeviceName.auto,
+    dtype: options.Dtype = DtypeName.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 8,
     degrade: Annotated[
         bool, typer.Option("--degrade", help="Make a low-resolution face out of each (sharp) input first.")
@@ -128,23 +76,22 @@ def restore(
     <stem>-spread.png) and DIR/restore.jsonl. Exit code: 0 all done, 3 some failed, 2 wrong usage.
     """
     from faceprior.cli.progress import steps_progress
-    from faceprior.pipeline.devices import choose_device, choose_dtype
-    from faceprior.pipeline.face_prior import FacePriorPipeline
     from faceprior.pipeline.restore import RestoreOptions, restore_files
 
-    options = RestoreOptions(
+    chosen = options.make_preset(
+        preset,
+        solver,
+        steps=steps,
+        start=start,
+        tau=tau,
+        stride=stride,
+        edge_exponent=edge_exponent,
+        late_weight=late_weight,
+        eta=eta,
+    )
+    how = RestoreOptions(
         scale="auto" if scale is ScaleName.auto else float(scale.value),
-        preset=_preset(
-            preset,
-            solver=solver.value if solver else None,
-            steps=steps,
-            start=start,
-            tau=tau,
-            stride=stride,
-            edge_exponent=edge_exponent,
-            late_weight=late_weight,
-            eta=eta,
-        ),
+        preset=chosen,
         preset_name=preset.value,
         samples=samples,
         seed=seed,
@@ -152,14 +99,12 @@ def restore(
         degradation=degradation.value if degrade else None,
         write_sheet=sheet,
     )
-    where = choose_device(device.value)
-    pipeline = FacePriorPipeline.from_pretrained(*_given(prior), corrector=corrector, adm_config=adm_config)
-    pipeline.to(where, choose_dtype(dtype.value, where))
-    pipeline.check(options.preset)
+    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype)
+    pipeline.check(chosen)
 
-    failed, steps_each = 0, samples * options.preset.sampling.steps
+    failed, steps_each = 0, samples * chosen.sampling.steps
     with steps_progress(len(faces) * steps_each) as progress:
-        for record in restore_files(pipeline, faces, output, options, progress.advance):
+        for record in restore_files(pipeline, faces, output, how, progress.advance):
             if record["status"] == "failed":
                 failed += 1
                 progress.skip(steps_each)
@@ -196,17 +141,14 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo"),
 ) -> None:
     """Restore a photograph of an astronaut from 16×16 pixels on the embedded prior, and measure it."""
-    from faceprior.cli.demo import run_demo
+    from faceprior.cli.demo import SAMPLES, run_demo
 
-    table = Table("", "PSNR (dB)", "SSIM", "LR consistency (dB)", title="against the original")
     figures = run_demo(output)
-    for name in ("bicubic", "restored", "mean"):
-        row = (
-            f"{figures[figure][name]:.{digits}f}" for figure, digits in (("psnr", 2), ("ssim", 3), ("consistency", 1))
-        )
-        table.add_row("mean of samples" if name == "mean" else name, *row)
-    console.print(table)
+    console.print(figures_table(figures, "against the original", SAMPLES))
     say(console, f"Look at {output / 'sheet.png'}; the single pictures are in {output}/.")
+
+
+app.command()(evaluate)
 
 
 @priors_app.command("list")
@@ -224,7 +166,7 @@ def priors_list() -> None:
 @priors_app.command("show")
 def priors_show(
     name: Annotated[str, typer.Argument(help="Prior or corrector: embedded name, folder, file or hub id.")],
-    adm_config: ADMConfigOption = None,
+    adm_config: options.ADMConfigFile = None,
 ) -> None:
     """Show the card of a prior or corrector."""
     import json
@@ -244,7 +186,7 @@ def priors_show(
 def priors_convert(
     checkpoint: Annotated[Path, typer.Argument(help="An ADM (guided-diffusion) checkpoint.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the diffusers model and its card.")],
-    adm_config: ADMConfigOption = None,
+    adm_config: options.ADMConfigFile = None,
 ) -> None:
     """Convert an ADM checkpoint into a diffusers folder with a card, exactly."""
     from faceprior.errors import WeightsError
@@ -267,16 +209,6 @@ def _options(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Options of every command."""
-
-
-def _preset(name: PresetName, **options: Any) -> Any:
-    from faceprior.methods import find_preset
-
-    return find_preset(name.value).with_options(**options)
-
-
-def _given(prior: str | None) -> tuple[str, ...]:
-    return () if prior is None else (prior,)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import typer
@@ -23,16 +22,14 @@ def say(target: Console, text: str, *, label: str = "") -> None:
     """Print one line, after a red label; a file name in it is neither markup nor control codes."""
     printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     words = [(f"{label} ", "red"), printable] if label else [printable]
+    if target.is_terminal and errors.is_terminal:
+        target = errors  # the console of a bar, which then stays below the line
     target.print(Text.assemble(*words), soft_wrap=True, highlight=False)
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
     """Return a bar on standard error; nothing is drawn where that is not a terminal."""
-    # rich would send what is printed meanwhile to the bar's console, also where the user piped it elsewhere
-    piped = not sys.stdout.isatty()
-    return Progress(
-        *columns, console=errors, transient=True, disable=not errors.is_terminal, redirect_stdout=not piped
-    )
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
 
 class Commands(TyperGroup):

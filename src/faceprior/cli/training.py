@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,82 +72,67 @@ SourcesOption = Annotated[
 ]
 
 
-@train_app.command("prior")
-def train_prior(
-    data: DataArgument,
-    output: OutputOption,
-    config: ConfigOption = None,
-    resume: ResumeOption = False,
-    start_from: StartOption = None,
-    steps: StepsOption = None,
-    batch_size: BatchOption = None,
-    learning_rate: RateOption = None,
-    decay_steps: DecayOption = None,
-    seed: SeedOption = None,
-    mixed_precision: PrecisionOption = None,
-    evaluate_every: EvaluateOption = None,
-    checkpoint_every: CheckpointOption = None,
-    sources: SourcesOption = None,
+def _training(what: str) -> Callable[..., None]:
+    def command(
+        data: DataArgument,
+        output: OutputOption,
+        config: ConfigOption = None,
+        resume: ResumeOption = False,
+        start_from: StartOption = None,
+        steps: StepsOption = None,
+        batch_size: BatchOption = None,
+        learning_rate: RateOption = None,
+        decay_steps: DecayOption = None,
+        seed: SeedOption = None,
+        mixed_precision: PrecisionOption = None,
+        evaluate_every: EvaluateOption = None,
+        checkpoint_every: CheckpointOption = None,
+        sources: SourcesOption = None,
+    ) -> None:
+        flags = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "decay_steps": decay_steps,
+            "seed": seed,
+            "mixed_precision": mixed_precision,
+            "evaluate_every": evaluate_every,
+            "checkpoint_every": checkpoint_every,
+            "terms": sources,
+        }
+        _train(what, config, flags, data, output, resume, start_from)
+
+    command.__doc__ = f"Train a {what} on packed faces; the result is OUTPUT/weights, which --{what} takes."
+    return command
+
+
+for _what in ("prior", "corrector"):
+    train_app.command(_what)(_training(_what))
+
+
+def _train(
+    what: str,
+    config_file: Path | None,
+    flags: dict[str, Any],
+    data: Path,
+    output: Path,
+    resume: bool,
+    start_from: str | None,
 ) -> None:
-    """Train a prior on packed faces; the result is OUTPUT/weights, a prior folder."""
-    from faceprior.training.config import PriorConfig, load_config
-    from faceprior.training.prior import PriorTask
-
-    flags = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "decay_steps": decay_steps,
-        "seed": seed,
-        "mixed_precision": mixed_precision,
-        "evaluate_every": evaluate_every,
-        "checkpoint_every": checkpoint_every,
-        "terms": sources,
-    }
-    _train(PriorTask, load_config(PriorConfig, config, flags), data, output, resume, start_from)
-
-
-@train_app.command("corrector")
-def train_corrector(
-    data: DataArgument,
-    output: OutputOption,
-    config: ConfigOption = None,
-    resume: ResumeOption = False,
-    start_from: StartOption = None,
-    steps: StepsOption = None,
-    batch_size: BatchOption = None,
-    learning_rate: RateOption = None,
-    decay_steps: DecayOption = None,
-    seed: SeedOption = None,
-    mixed_precision: PrecisionOption = None,
-    evaluate_every: EvaluateOption = None,
-    checkpoint_every: CheckpointOption = None,
-    sources: SourcesOption = None,
-) -> None:
-    """Train a condition corrector on packed faces; the result is OUTPUT/weights, a corrector folder."""
-    from faceprior.training.config import CorrectorConfig, load_config
-    from faceprior.training.corrector import CorrectorTask
-
-    flags = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "decay_steps": decay_steps,
-        "seed": seed,
-        "mixed_precision": mixed_precision,
-        "evaluate_every": evaluate_every,
-        "checkpoint_every": checkpoint_every,
-        "terms": sources,
-    }
-    _train(CorrectorTask, load_config(CorrectorConfig, config, flags), data, output, resume, start_from)
-
-
-def _train(task_kind: Any, config: Any, data: Path, output: Path, resume: bool, start_from: str | None) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+    from faceprior.training.config import CorrectorConfig, PriorConfig, load_config
+    from faceprior.training.corrector import CorrectorTask
+    from faceprior.training.prior import PriorTask
     from faceprior.training.shards import PackedFaces
     from faceprior.training.trainer import train
 
+    kinds: dict[str, tuple[Any, Any]] = {
+        "prior": (PriorConfig, PriorTask),
+        "corrector": (CorrectorConfig, CorrectorTask),
+    }
+    config_kind, task_kind = kinds[what]
+    config = load_config(config_kind, config_file, flags)
     faces = PackedFaces(data, "train", config.terms or None)
     task = task_kind(config, faces, PackedFaces(data, "val"), start_from)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

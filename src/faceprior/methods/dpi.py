@@ -54,7 +54,7 @@ class DPIOptions:
             raise OptionError(f"tau is {self.tau}; it must lie in 0 to 1")
         if not (self.late_weight >= 0 and self.late_weight * self.tau <= 1):
             raise OptionError(f"late weight is {self.late_weight}; times tau ({self.tau}) it must lie in 0 to 1")
-        if not self.edge_exponent >= 0:
+        if not 0 <= self.edge_exponent < math.inf:
             raise OptionError(f"edge exponent is {self.edge_exponent}; it must be at least 0")
         if self.stride not in (1, 2, 4, 8):
             raise OptionError(f"stride is {self.stride}; choose 1, 2, 4 or 8")

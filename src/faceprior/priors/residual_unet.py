@@ -10,6 +10,7 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from faceprior.errors import OptionError
 from faceprior.priors.gaussian import GaussianDenoiser
 from faceprior.priors.noise_schedule import NoiseSchedule
 
@@ -52,6 +53,11 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         beta_end: float = 0.02,
     ) -> None:
         super().__init__()
+        if block_out_channels[-1] % attention_head_dim:
+            widest = block_out_channels[-1]
+            raise OptionError(
+                f"attention_head_dim {attention_head_dim} does not divide {widest}, the last level's width"
+            )
         schedule = NoiseSchedule.linear(num_train_timesteps, beta_start, beta_end)
         self.gaussian = GaussianDenoiser(sample_size, rank)
         self.unet = UNet2DModel(

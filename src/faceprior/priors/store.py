@@ -197,8 +197,9 @@ def load_network(folder: Path, kind: type[nn.Module]) -> nn.Module:
             raise WeightsError(
                 f"{folder}: {fault.replace('_', ' ')}: {names}{more}; the weights do not fit config.json"
             )
+    # a mapped file is not aligned as CPU kernels want it, and the last bits of a result would differ
     for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.clone()  # mapped files are not aligned as CPU kernels want: the last bits would differ
+        tensor.data = tensor.data.clone()
     loaded: nn.Module = network.eval().requires_grad_(requires_grad=False)
     return loaded
 

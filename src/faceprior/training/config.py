@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +14,7 @@ from faceprior.errors import OptionError
 
 Weighting = Literal["residual", "min-snr", "p2", "epsilon", "x0"]
 Config = TypeVar("Config", bound="TrainConfig")
+Network = TypeVar("Network")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("learning_rate", "gradient_clip"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise OptionError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16")
@@ -90,12 +93,16 @@ class PriorConfig(TrainConfig):
         weighting: weight of the squared x0 error at each noise level. "residual": 1 / s_t² of the Gaussian
             ("gaussian-residual" only); "min-snr": min(SNR, 5) (Hang et al. 2023, in x0 form); "p2":
             SNR / (1 + SNR) (Choi et al. 2022, γ = 1); "epsilon": SNR, the plain ε loss; "x0": 1.
+        low_noise: noise level, as a fraction of T, below which `low_noise_share` of the steps t are drawn.
+        low_noise_share: that share; equal to `low_noise` it makes t uniform.
     """
 
     network: Literal["gaussian-residual", "unet"] = "gaussian-residual"
     network_options: dict[str, Any] = field(default_factory=dict)
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     weighting: Weighting = "residual"
+    low_noise: float = 0.6
+    low_noise_share: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,6 +112,9 @@ class PriorConfig(TrainConfig):
             raise OptionError(f"weighting is {self.weighting!r}; choose residual, min-snr, p2, epsilon or x0")
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise OptionError(f"prediction_type is {self.prediction_type!r}; choose epsilon, v_prediction or sample")
+        for name in ("low_noise", "low_noise_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if self.weighting == "residual" and self.network != "gaussian-residual":
             raise OptionError("weighting residual needs the network gaussian-residual; choose min-snr or p2")
 
@@ -152,11 +162,11 @@ def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) ->
         except OSError as error:
             raise OptionError(f"{path}: cannot be read ({error.strerror})") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise OptionError(f"{path}: is not valid YAML ({error})") from error
+            raise OptionError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
         if not isinstance(values, dict):
             raise OptionError(f"{path}: is not a list of `option: value` lines")
     origin = path or "flags"
-    known = {f.name: f.default for f in fields(kind)}
+    known = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(kind)}
     values = {**values, **{name: value for name, value in flags.items() if value is not None}}
     if unknown := sorted(str(name) for name in values if name not in known):
         raise OptionError(f"{origin}: unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
@@ -180,7 +190,18 @@ def _like(default: Any, value: Any, what: str) -> Any:
         except (TypeError, ValueError) as error:
             kind = "a number" if isinstance(default, float) else "a whole number"
             raise OptionError(f"{what}; it must be {kind}") from error
+    elif isinstance(default, list | dict) and not isinstance(value, type(default)):
+        raise OptionError(f"{what}; it must be a {'list' if isinstance(default, list) else 'mapping'}")
     return value
+
+
+def build_network(kind: Callable[..., Network], options: dict[str, Any], **fixed: Any) -> Network:
+    """Make a network from its options; raises OptionError if they do not fit together."""
+    try:
+        return kind(**fixed, **options)
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise OptionError(f"network_options {options} do not make a network ({reason})") from error
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

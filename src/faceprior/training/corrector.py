@@ -18,10 +18,10 @@ from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.store import ddim_scheduler_config
-from faceprior.training.config import CorrectorConfig
+from faceprior.training.config import CorrectorConfig, build_network
 from faceprior.training.prior import describe_data, licence_of
 from faceprior.training.shards import PackedFaces
-from faceprior.training.trainer import stratified_timesteps
+from faceprior.training.trainer import stratified_uniform
 
 EVALUATION_SHARES = (0.1, 0.5, 0.9)
 """Noise levels of the held-out figures, as fractions of T."""
@@ -62,7 +62,7 @@ class CorrectorTask:
                 )
             network.requires_grad_(requires_grad=True)
         else:
-            network = ConditionCorrector(resolution=faces.size, **config.network_options)
+            network = build_network(ConditionCorrector, config.network_options, resolution=faces.size)
         self.network: nn.Module = network
         self.shape = network
         betas = {name: network.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
@@ -89,7 +89,8 @@ class CorrectorTask:
                 for face, (scale, damaged) in zip(faces.cpu(), draws, strict=True)
             ]
         ).to(faces.device)
-        t = stratified_timesteps(len(faces), len(self.shape.schedule), generator)
+        total = len(self.shape.schedule)
+        t = (stratified_uniform(len(faces), generator) * total).long().clamp(max=total - 1)
         corrected = network(self.noised(condition, t, generator), t, condition)
         target = self.on_grid(faces)
         error = (corrected - target).square().mean((1, 2, 3))  # (B,)

@@ -20,10 +20,10 @@ from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import ddim_scheduler_config, load_prior, save_prior
-from faceprior.training.config import PriorConfig, Weighting
+from faceprior.training.config import PriorConfig, Weighting, build_network
 from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
 from faceprior.training.shards import PackedFaces
-from faceprior.training.trainer import stratified_timesteps
+from faceprior.training.trainer import stratified_uniform
 
 EVALUATION_SHARES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
 """The ten noise levels of the held-out curve, as fractions of T."""
@@ -62,14 +62,14 @@ class PriorTask:
             schedule = {**(schedule or ddim_scheduler_config({}, "")), "prediction_type": prior.prediction_type}
             self.network.requires_grad_(requires_grad=True)
         elif config.network == "gaussian-residual":
-            residual = GaussianResidualUNet(sample_size=faces.size, **config.network_options)
+            residual = build_network(GaussianResidualUNet, config.network_options, sample_size=faces.size)
             weights = faces.balanced_weights(config.balance)
             fit_gaussian(residual.gaussian, faces, weights)
             measure_error_std(residual, faces, weights, seed=config.seed)
             betas = {name: residual.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
             self.network, schedule = residual, ddim_scheduler_config(betas, "sample")
         else:
-            self.network = UNet2DModel(sample_size=faces.size, **config.network_options)
+            self.network = build_network(UNet2DModel, config.network_options, sample_size=faces.size)
         if config.weighting == "residual" and not isinstance(self.network, GaussianResidualUNet):
             raise OptionError("weighting residual needs the network gaussian-residual; choose min-snr or p2")
         prediction_type: PredictionType = schedule["prediction_type"]
@@ -87,7 +87,10 @@ class PriorTask:
 
     def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Weighted squared error of x0 at stratified random noise levels."""
-        t = stratified_timesteps(len(faces), len(self.prior.schedule), generator)
+        shares = stratified_uniform(len(faces), generator)
+        low, share = self.config.low_noise, self.config.low_noise_share
+        levels = torch.where(shares < share, shares / share * low, 1 - (1 - shares) / (1 - share) * (1 - low))
+        t = (levels * len(self.prior.schedule)).long().clamp(max=len(self.prior.schedule) - 1)
         noise = torch.randn(faces.shape, generator=generator, device=faces.device)
         x_t = self.prior.schedule.add_noise(faces, noise, t)
         prior = Prior(network, self.prior.schedule, self.prior.prediction_type, self.prior.card)

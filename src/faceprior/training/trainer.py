@@ -313,9 +313,9 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line cut short by the kill
 
 
-def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw one t from each of `count` equal parts of 0 … steps−1, int64, (count,), in random order."""
+def stratified_uniform(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw one number from each of `count` equal parts of [0, 1), (count,), in random order."""
     device = generator.device
     offsets = torch.rand(count, generator=generator, device=device)
     order = torch.randperm(count, generator=generator, device=device)
-    return ((order + offsets) * (steps / count)).long().clamp(max=steps - 1)
+    return (order + offsets) / count
