@@ -292,7 +292,7 @@ def test_a_run_leaves_config_log_events_and_sheets(finished):
         lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if "held_out" in line] == [3, 6]
         assert lines[-1]["held_out"] == figures
-        size = (2 * 2 * 32, 5 * 32) if kind == "gaussian-residual" else (2 * 2 * 16, 6 * 16)
+        size = (2 * 2 * 32, 6 * 32) if kind == "gaussian-residual" else (2 * 2 * 16, 6 * 16)
         for step in (3, 6):
             with Image.open(output / "sheets" / f"step-{step:07d}.png") as sheet:
                 assert sheet.size == size

@@ -15,11 +15,13 @@ from torch import nn
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import to_pil
+from faceprior.methods.unconditional import Unconditional
 from faceprior.priors.adapter import PredictionType, Prior
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import ddim_scheduler_config, load_prior, save_prior
+from faceprior.sampling import NoiseSource, make_solver, sample, spaced_steps
 from faceprior.training.config import PriorConfig, Weighting, build_network
 from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
 from faceprior.training.shards import PackedFaces
@@ -30,6 +32,7 @@ EVALUATION_SHARES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
 
 _MIN_SNR_GAMMA = 5.0
 _EVALUATION_SEED = 1234
+_SAMPLE_STEPS = 20
 
 
 class PriorTask:
@@ -112,7 +115,7 @@ class PriorTask:
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
-        """x0-PSNR of held-out faces at ten noise levels, in dB, and a sheet: noisy beside denoised."""
+        """x0-PSNR of held-out faces at ten noise levels, in dB, and a sheet: noisy beside denoised, then samples."""
         prior = Prior(network, self.prior.schedule, self.prior.prediction_type, self.prior.card)
         device = prior.device
         count = min(self.config.evaluate_faces, len(self.held_out))
@@ -124,12 +127,22 @@ class PriorTask:
             t = torch.full((count,), int(share * len(prior.schedule)), device=device)
             x_t = prior.schedule.add_noise(faces, noise, t)
             parts = zip(x_t.split(32), t.split(32), strict=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+            with self._autocast(device):
                 x0 = torch.cat([prior(x, s).x0 for x, s in parts]).clamp(-1, 1)
             figures[f"x0_psnr/{share:.2f}T"] = psnr(x0, faces).mean().item()
             rows.append(torch.cat([*x_t[:8].clamp(-1, 1), *x0[:8]], dim=2))
         figures["x0_psnr/mean"] = sum(figures.values()) / len(figures)
-        return figures, to_pil(torch.cat(rows[1::2], dim=1))
+        rows = [*rows[1::2], torch.cat([*self._samples(prior, 2 * min(8, count))], dim=2)]
+        return figures, to_pil(torch.cat(rows, dim=1))
+
+    def _samples(self, prior: Prior, count: int) -> torch.Tensor:
+        noise = NoiseSource([torch.Generator().manual_seed(seed) for seed in range(count)], prior.device)
+        steps = spaced_steps(prior.schedule, min(_SAMPLE_STEPS, len(prior.schedule)))
+        with self._autocast(prior.device):
+            return sample(prior, Unconditional(prior.resolution), make_solver("ddim"), steps, noise)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
 
     def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
         """Write a prior folder in float16."""
