@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from faceprior.errors import WeightsError
@@ -212,7 +212,8 @@ def save_network(network: nn.Module, folder: Path, *, half: bool) -> None:
     if half:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     partial = folder / f"{WEIGHTS_NAMES[0]}.partial"
-    save_file(state, partial, metadata={"format": "pt"})
+    # `save_file` would make a file that only its owner can read
+    partial.write_bytes(save(state, metadata={"format": "pt"}))
     partial.replace(folder / WEIGHTS_NAMES[0])
 
 
