@@ -61,7 +61,7 @@ class Preset:
 
 PRESETS = {
     DEFAULT_PRESET: Preset(
-        SamplingOptions(solver="ddim", steps=20, start=0.5),
+        SamplingOptions(solver="ddim", steps=10, start=0.5),
         DPIOptions(tau=0.1, late_weight=1.0, edge_exponent=1.4, stride=2, placement="sampled"),
     ),
     "paper-ddim": Preset(
