@@ -386,9 +386,9 @@ def _one_each(generator: torch.Generator | Sequence[torch.Generator] | None, cou
 def _as_type(images: torch.Tensor, output_type: OutputType) -> Any:
     if output_type == "pil":
         return [to_pil(image) for image in images]
-    return _as_array(images.permute(0, 2, 3, 1) if output_type == "np" else images, output_type, signed=True)
+    values = (images + 1) / 2
+    return _as_array(values.permute(0, 2, 3, 1) if output_type == "np" else values, output_type)
 
 
-def _as_array(values: torch.Tensor, output_type: OutputType, *, signed: bool = False) -> Any:
-    values = (values + 1) / 2 if signed else values
+def _as_array(values: torch.Tensor, output_type: OutputType) -> Any:
     return values if output_type == "pt" else values.numpy()
