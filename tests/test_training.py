@@ -58,7 +58,11 @@ QUICK = {
     "checkpoint_every": 1000,
     "mixed_precision": "no",
 }
-KINDS = ("gaussian-residual", "epsilon", "v_prediction", "corrector")
+PLAIN_OPTIONS = {
+    "unshuffled-unet": {"block_out_channels": [16, 32], "attention": [False, True], "attention_head_dim": 8},
+    "transformer": {"patch_size": 8, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
+}
+KINDS = ("gaussian-residual", "epsilon", "v_prediction", "unshuffled-unet", "transformer", "corrector")
 
 
 def make_config(kind, **options):
@@ -68,6 +72,10 @@ def make_config(kind, **options):
     if kind == "gaussian-residual":
         return PriorConfig(network_options=RESIDUAL_OPTIONS, **options)
     options.setdefault("weighting", "min-snr")
+    if kind in PLAIN_OPTIONS:
+        return PriorConfig(
+            network=kind, network_options=PLAIN_OPTIONS[kind], prediction_type="v_prediction", **options
+        )
     return PriorConfig(network="unet", network_options=UNET_OPTIONS, prediction_type=kind, **options)
 
 
@@ -235,6 +243,21 @@ def test_bf16_trains_on_a_cpu(kind, data, tmp_path):
     assert half != full
     assert half == pytest.approx(full, rel=0.1)
     assert all(p.dtype == torch.float32 for p in make_task(kind, data).network.parameters())
+
+
+def test_a_run_stops_when_its_minutes_are_up_and_counts_them_over_resumes(data, tmp_path):
+    _, figures = run("epsilon", data, tmp_path, steps=1000, minutes=0.02)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert 1 < len(lines) < 1000
+    assert lines[-2]["seconds"] < 2
+    assert lines[-1]["held_out"] == figures  # it ends as every run does: evaluated, saved and exported
+    assert run("epsilon", data, tmp_path, resume=True, steps=1000, minutes=0.02)[1] == {}
+    run("epsilon", data, tmp_path, resume=True, steps=1000, minutes=0.04)
+    more = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(more) > len(lines)
+    assert more[len(lines)]["seconds"] >= lines[-1]["seconds"]
+    assert more[-1]["seconds"] > lines[-1]["seconds"] + 0.5
+    load_prior(tmp_path / "weights")
 
 
 def test_fp16_on_a_cpu_is_refused_with_what_to_do(data, tmp_path):
@@ -411,8 +434,7 @@ def test_a_start_that_does_not_fit_the_weighting_is_refused(data, tmp_path):
     [
         ("min-snr", lambda snr: snr.clamp(max=5)),
         ("p2", lambda snr: snr / (1 + snr)),
-        ("epsilon", lambda snr: snr),
-        ("x0", torch.ones_like),
+        ("plain", lambda snr: snr),
     ],
 )
 def test_weightings_are_the_documented_ones(weighting, expected, data):
@@ -433,15 +455,19 @@ def test_the_residual_weighting_makes_the_gaussian_estimate_cost_one(data):
     assert loss.item() == pytest.approx(1, abs=0.15)
 
 
-def test_the_epsilon_weighting_is_the_plain_noise_loss(data):
-    task = make_task("epsilon", data, weighting="epsilon")
+@pytest.mark.parametrize("predicted", ["epsilon", "v_prediction", "sample"])
+def test_the_plain_weighting_is_the_squared_error_of_what_is_predicted(predicted, data):
+    task = make_task(predicted, data, weighting="plain")
     faces = task.faces.batch(range(4))
     loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     t = (stratified_uniform(4, generator) * 1000).long()  # low_noise_share = low_noise: t is uniform
     noise = torch.randn(faces.shape, generator=generator)
-    eps = task.network(task.prior.schedule.add_noise(faces, noise, t), t).sample
-    assert loss.item() == pytest.approx((eps - noise).square().mean().item(), rel=1e-3)
+    output = task.network(task.prior.schedule.add_noise(faces, noise, t), t).sample
+    level = task.prior.schedule.at(t)
+    v = level.sqrt() * noise - (1 - level).sqrt() * faces
+    target = {"epsilon": noise, "v_prediction": v, "sample": faces}[predicted]
+    assert loss.item() == pytest.approx((output - target).square().mean().item(), rel=1e-3)
 
 
 def test_an_untrained_corrector_costs_what_its_condition_costs(data):

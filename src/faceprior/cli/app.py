@@ -16,6 +16,7 @@ from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
 from faceprior.cli.evaluate import evaluate, figures_table
 from faceprior.cli.options import DegradationName, DeviceName, DtypeName, PresetName
+from faceprior.cli.study import study_app
 from faceprior.cli.training import data_app, train_app
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ priors_app = typer.Typer(help="Look at priors and convert checkpoints.", no_args
 app.add_typer(priors_app, name="priors")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(study_app, name="study")
 
 
 class ScaleName(str, Enum):

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from dataclasses import replace
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from faceprior.priors.noise_schedule import NoiseSchedule
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 DEFAULT_PRIOR = "faces-128"
+PRIOR_NETWORKS = {
+    "GaussianResidualUNet": "faceprior.priors.residual_unet",
+    "PatchTransformer": "faceprior.priors.patch_transformer",
+    "UnshuffledUNet": "faceprior.priors.unshuffled_unet",
+}
+"""Modules of our own networks, by class; a stock `UNet2DModel` is a prior's network as well."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
@@ -239,11 +246,11 @@ def _network_class(folder: Path, config: dict[str, Any]) -> type[nn.Module]:
             raise WeightsError(f"{folder}: the network is conditioned on classes; a prior is unconditional")
         unet: type[nn.Module] = UNet2DModel
         return unet
-    if name == "GaussianResidualUNet":
-        from faceprior.priors.residual_unet import GaussianResidualUNet
-
-        return GaussianResidualUNet
-    raise WeightsError(f"{folder}: network {name!r} is not a prior; UNet2DModel and GaussianResidualUNet are")
+    if name not in PRIOR_NETWORKS:
+        known = ", ".join(("UNet2DModel", *PRIOR_NETWORKS))
+        raise WeightsError(f"{folder}: network {name!r} is not a prior; {known} are")
+    own: type[nn.Module] = getattr(import_module(PRIOR_NETWORKS[name]), name)
+    return own
 
 
 def _read_scheduler(folder: Path) -> dict[str, Any]:

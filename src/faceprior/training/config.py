@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
 from faceprior.errors import OptionError
+from faceprior.priors.adapter import PredictionType
 
-Weighting = Literal["residual", "min-snr", "p2", "epsilon", "x0"]
+NetworkName = Literal["gaussian-residual", "unshuffled-unet", "transformer", "unet"]
+Weighting = Literal["residual", "plain", "min-snr", "p2"]
 Config = TypeVar("Config", bound="TrainConfig")
 Network = TypeVar("Network")
 
@@ -23,6 +25,7 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser steps in all, resumed ones included.
+        minutes: stop earlier, after so many minutes of computing (`log.jsonl` counts them); 0 is no limit.
         batch_size: faces a step, over all processes.
         learning_rate: peak of AdamW's learning rate.
         warmup_steps: steps of linear warm-up.
@@ -42,6 +45,7 @@ class TrainConfig:
     """
 
     steps: int = 20_000
+    minutes: float = 0.0
     batch_size: int = 16
     learning_rate: float = 3e-4
     warmup_steps: int = 200
@@ -66,7 +70,7 @@ class TrainConfig:
         for name in ("flip", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "seed"):
+        for name in ("minutes", "warmup_steps", "decay_steps", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("learning_rate", "gradient_clip"):
@@ -87,36 +91,36 @@ class PriorConfig(TrainConfig):
     """Options of `faceprior train prior`.
 
     Attributes:
-        network: "gaussian-residual" (the embedded prior's) or "unet" (a stock `UNet2DModel`).
+        network: "gaussian-residual" (the embedded prior's), "unshuffled-unet", "transformer" or "unet" (a stock
+            `UNet2DModel`).
         network_options: constructor arguments of the network.
-        prediction_type: what a "unet" predicts: "epsilon", "v_prediction" or "sample".
+        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample"; "gaussian-residual"
+            always predicts its residual, which makes it a "sample" prior.
         weighting: weight of the squared x0 error at each noise level. "residual": 1 / s_t² of the Gaussian
-            ("gaussian-residual" only); "min-snr": min(SNR, 5) (Hang et al. 2023, in x0 form); "p2":
-            SNR / (1 + SNR) (Choi et al. 2022, γ = 1); "epsilon": SNR, the plain ε loss; "x0": 1.
+            ("gaussian-residual" only), the plain loss of the normalised residual; "plain": the squared error of
+            what is predicted, which is SNR for ε, SNR + 1 for v and 1 for x0; "min-snr": min(SNR, 5) (Hang et
+            al. 2023, in x0 form); "p2": SNR / (1 + SNR) (Choi et al. 2022, γ = 1).
         low_noise: noise level, as a fraction of T, below which `low_noise_share` of the steps t are drawn.
         low_noise_share: that share; equal to `low_noise` it makes t uniform.
     """
 
-    network: Literal["gaussian-residual", "unet"] = "gaussian-residual"
+    network: NetworkName = "gaussian-residual"
     network_options: dict[str, Any] = field(default_factory=dict)
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     weighting: Weighting = "residual"
     low_noise: float = 0.6
     low_noise_share: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network not in ("gaussian-residual", "unet"):
-            raise OptionError(f"network is {self.network!r}; choose gaussian-residual or unet")
-        if self.weighting not in ("residual", "min-snr", "p2", "epsilon", "x0"):
-            raise OptionError(f"weighting is {self.weighting!r}; choose residual, min-snr, p2, epsilon or x0")
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise OptionError(f"prediction_type is {self.prediction_type!r}; choose epsilon, v_prediction or sample")
+        for name, kind in (("network", NetworkName), ("weighting", Weighting), ("prediction_type", PredictionType)):
+            if getattr(self, name) not in get_args(kind):
+                raise OptionError(f"{name} is {getattr(self, name)!r}; choose {', '.join(get_args(kind))}")
         for name in ("low_noise", "low_noise_share"):
             if not 0 < getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if self.weighting == "residual" and self.network != "gaussian-residual":
-            raise OptionError("weighting residual needs the network gaussian-residual; choose min-snr or p2")
+            raise OptionError("weighting residual needs the network gaussian-residual; choose plain, min-snr or p2")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ process), so a run that was killed and resumed sees exactly what an uninterrupte
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import threading
@@ -64,10 +65,10 @@ def train(
     command: str = "",
     on_step: Callable[[int, float, dict[str, float] | None], object] = lambda *_: None,
 ) -> dict[str, float]:
-    """Train until `config.steps`, or until interrupted, and leave everything in `output`.
+    """Train for `config.steps` or `config.minutes`, or until interrupted, and leave everything in `output`.
 
-    `output` holds `config.yaml`, `log.jsonl` (loss of every step, figures of every evaluation), TensorBoard
-    events, `checkpoints/`, `sheets/` and `weights/`, the exported averaged weights.
+    `output` holds `config.yaml`, `log.jsonl` (loss of every step, seconds of computing so far, figures of every
+    evaluation), TensorBoard events, `checkpoints/`, `sheets/` and `weights/`, the exported averaged weights.
 
     Args:
         task: what is trained.
@@ -96,7 +97,7 @@ def train(
     accelerator = _accelerator(config, output)
     main = accelerator.is_main_process
     learner = _Learner(task.network, config, accelerator)
-    step, started, held_out = 0, time.monotonic(), dict[str, float]()
+    step, held_out = 0, dict[str, float]()
     if newest is not None:
         step = learner.load(newest)
     if main:
@@ -106,31 +107,42 @@ def train(
     accelerator.init_trackers("tensorboard")
     draw = _Batches(faces, config, accelerator)
     learner.network.train()
+    limit = config.minutes * 60 or math.inf
     stopping = False
     try:
         with _StopSignals() as signals, _Log(output / "log.jsonl" if main else None, step) as log:
-            while step < config.steps and not stopping:
+            seconds = log.seconds
+            done = step >= config.steps or seconds >= limit
+            while not (done or stopping):
+                begun = _clock(accelerator.device)
                 loss = learner.step(task, *draw(step), step)
                 step += 1
-                # one exchange for both, after which every process stops at the same step
-                state = torch.stack([loss.float(), loss.new_tensor(signals.came, dtype=torch.float32)])
-                value, came = accelerator.reduce(state, "mean").tolist()
-                stopping, figures = came > 0, None
-                if step % config.evaluate_every == 0 or step == config.steps:
+                # one exchange for all, after which every process stops at the same step
+                flags = loss.new_tensor([signals.came, seconds >= limit], dtype=torch.float32)
+                state = torch.cat([loss.float().view(1), flags])
+                value, came, expired = accelerator.reduce(state, "mean").tolist()
+                seconds += _clock(accelerator.device) - begun
+                stopping, done, figures = came > 0, step == config.steps or expired > 0, None
+                if step % config.evaluate_every == 0 or done:
                     with learner.averaged() as network:
                         if main:
                             held_out = figures = _evaluate(task, network, config, output, step, command)
-                log.write(step=step, loss=value, seconds=round(time.monotonic() - started, 1), held_out=figures)
+                log.write(step=step, loss=value, seconds=round(seconds, 1), held_out=figures)
                 accelerator.log({"loss": value, **(figures or {})}, step=step)
-                if step % config.checkpoint_every == 0 or step == config.steps or stopping:
+                if step % config.checkpoint_every == 0 or done or stopping:
                     learner.save(checkpoints, step)
                 if main:
                     on_step(step, value, figures)
     finally:
         accelerator.end_training()
-    if step < config.steps:
+    if not done:
         raise KeyboardInterrupt
     return held_out
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds of computing: of one thread's share of the processor on a CPU, which others may be using too."""
+    return time.process_time() / torch.get_num_threads() if device.type == "cpu" else time.monotonic()
 
 
 def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
@@ -285,14 +297,15 @@ class _Log:
     """A line of JSON a step; lines that a killed run wrote after its last checkpoint are dropped on resume."""
 
     def __init__(self, path: Path | None, step: int) -> None:
-        self.path, self.step = path, step
+        self.path, self.step, self.seconds = path, step, 0.0
 
     def __enter__(self) -> Self:
         self.file: TextIO | None = None
         if self.path is not None:
             lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-            kept = [f"{line}\n" for line in lines if _step_of(line) <= self.step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            self.seconds = float(json.loads(kept[-1])["seconds"]) if kept else 0.0
             self.file = self.path.open("a", encoding="utf-8")
         return self
 
