@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from faceprior import __version__
 from faceprior.cli import options
-from faceprior.cli.console import console, progress_bar
+from faceprior.cli.console import console, errors, progress_bar, say
 from faceprior.cli.options import DegradationName, DeviceName, DtypeName, PresetName
+from faceprior.errors import DataError, FacePriorError
+
+if TYPE_CHECKING:
+    from faceprior.evaluation.figures import Case, Evaluation, Mean, Summary
+    from faceprior.evaluation.identity import FaceEmbedder
+    from faceprior.pipeline import FacePriorPipeline
+
+FACES_FILE, SUMMARY_FILE = "faces.csv", "summary.json"
+
+_WIDTH = 160  # of a table that goes into a file or a pipe, in characters
 
 
 def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")],
-    scale: Annotated[float, typer.Option(min=2, max=32, help="Resolution over the side of the inputs.")] = 8.0,
-    degradation: Annotated[DegradationName, typer.Option(help="What comes before the reduction.")] = (
-        DegradationName.bicubic
-    ),
+    scale: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=2, max=32, help="Resolution over the side of the inputs; several may be given.", show_default="8"
+        ),
+    ] = None,
+    degradation: Annotated[
+        list[DegradationName] | None,
+        typer.Option(help="What comes before the reduction; several may be given.", show_default="bicubic"),
+    ] = None,
     faces: Annotated[int, typer.Option(min=1, help="Held-out faces, spread over the split.")] = 64,
     samples: options.Samples = 8,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")] = None,
+    without_corrector: Annotated[
+        bool, typer.Option("--without-corrector", help="Also restore without the corrector, to compare.")
+    ] = False,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also a table by source, age, gender, group or another label of the faces; several may be given.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help=f"Folder for {FACES_FILE} (a row a face) and {SUMMARY_FILE}."),
+    ] = None,
     prior: options.Prior = None,
     adm_config: options.ADMConfigFile = None,
     corrector: options.Corrector = "auto",
@@ -39,9 +74,14 @@ def evaluate(
     seed: options.Seed = 0,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 8,
 ) -> None:
-    """Degrade held-out faces, restore them and compare with bicubic enlargement: mean PSNR, SSIM, LR consistency."""
-    from faceprior.pipeline.held_out import evaluate_held_out
+    """Degrade held-out faces, restore them and compare bicubic, one sample and the mean of the samples.
+
+    Fidelity (PSNR, SSIM), agreement with the input, identity and Fréchet distance, with 95 % intervals.
+    """
+    from faceprior.evaluation.groups import face_labels, group_faces
+    from faceprior.pipeline.held_out import Damage, evaluate_held_out
     from faceprior.training.shards import PackedFaces
 
     chosen = options.make_preset(
@@ -57,26 +97,170 @@ def evaluate(
     )
     held_out = PackedFaces(data, "val")
     count = min(faces, len(held_out))
-    sharp = held_out.batch([index * len(held_out) // count for index in range(count)])
+    positions = [index * len(held_out) // count for index in range(count)]
+    packed = [held_out.faces[position] for position in positions]
+    labels = [face_labels(face.source, face.terms, face.labels) for face in packed]
+    groups = {name: group_faces(labels, name) for name in dict.fromkeys(by or ())}
+    damages = [
+        Damage(kind.value, size)
+        for kind in dict.fromkeys(degradation or [DegradationName.bicubic])
+        for size in dict.fromkeys(scale or [8.0])
+    ]
     pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype)
     pipeline.check(chosen)
+    if held_out.size != pipeline.resolution:
+        side = pipeline.resolution
+        raise DataError(
+            f"{data} holds faces of {held_out.size} pixels, the prior restores to {side}; pack --size {side}"
+        )
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    embedder = _embedder()
+
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
-        bar = progress.add_task("evaluating", total=count)
-        figures = evaluate_held_out(
+        bar = progress.add_task("evaluating", total=count * len(damages) * (1 + without_corrector))
+        evaluation = evaluate_held_out(
             pipeline,
-            sharp,
-            scale,
+            held_out.batch(positions),
+            damages,
             chosen,
-            degradation=degradation.value,
             samples=samples,
             seed=seed,
-            on_face=lambda: progress.advance(bar),
+            batch_size=batch_size,
+            without_corrector=without_corrector,
+            embedder=embedder,
+            on_faces=lambda done: progress.advance(bar, done),
         )
-    console.print(figures_table(figures, f"{count} held-out faces, ×{scale:g} {degradation.value}", samples))
+    summaries = evaluation.summarise()
+    grouped = {
+        name: {value: evaluation.summarise_group(members) for value, members in members_of.items()}
+        for name, members_of in groups.items()
+    }
+    target = console if console.is_terminal else Console(width=_WIDTH)
+    target.print(summary_table({"": summaries}, f"{count} held-out faces of {data}", samples))
+    for name, members in grouped.items():
+        target.print(summary_table(members, f"by {name}", samples))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        about = {
+            "command": shlex.join(["faceprior", *sys.argv[1:]]),
+            "faceprior": __version__,
+            "data": str(data),
+            "faces": count,
+            "samples": samples,
+            "seed": seed,
+            "preset": preset.value,
+            "options": chosen.as_dict(),
+            **_weights(pipeline),
+        }
+        _write_faces(output / FACES_FILE, evaluation, [face.name for face in packed], labels)
+        results = {
+            "summary": [_plain(summary) for summary in summaries],
+            "groups": {
+                name: {value: [_plain(summary) for summary in rows] for value, rows in members.items()}
+                for name, members in grouped.items()
+            },
+        }
+        text = json.dumps({**about, **results}, indent=2, ensure_ascii=False)
+        (output / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+        say(console, f"figures are in {output / FACES_FILE} and {output / SUMMARY_FILE}")
+
+
+def _embedder() -> FaceEmbedder | None:
+    from faceprior.evaluation.identity import FaceEmbedder
+
+    try:
+        return FaceEmbedder()
+    except FacePriorError as error:
+        say(errors, str(error), label="not measured")
+        return None
+
+
+def _weights(pipeline: FacePriorPipeline) -> dict[str, Any]:
+    prior, corrector = pipeline.prior.card, pipeline.corrector_card
+    return {
+        "prior": {"name": prior.name, "sha256": prior.sha256},
+        "corrector": {"name": corrector.name, "sha256": corrector.sha256} if corrector else None,
+        "device": str(pipeline.prior.device),
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+    }
+
+
+def _write_faces(path: Path, evaluation: Evaluation, names: list[str], labels: list[dict[str, str]]) -> None:
+    from faceprior.evaluation.figures import FIGURES
+
+    label_names = list(dict.fromkeys(name for own in labels for name in own))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["face", *label_names, "degradation", "scale", "estimate", "corrector", *FIGURES])
+        for row in evaluation.rows:
+            own, case = labels[row.face], row.case
+            described = [names[row.face], *(own.get(name, "") for name in label_names)]
+            done = [case.degradation, f"{case.scale:g}", case.estimate, _corrector_text(case)]
+            figures = [getattr(row, name) for name in FIGURES]
+            writer.writerow(described + done + ["" if value is None else f"{value:.6g}" for value in figures])
+
+
+def _corrector_text(case: Case) -> str:
+    return {None: "", True: "with", False: "without"}[case.corrector]
+
+
+def _plain(summary: Summary) -> dict[str, Any]:
+    case = summary.case
+    return {
+        "degradation": case.degradation,
+        "scale": case.scale,
+        "estimate": case.estimate,
+        "corrector": _corrector_text(case),
+        "faces": summary.faces,
+        **{name: {"mean": mean.mean, "ci95": mean.ci95} for name, mean in summary.means.items()},
+        "frechet": summary.frechet,
+    }
+
+
+def summary_table(groups: dict[str, list[Summary]], title: str, samples: int) -> Table:
+    """Lay out means with half the width of their 95 % intervals.
+
+    Args:
+        groups: the summaries of each group; one group is called "" where faces are not grouped.
+        title: of the table.
+        samples: samples N of each face.
+    """
+    table = Table(title=title, box=box.SIMPLE, caption="± half a 95 % interval; Fréchet: dlib embeddings, same faces")
+    numbers = ("PSNR, dB", "SSIM", "LR consistency, dB", "identity", "same person, %", "Fréchet", "s/face")
+    for heading in ("", "faces", "input", "estimate", "corrector"):
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    for group, summaries in groups.items():
+        group_text, earlier = group, ""
+        for summary in summaries:
+            case, means = summary.case, summary.means
+            given = f"×{case.scale:g} {case.degradation}"
+            table.add_row(
+                group_text,
+                f"{summary.faces}" if given != earlier else "",
+                given if given != earlier else "",
+                {"bicubic": "bicubic", "sample": "one sample", "mean": f"mean of {samples}"}[case.estimate],
+                _corrector_text(case),
+                _text(means.get("psnr"), 2),
+                _text(means.get("ssim"), 3),
+                _text(means.get("lr_consistency"), 1),
+                _text(means.get("identity"), 3),
+                _text(means.get("same_person"), 0, 100),
+                "–" if summary.frechet is None else f"{summary.frechet:.3f}",
+                f"{means['seconds'].mean:.2f}" if "seconds" in means else "",
+            )
+            group_text, earlier = "", given
+        table.add_section()
+    return table
+
+
+def _text(mean: Mean | None, digits: int, factor: float = 1) -> str:
+    if mean is None:
+        return "–"
+    interval = "" if mean.ci95 is None else f" ±{mean.ci95 * factor:.{digits}f}"
+    return f"{mean.mean * factor:.{digits}f}{interval}"
 
 
 def figures_table(figures: dict[str, dict[str, float]], title: str, samples: int) -> Table:

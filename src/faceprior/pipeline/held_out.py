@@ -2,54 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
 from faceprior.degradations import bicubic_downscale, chain_preset, real_world
+from faceprior.errors import OptionError
+from faceprior.evaluation.figures import Case, Estimate, Evaluation, FaceFigures
+from faceprior.evaluation.identity import FaceEmbedder, identity
+from faceprior.evaluation.metrics import lr_consistency, psnr, ssim
+from faceprior.images import resize
 from faceprior.methods import Preset
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.results import Restored
+from faceprior.pipeline.results import EXACT
+from faceprior.sampling import whole_batches
+
+
+class Damage(NamedTuple):
+    """How inputs are made.
+
+    Attributes:
+        degradation: "bicubic", or a preset of the real-world chain, which comes before the reduction.
+        scale: R/n of the inputs.
+    """
+
+    degradation: str
+    scale: float
+
+    def apply(self, face: torch.Tensor, seed: int) -> torch.Tensor:
+        """Return the input made from a sharp face, (3, R, R) → (3, n, n), both in [-1, 1]."""
+        if self.degradation != "bicubic":
+            face = real_world(face, chain_preset(self.degradation), torch.Generator().manual_seed(seed))
+        return bicubic_downscale(face[None], round(face.shape[-1] / self.scale))[0]
 
 
 def evaluate_held_out(
     pipeline: FacePriorPipeline,
     faces: torch.Tensor,
-    scale: float,
+    damages: Sequence[Damage],
     preset: Preset,
     *,
-    degradation: str = "bicubic",
     samples: int = 8,
     seed: int = 0,
-    on_face: Callable[[], object] = lambda: None,
-) -> dict[str, dict[str, float]]:
-    """Mean figures over faces: PSNR, SSIM and LR consistency of bicubic, of one sample and of the samples' mean.
+    batch_size: int = 8,
+    without_corrector: bool = False,
+    embedder: FaceEmbedder | None = None,
+    on_faces: Callable[[int], object] = lambda _: None,
+) -> Evaluation:
+    """Measure bicubic enlargement, one sample and the mean of the samples for every face and damage.
+
+    Networks see whole batches, on a CPU too; so the last bits of a result depend on `batch_size`.
 
     Args:
         pipeline: prior and corrector.
-        faces: sharp faces, (B, 3, R, R) in [-1, 1].
-        scale: R/n of the inputs made from them.
+        faces: sharp faces, (B, 3, R, R) in [-1, 1], aligned as the prior's card says.
+        damages: how inputs are made.
         preset: how they are restored.
-        degradation: "bicubic", or a preset of the real-world chain, which comes before the reduction.
         samples: samples of each face.
-        seed: of the chain; face i is restored with seed + i.
-        on_face: called after every face.
+        seed: face i is damaged and restored with seed + i.
+        batch_size: samples that go through the networks together.
+        without_corrector: restore a second time without the corrector.
+        embedder: measures identity; None leaves it out.
+        on_faces: called with the number of faces that have just been restored.
 
-    Returns:
-        {"psnr" | "ssim" | "consistency": {"bicubic" | "restored" | "mean": value}}.
+    Raises:
+        OptionError: the corrector is to be left out where there is none, or identity is to be measured and the
+            prior's card has no template.
     """
-    side = round(pipeline.resolution / scale)
-    rows = []
-    for index, face in enumerate(faces):
-        damaged = face
-        if degradation != "bicubic":
-            damaged = real_world(face, chain_preset(degradation), torch.Generator().manual_seed(seed + index))
-        low_resolution = bicubic_downscale(damaged[None], side)[0]
-        generator = torch.Generator().manual_seed(seed + index)
-        images = pipeline.restore([low_resolution], [generator], samples, preset, batch_size=samples)[0]
-        rows.append(Restored(low_resolution, face, images).fidelity())
-        on_face()
-    return {
-        figure: {name: sum(row[figure][name] for row in rows) / len(rows) for name in names}
-        for figure, names in rows[0].items()
-    }
+    pipelines = {pipeline.corrector is not None: pipeline}
+    if without_corrector:
+        if pipeline.corrector is None:
+            raise OptionError("there is no corrector to leave out; choose one with --corrector")
+        card = pipeline.prior.card
+        pipelines[False] = FacePriorPipeline(pipeline.unet, pipeline.scheduler, None, card=card)
+    evaluation = Evaluation()
+    measure = _Measure(evaluation, faces, pipeline, embedder)
+    at_once = max(1, batch_size // samples)
+    for damage in damages:
+        for first in range(0, len(faces), at_once):
+            chosen = range(first, min(first + at_once, len(faces)))
+            inputs = torch.stack([damage.apply(faces[i], seed + i) for i in chosen])
+            enlarged = resize(inputs, pipeline.resolution).clamp(-1, 1)
+            measure(chosen, Case(*damage, "bicubic"), enlarged, inputs, None)
+            for corrector, used in pipelines.items():
+                generators = [torch.Generator().manual_seed(seed + i) for i in chosen]
+                started = time.perf_counter()
+                with whole_batches():
+                    images = used.restore(list(inputs), generators, samples, preset, batch_size)  # (b, N, 3, R, R)
+                seconds = (time.perf_counter() - started) / len(chosen)
+                estimates: list[tuple[Estimate, torch.Tensor, float]] = [
+                    ("sample", images[:, 0], seconds / samples),
+                    ("mean", images.mean(1), seconds),
+                ]
+                for estimate, results, taken in estimates:
+                    measure(chosen, Case(*damage, estimate, corrector), results, inputs, taken)
+                on_faces(len(chosen))
+    return evaluation
+
+
+class _Measure:
+    """Adds rows and embeddings to an evaluation."""
+
+    def __init__(
+        self, evaluation: Evaluation, faces: torch.Tensor, pipeline: FacePriorPipeline, embedder: FaceEmbedder | None
+    ) -> None:
+        self.evaluation, self.faces, self.embedder = evaluation, faces, embedder
+        self.template = pipeline.prior.card.template
+        if embedder is not None:
+            if not self.template:
+                raise OptionError("identity needs the prior's alignment, and its card.json has no template")
+            evaluation.true_embeddings = embedder(faces, self.template)
+
+    def __call__(
+        self, chosen: range, case: Case, results: torch.Tensor, inputs: torch.Tensor, seconds: float | None
+    ) -> None:
+        truth = self.faces[chosen.start : chosen.stop]
+        similarities: list[float | None] = [None] * len(chosen)
+        true_embeddings = self.evaluation.true_embeddings
+        if self.embedder is not None and true_embeddings is not None:
+            embeddings = self.embedder(results, self.template)
+            similarities = list(identity(embeddings, true_embeddings[chosen.start : chosen.stop]).tolist())
+            earlier = self.evaluation.embeddings.get(case)
+            self.evaluation.embeddings[case] = embeddings if earlier is None else torch.cat([earlier, embeddings])
+        columns = zip(
+            chosen,
+            psnr(results, truth).clamp(max=EXACT).tolist(),
+            ssim(results, truth).tolist(),
+            lr_consistency(results, inputs).clamp(max=EXACT).tolist(),
+            similarities,
+            strict=True,
+        )
+        self.evaluation.rows += [
+            FaceFigures(face, case, fidelity, structure, agreement, similarity, seconds)
+            for face, fidelity, structure, agreement, similarity in columns
+        ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -46,6 +48,8 @@ class Restoration(Protocol):
 OnStep = Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]
 
 Result = TypeVar("Result")
+
+_whole_batches: ContextVar[bool] = ContextVar("whole_batches", default=False)
 
 
 @torch.no_grad()
@@ -90,13 +94,27 @@ def sample(
     return x
 
 
+@contextmanager
+def whole_batches() -> Iterator[None]:
+    """Within it networks see whole batches on a CPU too: faster, but the last bits depend on the batch.
+
+    For measuring many faces, where means are wanted; a result that someone keeps is made without.
+    """
+    token = _whole_batches.set(True)
+    try:
+        yield
+    finally:
+        _whole_batches.reset(token)
+
+
 def map_images(function: Callable[..., Result], *batches: torch.Tensor) -> Result:
     """Apply a network to a batch: at once on an accelerator, one image at a time on a CPU.
 
     On a CPU the kernels that are chosen, and so the last bits of a result, depend on the batch size; an image on
-    its own always gets the same ones. `function` returns a tensor or a named tuple of tensors and None.
+    its own always gets the same ones (`whole_batches` gives that up). `function` returns a tensor or a named tuple
+    of tensors and None.
     """
-    if batches[0].device.type != "cpu" or len(batches[0]) == 1:
+    if batches[0].device.type != "cpu" or len(batches[0]) == 1 or _whole_batches.get():
         return function(*batches)
     results = [function(*images) for images in zip(*(batch.split(1) for batch in batches), strict=True)]
     first = results[0]

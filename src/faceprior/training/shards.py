@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from zlib import crc32
 
@@ -29,6 +29,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 FACES_PER_SHARD = 4096
 
 _COLUMNS = "shard, source, terms and licence"
+_DESCRIBING = frozenset({"shard", "file", "source", "terms", "licence", None})  # None: cells beyond the header
 
 _UNREADABLE = (
     OSError,
@@ -54,6 +55,7 @@ class PackedFace:
         source: collection that it belongs to.
         terms: "open", "research" or "unknown": what the collection's licence allows.
         licence: the licence in words.
+        labels: further columns of the folder's `index.csv`, by name; empty ones are left out.
     """
 
     shard: str
@@ -63,6 +65,7 @@ class PackedFace:
     source: str
     terms: str
     licence: str
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,9 @@ def pack(
     """Pack folders of aligned faces into shards.
 
     A folder holds pictures, or tar shards of pictures (`val*.tar` is the held-out part), either with an optional
-    `index.csv` whose columns `file`, `source`, `terms`, `licence` and (for tars) `shard` describe them. Loose
-    pictures are held out by a hash of their name, so the split survives additions.
+    `index.csv` whose columns `file`, `source`, `terms`, `licence` and (for tars) `shard` describe them; whatever
+    other columns it has become labels. Loose pictures are held out by a hash of their name, so the split survives
+    additions.
 
     Args:
         folders: folders to read.
@@ -112,7 +116,8 @@ def pack(
                     square(item.image).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
                 )
                 shard, offset = writers[item.split].add(item.name, pixels)
-                faces.append(PackedFace(shard, offset, item.name, item.split, item.source, item.terms, item.licence))
+                described = (item.name, item.split, item.source, item.terms, item.licence, item.labels)
+                faces.append(PackedFace(shard, offset, *described))
                 on_face()
     finally:
         for writer in writers.values():
@@ -134,6 +139,7 @@ class _Picture:
     source: str
     terms: str
     licence: str
+    labels: dict[str, str]
 
 
 def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[_Picture]:
@@ -150,6 +156,7 @@ def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[_P
             row.get("source") or folder.name,
             row.get("terms") or "unknown",
             row.get("licence") or "unknown",
+            {column: text for column, text in row.items() if column not in _DESCRIBING and text},
         )
 
     for path in sorted(folder.glob("*.tar")):
