@@ -5,7 +5,7 @@ from __future__ import annotations
 from faceprior.sampling.loop import Denoised, OnStep, Restoration, map_images, sample
 from faceprior.sampling.noise import NoiseSource, spawn_generators
 from faceprior.sampling.solvers import Solver, make_solver
-from faceprior.sampling.steps import Step, spaced_steps
+from faceprior.sampling.steps import Step, spaced_steps, time_travel
 
 __all__ = [
     "Denoised",
@@ -19,4 +19,5 @@ __all__ = [
     "sample",
     "spaced_steps",
     "spawn_generators",
+    "time_travel",
 ]
