@@ -101,6 +101,7 @@ class Given(NamedTuple):
 
     x: torch.Tensor | None = None
     side: int = 0
+    differentiates = False
 
     def start(self, step, noise):
         return noise.normal(3, self.side, self.side) if self.x is None else self.x

@@ -132,7 +132,7 @@ def blur_matrix(size: int, sigma: float) -> torch.Tensor:
 
 
 def lanczos_matrix(size: int, side: int) -> torch.Tensor:
-    """Lanczos resizing of a line with three lobes, widened for a reduction, as Pillow does it: (side, size), float64."""
+    """Lanczos resizing of a line, three lobes, wider for a reduction, as Pillow does it: (side, size), float64."""
     scale = size / side
     support = max(1.0, scale)
     centres = (torch.arange(side, dtype=torch.float64)[:, None] + 0.5) * scale

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from faceprior.cli import options
 from faceprior.cli.console import console, progress_bar
-from faceprior.cli.options import DegradationName, DeviceName, DtypeName, PresetName
+from faceprior.cli.options import DegradationName, DeviceName, DtypeName
 
 
 def evaluate(
@@ -27,7 +27,9 @@ def evaluate(
     prior: options.Prior = None,
     adm_config: options.ADMConfigFile = None,
     corrector: options.Corrector = "auto",
-    preset: options.PresetOption = PresetName.default,
+    method: options.Method = None,
+    preset: options.PresetOption = None,
+    method_options: options.MethodOptions = None,
     solver: options.Solver = None,
     steps: options.Steps = None,
     start: options.Start = None,
@@ -47,6 +49,8 @@ def evaluate(
     chosen = options.make_preset(
         preset,
         solver,
+        method=method,
+        method_options=method_options,
         steps=steps,
         start=start,
         tau=tau,
@@ -58,7 +62,7 @@ def evaluate(
     held_out = PackedFaces(data, "val")
     count = min(faces, len(held_out))
     sharp = held_out.batch([index * len(held_out) // count for index in range(count)])
-    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype)
+    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
     pipeline.check(chosen)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as progress:

@@ -31,6 +31,11 @@ class Denoised(NamedTuple):
     eps: torch.Tensor
     variance_range: torch.Tensor | None
 
+    def detach(self) -> Denoised:
+        """Return the values alone, without a graph."""
+        variance_range = None if self.variance_range is None else self.variance_range.detach()
+        return Denoised(self.x_t.detach(), self.x0.detach(), self.eps.detach(), variance_range)
+
 
 class Restoration:
     """A restoration method at work on one batch: as it stands, the prior alone, left to itself.
@@ -97,7 +102,7 @@ def sample(
             if restoration.differentiates:
                 x = x.detach().requires_grad_()
             denoised = restoration.correct(_estimate(prior, x, step, solver, clip=clip), step, noise)
-        denoised = Denoised(*(None if tensor is None else tensor.detach() for tensor in denoised))  # frees the graph
+        denoised = denoised.detach()  # frees the graph
         x = solver.step(denoised, step, noise)
         x = restoration.finish(x, step, noise)
         if on_step is not None:

@@ -99,7 +99,7 @@ def time_travel(steps: Sequence[Step], length: int, visits: int) -> list[Step]:
         visits: how often each stretch is gone down, at least 1; 1 leaves the steps as they are.
     """
     count = len(steps)
-    places = {place: visits - 1 for place in range(0, count - length, length)}  # counted from the clean end
+    places = dict.fromkeys(range(0, count - length, length), visits - 1)  # counted from the clean end
     path, place = [], count - 1
     while place >= 0:
         if places.get(place, 0) > 0:
