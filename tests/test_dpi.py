@@ -132,14 +132,14 @@ def test_a_step_of_a_published_preset_is_the_reference_codes(tiny, rng, preset_n
     x = math.sqrt(step.alphas_cumprod) * faces(2, 16, seed=1) + math.sqrt(1 - step.alphas_cumprod) * torch.randn(
         2, 3, 16, 16, generator=rng
     )
-    method = DPI(list(low), prior, preset.dpi)
+    method = DPI(list(low), prior, preset.options)
     method.start = lambda step, noise: x
     solver = make_solver(preset.sampling.solver, preset.sampling.eta)
     found = sample(prior, method, solver, [step], NoiseSource(generators(1, 2), CPU))
 
     moved = 0
     for image, y, own, result in zip(x, low, generators(1, 2), found, strict=True):
-        uniform = torch.rand(8, 8, generator=own) if step.fraction < preset.dpi.tau else None
+        uniform = torch.rand(8, 8, generator=own) if step.fraction < preset.options.tau else None
         z = torch.randn(3, 16, 16, generator=own)
         eps, share = prediction[0].chunk(2)
         # n = R/k: the low-resolution face is the condition as it is
@@ -153,8 +153,8 @@ def test_a_step_of_a_published_preset_is_the_reference_codes(tiny, rng, preset_n
 
 def test_the_published_weights_agree_with_the_tables_step_counts():
     for index in range(8):
-        assert DDIM_PRESET.dpi.late_weight * (50 * index / 1000) == pytest.approx(index / 30)
-    assert DDPM_PRESET.dpi.late_weight * 0.299 == pytest.approx(299 / 750)
+        assert DDIM_PRESET.options.late_weight * (50 * index / 1000) == pytest.approx(index / 30)
+    assert DDPM_PRESET.options.late_weight * 0.299 == pytest.approx(299 / 750)
     ddim, ddpm = SamplingOptions("ddim", 20, 1.0, 0.0), SamplingOptions("ddpm", 1000, 1.0, 0.0)
     assert (DDIM_PRESET.sampling, DDPM_PRESET.sampling) == (ddim, ddpm)
 
@@ -201,7 +201,7 @@ def test_a_whole_run_of_a_published_preset_is_the_reference_loop(tiny, preset_na
     corrector = tiny.corrector(total, placement="resized") if corrected else None
     low = faces(2, 8)
     steps = spaced_steps(prior.schedule, preset.sampling.steps, preset.sampling.start)
-    method = DPI(list(low), prior, preset.dpi, corrector)
+    method = DPI(list(low), prior, preset.options, corrector)
     starts = []
     begin = method.start
     method.start = lambda step, noise: starts.append(begin(step, noise)) or starts[0]
@@ -461,10 +461,10 @@ def test_a_stride_that_does_not_divide_the_resolution_is_refused(tiny):
 def test_a_preset_takes_options_by_name_and_leaves_the_rest():
     changed = DDIM_PRESET.with_options(tau=0.2, steps=7, eta=None)
     assert changed == Preset(
-        SamplingOptions("ddim", 7, 1.0, 0.0), DPIOptions(0.2, 2 / 3, 1.4, stride=2, placement="resized")
+        "dpi", SamplingOptions("ddim", 7, 1.0, 0.0), DPIOptions(0.2, 2 / 3, 1.4, stride=2, placement="resized")
     )
     assert changed.as_dict()["tau"] == 0.2
-    assert DDIM_PRESET.dpi.tau == 0.4
+    assert DDIM_PRESET.options.tau == 0.4
     with pytest.raises(OptionError, match="sharpness"):
         DDIM_PRESET.with_options(sharpness=1)
     with pytest.raises(OptionError, match=r"paper.*default, paper-ddim, paper-ddpm"):

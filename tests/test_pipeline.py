@@ -20,7 +20,7 @@ from faceprior.priors import Prior
 from faceprior.priors.card import ModelCard
 
 SIDE = 32
-PRESET = Preset(SamplingOptions(steps=5), DPIOptions(tau=0.5, late_weight=1.5))
+PRESET = Preset("dpi", SamplingOptions(steps=5), DPIOptions(tau=0.5, late_weight=1.5))
 """Few steps, three of them in stage 2: t = 800, 600, 400, 200, 0."""
 
 
@@ -89,7 +89,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("preset", ["ddim", "ddpm"])
 def test_a_batch_of_four_is_four_singles_bit_for_bit(pipeline, preset):
-    preset = Preset(SamplingOptions(preset, 5), PRESET.dpi)
+    preset = Preset("dpi", SamplingOptions(preset, 5), PRESET.options)
     images = faces(4)
     singles = [restore(pipeline, image, preset=preset) for image in images]
     for batch_size in (1, 3, 4, 8):
@@ -176,7 +176,7 @@ def test_every_option_changes_the_result(request, name, change):
 
 def test_no_option_is_left_out_of_the_test_above():
     tested = {name for change in CHANGES for name in change}
-    assert tested == {*asdict(PRESET.sampling), *asdict(PRESET.dpi)}
+    assert tested == {*asdict(PRESET.sampling), *asdict(PRESET.options)}
 
 
 def test_scale_preset_and_corrector_change_the_result(plain, corrected):

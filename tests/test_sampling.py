@@ -56,14 +56,16 @@ def test_counts_that_divide_the_schedule_are_diffusers_leading_spacing(count):
 def test_any_number_of_steps_falls_strictly_to_the_clean_image(data):
     total = data.draw(st.integers(1, 300), label="T")
     start = data.draw(st.floats(1e-6, 1), label="start")
-    count = data.draw(st.integers(1, max(1, round(start * total))), label="count")
+    top = max(1, round(start * total))
+    bottom = data.draw(st.integers(0, top - 1), label="last level")
+    count = data.draw(st.integers(1, top - bottom), label="count")
     schedule = NoiseSchedule.linear(total, 1e-4, 0.02)
-    steps = spaced_steps(schedule, count, start)
+    steps = spaced_steps(schedule, count, start, bottom / total)
     visited = [step.t for step in steps]
     assert len(steps) == count
     assert visited == sorted(set(visited), reverse=True)
-    assert visited[-1] == 0
-    assert visited[0] < max(1, round(start * total))
+    assert visited[-1] == bottom
+    assert visited[0] < top
     assert [step.t_prev for step in steps] == [*visited[1:], -1]
     assert [step.last for step in steps] == [False] * (count - 1) + [True]
     for index, step in enumerate(steps):
@@ -80,6 +82,12 @@ def test_any_number_of_steps_falls_strictly_to_the_clean_image(data):
 def test_steps_out_of_range_are_refused(count, start):
     with pytest.raises(OptionError, match=r"steps is|start is"):
         spaced_steps(SCHEDULE, count, start)
+
+
+@pytest.mark.parametrize("end", [-0.1, 0.5, 0.7, math.inf, math.nan])
+def test_an_end_that_is_not_below_the_start_is_refused(end):
+    with pytest.raises(OptionError, match="end is"):
+        spaced_steps(SCHEDULE, 1, 0.5, end)
 
 
 # --- one step of a solver against diffusers and the equations ---
@@ -101,6 +109,7 @@ class Given(NamedTuple):
 
     x: torch.Tensor | None = None
     side: int = 0
+    differentiates = False
 
     def start(self, step, noise):
         return noise.normal(3, self.side, self.side) if self.x is None else self.x

@@ -15,14 +15,14 @@ from faceprior import __version__
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
 from faceprior.cli.evaluate import evaluate, figures_table
-from faceprior.cli.options import DegradationName, DeviceName, DtypeName, PresetName
+from faceprior.cli.options import DegradationName, DeviceName, DtypeName
 from faceprior.cli.study import study_app
 from faceprior.cli.training import data_app, train_app
 
 app = typer.Typer(
     cls=Commands,
     name="faceprior",
-    help="Restore tiny, blurred or over-compressed faces with a diffusion prior (DPI).",
+    help="Restore tiny, blurred or over-compressed faces with a diffusion prior.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -50,10 +50,13 @@ def restore(
     prior: options.Prior = None,
     adm_config: options.ADMConfigFile = None,
     corrector: options.Corrector = "auto",
-    preset: options.PresetOption = PresetName.default,
+    method: options.Method = None,
+    preset: options.PresetOption = None,
+    method_options: options.MethodOptions = None,
     solver: options.Solver = None,
     steps: options.Steps = None,
     start: options.Start = None,
+    end: options.End = None,
     tau: options.Tau = None,
     stride: options.Stride = None,
     edge_exponent: options.EdgeExponent = None,
@@ -83,8 +86,11 @@ def restore(
     chosen = options.make_preset(
         preset,
         solver,
+        method=method,
+        method_options=method_options,
         steps=steps,
         start=start,
+        end=end,
         tau=tau,
         stride=stride,
         edge_exponent=edge_exponent,
@@ -94,17 +100,17 @@ def restore(
     how = RestoreOptions(
         scale="auto" if scale is ScaleName.auto else float(scale.value),
         preset=chosen,
-        preset_name=preset.value,
+        preset_name=options.preset_name(preset, method),
         samples=samples,
         seed=seed,
         batch_size=batch_size,
         degradation=degradation.value if degrade else None,
         write_sheet=sheet,
     )
-    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype)
+    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
     pipeline.check(chosen)
 
-    failed, steps_each = 0, samples * chosen.sampling.steps
+    failed, steps_each = 0, samples * pipeline.evaluations(chosen)
     with steps_progress(len(faces) * steps_each) as progress:
         for record in restore_files(pipeline, faces, output, how, progress.advance):
             if record["status"] == "failed":
@@ -151,6 +157,33 @@ def demo(
 
 
 app.command()(evaluate)
+
+
+@app.command("methods")
+def methods_list() -> None:
+    """List the restoration methods: what each does, its paper, evaluations of the prior, options with defaults."""
+    from faceprior.methods import Preset, all_methods
+
+    methods, problems = all_methods()
+    for name, method in methods.items():
+        evaluations = method.default_evaluations
+        parts = [method.summary, method.reference, f"{evaluations} evaluations" if evaluations else "no prior"]
+        if method.differentiates:
+            parts.append("differentiates")
+        say(console, f"{name}: {'; '.join(parts)}")
+        values = Preset.of(method).as_dict()
+        if values:
+            say(console, "    " + " ".join(f"{option}={_shown(value)}" for option, value in values.items()))
+    for problem in problems:
+        say(errors, problem, label="broken")
+    if problems:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _shown(value: Any) -> str:
+    return (
+        f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 @priors_app.command("list")

@@ -57,7 +57,7 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
         progress.advance(len(x_prev))
         return x_prev
 
-    with steps_progress(SAMPLES * preset.sampling.steps) as progress:
+    with steps_progress(SAMPLES * pipeline.evaluations(preset)) as progress:
         generator = torch.Generator().manual_seed(SEED)
         images = pipeline.restore([low_resolution], [generator], SAMPLES, preset, SAMPLES, stepped)[0]
     restored = Restored(low_resolution, sharp, images)

@@ -18,7 +18,7 @@ from rich.table import Table
 from faceprior import __version__
 from faceprior.cli import options
 from faceprior.cli.console import console, errors, progress_bar, say
-from faceprior.cli.options import DegradationName, DeviceName, DtypeName, PresetName
+from faceprior.cli.options import DegradationName, DeviceName, DtypeName
 from faceprior.errors import DataError, FacePriorError
 
 if TYPE_CHECKING:
@@ -62,10 +62,13 @@ def evaluate(
     prior: options.Prior = None,
     adm_config: options.ADMConfigFile = None,
     corrector: options.Corrector = "auto",
-    preset: options.PresetOption = PresetName.default,
+    method: options.Method = None,
+    preset: options.PresetOption = None,
+    method_options: options.MethodOptions = None,
     solver: options.Solver = None,
     steps: options.Steps = None,
     start: options.Start = None,
+    end: options.End = None,
     tau: options.Tau = None,
     stride: options.Stride = None,
     edge_exponent: options.EdgeExponent = None,
@@ -87,8 +90,11 @@ def evaluate(
     chosen = options.make_preset(
         preset,
         solver,
+        method=method,
+        method_options=method_options,
         steps=steps,
         start=start,
+        end=end,
         tau=tau,
         stride=stride,
         edge_exponent=edge_exponent,
@@ -106,7 +112,7 @@ def evaluate(
         for kind in dict.fromkeys(degradation or [DegradationName.bicubic])
         for size in dict.fromkeys(scale or [8.0])
     ]
-    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype)
+    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
     pipeline.check(chosen)
     if held_out.size != pipeline.resolution:
         side = pipeline.resolution
@@ -149,7 +155,8 @@ def evaluate(
             "faces": count,
             "samples": samples,
             "seed": seed,
-            "preset": preset.value,
+            "method": chosen.method,
+            "preset": options.preset_name(preset, method),
             "options": chosen.as_dict(),
             **_weights(pipeline),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,10 +62,20 @@ ADMConfigFile = Annotated[
     Path | None, typer.Option("--adm-config", help="JSON or YAML with the flags of an ADM checkpoint file.")
 ]
 Corrector = Annotated[str, typer.Option(help="auto, none, embedded name, folder or hub id.")]
-PresetOption = Annotated[PresetName, typer.Option(help="Named set of the method's options.")]
+Method = Annotated[
+    str | None, typer.Option("--method", help="See `faceprior methods`.", show_default="dpi", metavar="NAME")
+]
+PresetOption = Annotated[
+    PresetName | None, typer.Option("--preset", help="Named set of dpi's options.", show_default="default")
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="Any option of the method, NAME=VALUE; repeat for several.", metavar="NAME=VALUE"),
+]
 Solver = _of_preset(SolverName, "Rule of a step.")
-Steps = _of_preset(int, "Steps, 1 to start·T.")
+Steps = _of_preset(int, "Steps, 1 to (start − end)·T.")
 Start = _of_preset(float, "First noise level, of T; 1 is pure noise.")
+End = _of_preset(float, "Last noise level, of T; the higher, the smoother.")
 Tau = _of_preset(float, "τ: above τ·T the whole grid is held, below edges only.")
 Stride = _of_preset(int, "k: every k-th pixel is held: 1, 2, 4, 8.")
 EdgeExponent = _of_preset(float, "s: RACM holds a pixel with probability edge^s.")
@@ -76,11 +87,80 @@ Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the networks.")]
 
 
-def make_preset(name: PresetName, solver: SolverName | None, **options: Any) -> Preset:
-    """Return the preset with the options that were given laid over it."""
+def make_preset(
+    name: PresetName | None,
+    solver: SolverName | None,
+    *,
+    method: str | None = None,
+    method_options: Sequence[str] | None = None,
+    **options: Any,
+) -> Preset:
+    """Return a preset with the options that were given laid over it.
+
+    Args:
+        name: of the preset; None is the method's default.
+        solver: rule of a step.
+        method: name of the method; None is the preset's.
+        method_options: NAME=VALUE, typed by the method's options.
+        **options: further options by name; None leaves them to the preset.
+
+    Raises:
+        OptionError: preset and method do not belong together, or an option is unknown, out of its range or given
+            twice.
+    """
+    from faceprior.errors import OptionError
     from faceprior.methods import find_preset
 
-    return find_preset(name.value).with_options(solver=solver.value if solver else None, **options)
+    preset = find_preset(preset_name(name, method))
+    if method not in (None, preset.method):
+        raise OptionError(
+            f"preset {name and name.value} belongs to {preset.method}, not to {method}; leave out --preset"
+        )
+    given = {option: value for option, value in options.items() if value is not None}
+    if solver is not None:
+        given["solver"] = solver.value
+    for option, value in typed_options(preset, method_options or ()):
+        if option in given:
+            raise OptionError(f"option {option} is given twice")
+        given[option] = value
+    return preset.with_options(**given)
+
+
+def preset_name(name: PresetName | None, method: str | None) -> str:
+    """Return the name of the preset that the two options stand for."""
+    from faceprior.methods import DEFAULT_PRESET
+
+    return name.value if name is not None else method or DEFAULT_PRESET
+
+
+def typed_options(preset: Preset, assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Read NAME=VALUE by the types of the preset's current values.
+
+    Raises:
+        OptionError: there is no such option, no "=", or the value is not of the option's type.
+    """
+    from faceprior.errors import OptionError
+
+    known = preset.as_dict()
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise OptionError(f"--option {assignment}: write NAME=VALUE")
+        if name not in known:
+            raise OptionError(f"{preset.method} has no option {name}; it has {', '.join(known) or 'none'}")
+        read, kind = _READERS.get(type(known[name]), (str, "a text"))
+        try:
+            yield name, read(text.strip())
+        except (ValueError, KeyError) as error:
+            raise OptionError(f"--option {assignment}: {name} of {preset.method} is {kind}") from error
+
+
+_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+}
 
 
 def load_pipeline(
@@ -89,12 +169,23 @@ def load_pipeline(
     corrector: str,
     device: DeviceName,
     dtype: DtypeName,
+    preset: Preset | None = None,
 ) -> FacePriorPipeline:
-    """Load prior and corrector onto the device."""
+    """Load prior and corrector onto the device; the corrector only if the preset's method, if given, works with it.
+
+    Raises:
+        OptionError: a corrector is named for a method that works without.
+    """
+    from faceprior.errors import OptionError
+    from faceprior.methods import find_method
     from faceprior.pipeline import FacePriorPipeline
     from faceprior.pipeline.devices import choose_device, choose_dtype
     from faceprior.priors import DEFAULT_PRIOR
 
+    if preset is not None and not find_method(preset.method).uses_corrector:
+        if corrector not in ("auto", "none"):
+            raise OptionError(f"{preset.method} works without a corrector; leave out --corrector")
+        corrector = "none"
     where = choose_device(device.value)
     format_ = choose_dtype(dtype.value, where)
     pipeline = FacePriorPipeline.from_pretrained(prior or DEFAULT_PRIOR, corrector=corrector, adm_config=adm_config)

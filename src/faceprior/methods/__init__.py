@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from faceprior.methods.dpi import DPI, DPIOptions
-from faceprior.methods.presets import DEFAULT_PRESET, PRESETS, Preset, SamplingOptions, find_preset
+from faceprior.methods.measured import Enlarged, Measured
+from faceprior.methods.method import Method, NoOptions, SamplingOptions
+from faceprior.methods.presets import DEFAULT_PRESET, PRESETS, Preset, find_preset
+from faceprior.methods.registry import all_methods, find_method, method_names
 from faceprior.methods.unconditional import Unconditional
 
 __all__ = [
@@ -11,8 +14,15 @@ __all__ = [
     "DPI",
     "PRESETS",
     "DPIOptions",
+    "Enlarged",
+    "Measured",
+    "Method",
+    "NoOptions",
     "Preset",
     "SamplingOptions",
     "Unconditional",
+    "all_methods",
+    "find_method",
     "find_preset",
+    "method_names",
 ]

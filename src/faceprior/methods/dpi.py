@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from faceprior.corrector import Corrector, Placement, make_condition
 from faceprior.errors import OptionError
-from faceprior.images import resize
+from faceprior.methods.measured import Enlarged
+from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
 from faceprior.sampling import Denoised, NoiseSource, Step, map_images
 
@@ -38,6 +39,7 @@ class DPIOptions:
         stride: k; the condition stands on every k-th pixel of a row and of a column: 1, 2, 4 or 8.
         placement: how the condition gets onto the grid: "resized" as in the paper, or "sampled", without its
             half-pixel shift (see `faceprior.corrector.make_condition`).
+        crt: whether the corrector, where there is one, corrects the condition between the steps.
 
     Raises:
         OptionError: a value is out of its range.
@@ -48,6 +50,7 @@ class DPIOptions:
     edge_exponent: float = 1.4
     stride: int = 2
     placement: Placement = "sampled"
+    crt: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
@@ -62,8 +65,8 @@ class DPIOptions:
             raise OptionError(f"placement is {self.placement!r}; choose resized or sampled")
 
 
-class DPI:
-    """DPI at work on one batch of faces; a `faceprior.sampling.Restoration`.
+class DPI(Enlarged):
+    """DPI at work on one batch of faces.
 
     Args:
         low_resolution: the faces, each (3, n, n) in [-1, 1], of any sides n.
@@ -82,26 +85,19 @@ class DPI:
         options: DPIOptions,
         corrector: Corrector | None = None,
     ) -> None:
+        super().__init__(low_resolution, prior)
         resolution = prior.resolution
         if resolution % options.stride:
             raise OptionError(f"stride is {options.stride}; it must divide the prior's resolution {resolution}")
+        corrector = corrector if options.crt else None
         if corrector is not None:
             corrector.check(resolution, prior.schedule, options.stride)
         self.options, self.corrector = options, corrector
-        self.total = len(prior.schedule)
-        self.enlarged = torch.cat([resize(face[None], resolution) for face in low_resolution])
         self.condition = torch.cat(
             [make_condition(face[None], resolution, options.stride, options.placement) for face in low_resolution]
         )
         if corrector is not None:
             self.first_condition = torch.cat([corrector.first_condition(face[None]) for face in low_resolution])
-
-    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
-        """Pure noise if the sampler starts at T; else the bicubic face, noised to the first level (warm start)."""
-        z = noise.normal(*self.enlarged.shape[1:])
-        if step.pure_noise:
-            return z
-        return math.sqrt(step.alphas_cumprod) * self.enlarged + math.sqrt(1 - step.alphas_cumprod) * z
 
     def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
         """x0' = x0 + w_t · m_t · (y − x0) on the grid; the last step is left to the prior.
@@ -179,3 +175,14 @@ def adaptive_mask(condition: torch.Tensor, edge_exponent: float, uniform: torch.
         Boolean, (B, 1, h, w).
     """
     return uniform < edge_strength(condition) ** edge_exponent
+
+
+METHOD = Method(
+    name="dpi",
+    summary="interpolate the estimate towards a condition on a sparse grid, and correct the condition",
+    reference="Yang et al., AAAI 2025, arXiv 2412.16552",
+    restoration=DPI,
+    options=DPIOptions(tau=0.1, late_weight=1.0),
+    sampling=SamplingOptions(steps=10, start=0.5),
+    uses_corrector=True,
+)

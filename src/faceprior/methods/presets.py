@@ -1,82 +1,98 @@
-"""Named sets of options: the two published ones, and our own default."""
+"""Named sets of options: each method's own, and for DPI the two published ones and our default."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from faceprior.errors import OptionError
+from faceprior.methods import dpi
 from faceprior.methods.dpi import DPIOptions
-from faceprior.sampling.solvers import SolverName
+from faceprior.methods.method import Method, SamplingOptions
+from faceprior.methods.registry import find_method, method_names
 
 DEFAULT_PRESET = "default"
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """How the reverse diffusion runs, whatever the method.
+class Preset:
+    """Everything that decides a result besides the weights, the input and the seed.
 
     Attributes:
-        solver: "ddim" or "ddpm" (ancestral).
-        steps: number of network evaluations of the prior, 1 to start · T.
-        start: noise level at which the sampler starts, as a fraction of T, above 0 and at most 1. 1 is pure
-            noise; below it the noised bicubic face is the start.
-        eta: η of DDIM, share of ancestral noise, 0 to 1.
+        method: name of the method.
+        sampling: how the reverse diffusion runs; None for a method without a prior.
+        options: the method's own options.
+
+    Raises:
+        OptionError: the method is unknown, or the options are not its own.
     """
 
-    solver: SolverName = "ddim"
-    steps: int = 20
-    start: float = 1.0
-    eta: float = 0.0
+    method: str
+    sampling: SamplingOptions | None
+    options: Any
 
+    def __post_init__(self) -> None:
+        method = find_method(self.method)
+        if type(self.options) is not type(method.options):
+            wanted, given = type(method.options).__name__, type(self.options).__name__
+            raise OptionError(f"{self.method} takes {wanted}, not {given}")
+        if (self.sampling is None) is method.uses_prior:
+            raise OptionError(f"{self.method} {'needs' if method.uses_prior else 'takes no'} SamplingOptions")
 
-@dataclass(frozen=True)
-class Preset:
-    """Everything that decides a result besides the weights, the input and the seed."""
-
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    dpi: DPIOptions = field(default_factory=DPIOptions)
+    @classmethod
+    def of(cls, method: Method) -> Preset:
+        """Return a method's default options."""
+        return cls(method.name, method.sampling, method.options)
 
     def with_options(self, **options: Any) -> Preset:
         """Return a copy with the options that are not None replaced, by their names in the two groups.
+
+        A name that both groups have is the method's own.
 
         Raises:
             OptionError: a name is unknown or a value out of its range.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        groups = {}
-        for group in fields(self):
-            current = getattr(self, group.name)
-            names = {f.name for f in fields(current)}
-            groups[group.name] = replace(current, **{n: v for n, v in given.items() if n in names})
-            given = {n: v for n, v in given.items() if n not in names}
-        if given:
-            raise OptionError(f"unknown options {', '.join(sorted(given))}")
-        return Preset(**groups)
+        known = self.as_dict()
+        if unknown := sorted(given.keys() - known.keys()):
+            names = ", ".join(known) or "none"
+            raise OptionError(f"{self.method} has no option {', '.join(unknown)}; it has {names}")
+        own = {field.name for field in fields(self.options)}
+        changed = replace(self.options, **{name: value for name, value in given.items() if name in own})
+        sampling = self.sampling
+        if sampling is not None:
+            sampling = replace(sampling, **{name: value for name, value in given.items() if name not in own})
+        return Preset(self.method, sampling, changed)
 
     def as_dict(self) -> dict[str, Any]:
         """All options, flat, for metadata."""
-        return {**asdict(self.sampling), **asdict(self.dpi)}
+        return {**(asdict(self.sampling) if self.sampling is not None else {}), **asdict(self.options)}
 
 
 PRESETS = {
-    DEFAULT_PRESET: Preset(
-        SamplingOptions(solver="ddim", steps=10, start=0.5),
-        DPIOptions(tau=0.1, late_weight=1.0, edge_exponent=1.4, stride=2, placement="sampled"),
-    ),
+    DEFAULT_PRESET: Preset.of(dpi.METHOD),
     "paper-ddim": Preset(
+        "dpi",
         SamplingOptions(solver="ddim", steps=20),
         DPIOptions(tau=0.4, late_weight=2 / 3, edge_exponent=1.4, stride=2, placement="resized"),
     ),
     "paper-ddpm": Preset(
+        "dpi",
         SamplingOptions(solver="ddpm", steps=1000),
         DPIOptions(tau=0.3, late_weight=4 / 3, edge_exponent=1.2, stride=2, placement="resized"),
     ),
 }
+"""Presets that are not simply a method's default."""
 
 
 def find_preset(name: str) -> Preset:
-    """Return a preset by name; raises OptionError for an unknown one."""
-    if name not in PRESETS:
-        raise OptionError(f"preset {name!r} is not known; choose {', '.join(PRESETS)}")
-    return PRESETS[name]
+    """Return a preset by its own name or by that of the method whose default it is.
+
+    Raises:
+        OptionError: there is none of that name, or its method cannot be loaded.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name not in method_names():
+        raise OptionError(f"preset {name!r} is not known; choose {', '.join(PRESETS)} or the name of a method")
+    return Preset.of(find_method(name))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from faceprior.sampling import Denoised, NoiseSource, Step
+from faceprior.sampling import NoiseSource, Restoration, Step
 
 
-class Unconditional:
-    """No measurement and no correction; a `faceprior.sampling.Restoration`.
+class Unconditional(Restoration):
+    """No measurement and no correction.
 
     Args:
         resolution: side R of the faces.
@@ -20,11 +20,3 @@ class Unconditional:
     def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
         """Pure noise."""
         return noise.normal(3, self.resolution, self.resolution)
-
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:  # noqa: ARG002
-        """Leave the prior's estimate as it is."""
-        return denoised
-
-    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
-        """Leave the step's result as it is."""
-        return x_prev

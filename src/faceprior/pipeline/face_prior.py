@@ -24,10 +24,10 @@ from faceprior.corrector import (
 from faceprior.errors import ImageError, OptionError
 from faceprior.evaluation.metrics import lr_consistency, spread
 from faceprior.images import MIN_SIDE, resize, square, to_pil, to_rgb, to_tensor
-from faceprior.methods import DEFAULT_PRESET, DPI, Preset, find_preset
+from faceprior.methods import DEFAULT_PRESET, Method, Preset, find_method, find_preset
 from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
 from faceprior.priors.store import resolve
-from faceprior.sampling import NoiseSource, OnStep, Step, make_solver, sample, spaced_steps, spawn_generators
+from faceprior.sampling import NoiseSource, OnStep, Step, sample, spawn_generators
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor
 OutputType = Literal["pil", "np", "pt"]
@@ -60,7 +60,7 @@ class FacePriorOutput(BaseOutput):  # type: ignore[misc]
 
 
 class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Restores aligned low-resolution faces by Diffusion Prior Interpolation.
+    """Restores aligned low-resolution faces with a diffusion prior, by DPI or any other method.
 
     Args:
         unet: the prior's network, any that `faceprior.priors.load_prior` loads.
@@ -161,17 +161,29 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def check(self, preset: Preset) -> None:
         """Check that options fit the prior and the corrector before any work is done; raises OptionError."""
-        spaced_steps(self.prior.schedule, preset.sampling.steps, preset.sampling.start)
-        make_solver(preset.sampling.solver, preset.sampling.eta)
-        DPI([torch.zeros(3, MIN_SIDE, MIN_SIDE)], self.prior, preset.dpi, self._corrector())
+        method = find_method(preset.method)
+        self._steps(preset)
+        method.solver(preset.sampling)
+        face = torch.zeros(3, MIN_SIDE, MIN_SIDE)
+        method.begin([face], self.prior, preset.options, self._corrector(method))
+
+    def evaluations(self, preset: Preset) -> int:
+        """How often a restoration asks the prior, and calls `on_step`: its steps, less those that go up."""
+        return sum(not step.rises for step in self._steps(preset))
+
+    def _steps(self, preset: Preset) -> list[Step]:
+        return find_method(preset.method).steps(self.prior.schedule, preset.sampling, preset.options)
 
     @property
     def resolution(self) -> int:
         """Side R of restored faces, in pixels."""
         return self.prior.resolution
 
-    def _corrector(self) -> Corrector | None:
+    def _corrector(self, method: Method | None = None) -> Corrector | None:
+        """The corrector, if there is one and the method works with it."""
         if self.corrector is None or self.corrector_card is None:
+            return None
+        if method is not None and not method.uses_corrector:
             return None
         return Corrector(self.corrector, self.corrector_card)
 
@@ -200,11 +212,12 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
                 in [0, 1]. They need not be of one size; of an oblong one the central square is taken.
             scale: R/n, the size n that an input is taken to have, 2 to 32; it is resized to n×n first if it
                 differs. "auto" keeps the input's own size within ×4 to ×16.
-            num_inference_steps: evaluations of the prior; None leaves it to the preset.
+            num_inference_steps: noise levels of the sampler, and for most methods evaluations of the prior; None
+                leaves it to the preset.
             generator: one for all inputs (each then starts from its state, so that no result depends on the
                 others), or one for each; None draws fresh randomness.
             num_samples: samples N of each input.
-            preset: name of a preset, or one of your own.
+            preset: name of a preset or of a method, or a preset of your own.
             batch_size: samples that go through the networks together; no result depends on it.
             output_type: "pil", "np" or "pt".
             return_dict: return a `FacePriorOutput` rather than a tuple.
@@ -212,8 +225,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
                 dictionary that it returns replaces x_{t−1}.
             callback_on_step_end_tensor_inputs: the tensors that it gets: "sample" (x_{t−1}) and "x0" (the
                 corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
-            **options: options of the preset by name (`solver`, `start`, `eta`, `tau`, `late_weight`,
-                `edge_exponent`, `stride`, `placement`); None leaves them to the preset.
+            **options: options of the preset by name: `solver`, `start`, `eta`, and the method's own, for DPI `tau`,
+                `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`; None leaves them to the preset.
 
         Raises:
             ImageError: an input is not an image that can be restored.
@@ -230,8 +243,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         chosen = find_preset(preset) if isinstance(preset, str) else preset
         chosen = chosen.with_options(steps=num_inference_steps, **options)
         faces = [low_resolution(face, scale, self.resolution) for face in as_tensors(image)]
-        steps = spaced_steps(self.prior.schedule, chosen.sampling.steps, chosen.sampling.start)
-        with self.progress_bar(total=len(steps) * -(-len(faces) * num_samples // batch_size)) as progress:
+        batches = -(-len(faces) * num_samples // self._batch_size(chosen, batch_size))
+        with self.progress_bar(total=self.evaluations(chosen) * batches) as progress:
 
             def on_step(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
                 progress.update()
@@ -280,19 +293,25 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         Returns:
             (B, N, 3, R, R) in [-1, 1], on the CPU.
         """
-        steps = spaced_steps(self.prior.schedule, preset.sampling.steps, preset.sampling.start)
-        solver = make_solver(preset.sampling.solver, preset.sampling.eta)
-        device = self.prior.device
+        method, steps = find_method(preset.method), self._steps(preset)
+        solver, corrector = method.solver(preset.sampling), self._corrector(method)
+        device, batch_size = self.prior.device, self._batch_size(preset, batch_size)
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]
         restored = []
         for first in range(0, len(repeated), batch_size):
             batch = slice(first, first + batch_size)
             conditions = [face.to(device) for face in repeated[batch]]
-            method = DPI(conditions, self.prior, preset.dpi, self._corrector())
+            restoration = method.begin(conditions, self.prior, preset.options, corrector)
             noise = NoiseSource(sources[batch], device)
-            restored.append(sample(self.prior, method, solver, steps, noise, on_step=on_step).clamp(-1, 1).cpu())
+            found = sample(self.prior, restoration, solver, steps, noise, on_step=on_step)
+            restored.append(found.clamp(-1, 1).cpu())
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))
+
+    def _batch_size(self, preset: Preset, batch_size: int) -> int:
+        # a CPU computes one image after the other anyway; so only one image's graph is in memory
+        differentiates = find_method(preset.method).differentiates
+        return 1 if differentiates and self.prior.device.type == "cpu" else batch_size
 
 
 def _plain_config(scheduler: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import faceprior
 from faceprior.degradations import bicubic_downscale, chain_preset, real_world
 from faceprior.errors import DeviceError, FacePriorError, OutputError
 from faceprior.images import MIN_SIDE, read_picture, resize, square, to_pil, to_tensor, write_png
-from faceprior.methods import DEFAULT_PRESET, Preset, find_preset
+from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
 from faceprior.pipeline.face_prior import FacePriorPipeline, low_resolution
 from faceprior.pipeline.results import Restored, spread_picture
 from faceprior.sampling import Step
@@ -35,7 +35,7 @@ class RestoreOptions:
 
     Attributes:
         scale: R/n of the inputs, or "auto".
-        preset: all options of the method.
+        preset: the method and all its options.
         preset_name: where they came from.
         samples: samples of each input.
         seed: of every input's noise.
@@ -289,19 +289,21 @@ def describe(
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """How a result was made, for its metadata: nothing in it changes from one run to the next."""
-    corrector = pipeline.corrector_card
+    method, corrector = find_method(options.preset.method), pipeline.corrector_card
+    prior = {"name": pipeline.prior.card.name, "sha256": pipeline.prior.card.sha256}
+    used = corrector if method.uses_corrector else None
     return {
         "faceprior": faceprior.__version__,
         "input": path.name,
         "notes": list(notes),
-        "method": "dpi",
+        "method": method.name,
         "preset": options.preset_name,
         "options": options.preset.as_dict(),
         "scale": pipeline.resolution / low_resolution.shape[-1],
         "seed": options.seed,
         "degradation": options.degradation,
-        "prior": {"name": pipeline.prior.card.name, "sha256": pipeline.prior.card.sha256},
-        "corrector": {"name": corrector.name, "sha256": corrector.sha256} if corrector else None,
+        "prior": prior if method.uses_prior else None,
+        "corrector": {"name": used.name, "sha256": used.sha256} if used else None,
         "device": str(pipeline.prior.device.type),
         "dtype": _dtype(pipeline),
     }

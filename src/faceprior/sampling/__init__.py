@@ -5,7 +5,7 @@ from __future__ import annotations
 from faceprior.sampling.loop import Denoised, OnStep, Restoration, map_images, sample, whole_batches
 from faceprior.sampling.noise import NoiseSource, spawn_generators
 from faceprior.sampling.solvers import Solver, make_solver
-from faceprior.sampling.steps import Step, spaced_steps
+from faceprior.sampling.steps import Step, spaced_steps, time_travel
 
 __all__ = [
     "Denoised",
@@ -19,5 +19,6 @@ __all__ = [
     "sample",
     "spaced_steps",
     "spawn_generators",
+    "time_travel",
     "whole_batches",
 ]

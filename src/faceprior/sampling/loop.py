@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 
 from faceprior.priors.adapter import Prior
 from faceprior.sampling.noise import NoiseSource
 from faceprior.sampling.solvers import Solver
-from faceprior.sampling.steps import Step
+from faceprior.sampling.steps import CLEAN, Step, noise_of_rise
 
 
 class Denoised(NamedTuple):
@@ -24,6 +24,8 @@ class Denoised(NamedTuple):
         x0: estimate of the clean image, clipped to [-1, 1].
         eps: estimate of the noise.
         variance_range: see `faceprior.priors.Estimate`; may be None.
+
+    For a method that differentiates, x0 and eps are functions of x_t in torch's graph.
     """
 
     x_t: torch.Tensor
@@ -31,18 +33,33 @@ class Denoised(NamedTuple):
     eps: torch.Tensor
     variance_range: torch.Tensor | None
 
+    def detach(self) -> Denoised:
+        """Return the values alone, without a graph."""
+        variance_range = None if self.variance_range is None else self.variance_range.detach()
+        return Denoised(self.x_t.detach(), self.x0.detach(), self.eps.detach(), variance_range)
 
-class Restoration(Protocol):
-    """A restoration method at work on one batch."""
+
+class Restoration:
+    """A restoration method at work on one batch: as it stands, the prior alone, left to itself.
+
+    Attributes:
+        differentiates: whether `correct` takes gradients of x0 with respect to x_t; the loop then keeps the graph
+            of the prior's estimate until `correct` has returned.
+    """
+
+    differentiates: ClassVar[bool] = False
 
     def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
-        """Return x_t for the first step, (B, 3, R, R)."""
+        """Return x_t for the first step, (B, 3, R, R); the result, where there is no step at all."""
+        raise NotImplementedError
 
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
+    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:  # noqa: ARG002
         """Bend the prior's estimate towards the measurement."""
+        return denoised
 
-    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:
+    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
         """Look at the step's result, and change it if the method says so."""
+        return x_prev
 
 
 OnStep = Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -69,29 +86,43 @@ def sample(
         prior: estimates the clean image and the noise.
         restoration: the method, begun on a batch of B measurements.
         solver: the rule of one step.
-        steps: noisiest first (`spaced_steps`).
+        steps: noisiest first (`spaced_steps`), with rising ones in between where a method travels in time
+            (`time_travel`); none at all returns the start.
         noise: one generator for each image.
         clip: clip x0 to [-1, 1] at every step, as face priors are trained to.
-        on_step: called with (step, x_{t_prev}, corrected x0); returns the x_{t_prev} to go on with.
+        on_step: called with (step, x_{t_prev}, corrected x0) after every step that asked the prior; returns the
+            x_{t_prev} to go on with.
 
     Returns:
         (B, 3, R, R), float32.
     """
-    x = restoration.start(steps[0], noise)
+    x = restoration.start(steps[0] if steps else CLEAN, noise)
     for step in steps:
-        t = torch.full((len(x),), step.t, device=x.device)
-        estimate = map_images(prior, x, t)
-        x0, eps = estimate.x0, estimate.eps
-        if clip:
-            x0 = x0.clamp(-1, 1)
-            if solver.eps_from_clipped:
-                eps = (x - math.sqrt(step.alphas_cumprod) * x0) / math.sqrt(1 - step.alphas_cumprod)
-        denoised = restoration.correct(Denoised(x, x0, eps, estimate.variance_range), step, noise)
+        if step.rises:
+            signal, spread = noise_of_rise(step)
+            x = signal * x + spread * noise.normal(*x.shape[1:])
+            continue
+        with torch.set_grad_enabled(restoration.differentiates):
+            if restoration.differentiates:
+                x = x.detach().requires_grad_()
+            denoised = restoration.correct(_estimate(prior, x, step, solver, clip=clip), step, noise)
+        denoised = denoised.detach()  # frees the graph
         x = solver.step(denoised, step, noise)
         x = restoration.finish(x, step, noise)
         if on_step is not None:
             x = on_step(step, x, denoised.x0)
     return x
+
+
+def _estimate(prior: Prior, x: torch.Tensor, step: Step, solver: Solver, *, clip: bool) -> Denoised:
+    t = torch.full((len(x),), step.t, device=x.device)
+    estimate = map_images(prior, x, t)
+    x0, eps = estimate.x0, estimate.eps
+    if clip:
+        x0 = x0.clamp(-1, 1)
+        if solver.eps_from_clipped:
+            eps = (x - math.sqrt(step.alphas_cumprod) * x0) / math.sqrt(1 - step.alphas_cumprod)
+    return Denoised(x, x0, eps, estimate.variance_range)
 
 
 @contextmanager

@@ -1,0 +1,106 @@
+"""What methods share that take the face as a measurement y = A x, with A the bicubic reduction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from faceprior.errors import OptionError
+from faceprior.images import resize
+from faceprior.operators import bicubic_reduction
+from faceprior.priors.adapter import Prior
+from faceprior.sampling import NoiseSource, Restoration, Step, map_images
+
+
+class Enlarged(Restoration):
+    """A method that knows the bicubic enlargement of its faces.
+
+    Args:
+        low_resolution: the faces, each (3, n, n) in [-1, 1], of any sides n.
+        prior: whose resolution R is used.
+
+    Attributes:
+        enlarged: the faces, (B, 3, R, R).
+    """
+
+    def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior) -> None:
+        self.enlarged = torch.cat([resize(face[None], prior.resolution) for face in low_resolution])
+
+    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
+        """Pure noise if the sampler starts at T; else the bicubic face, noised to the first level (warm start)."""
+        z = noise.normal(*self.enlarged.shape[1:])
+        return z if step.pure_noise else noised(self.enlarged, z, step.alphas_cumprod)
+
+
+class Measured(Enlarged):
+    """A method that knows A: y = A x is the antialiased bicubic reduction to the face's own side n.
+
+    It works in the spectral coordinates of A (`faceprior.operators.SeparableOperator`), where A is a number for each
+    coordinate, and images, measurements and noise of faces of any sides are all (B, 3, R, R).
+
+    Args:
+        low_resolution: the faces, each (3, n, n) in [-1, 1], of any sides n.
+        prior: whose resolution R is used.
+
+    Attributes:
+        singular_values: s, (B, 1, R, R); 0 where A measures nothing.
+        known: ȳ = Σ⁺ Uᵀ y, (B, 3, R, R); 0 where A measures nothing.
+    """
+
+    def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior) -> None:
+        super().__init__(low_resolution, prior)
+        operators = [bicubic_reduction(prior.resolution, face.shape[-1]) for face in low_resolution]
+        like = self.enlarged
+        self.singular_values = torch.stack([operator.singular_values for operator in operators])[:, None].to(like)
+        self._rows = torch.stack([operator.row_basis for operator in operators])[:, None].to(like)
+        self._columns = torch.stack([operator.column_basis for operator in operators])[:, None].to(like)
+        # on the CPU: not every accelerator has float64
+        known = [own.known_spectrum(face.cpu().double()) for own, face in zip(operators, low_resolution, strict=True)]
+        self.known = torch.stack(known).to(like)
+
+    @property
+    def measured(self) -> torch.Tensor:
+        """Which coordinates A measures, boolean, (B, 1, R, R)."""
+        return self.singular_values > 0
+
+    def to_spectrum(self, images: torch.Tensor) -> torch.Tensor:
+        """Spectral coordinates Vᵀ x of images, (B, 3, R, R) both."""
+        return map_images(lambda x, rows, columns: rows.mT @ x @ columns, images, self._rows, self._columns)
+
+    def from_spectrum(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Inverse of `to_spectrum`."""
+        return map_images(lambda x, rows, columns: rows @ x @ columns.mT, spectrum, self._rows, self._columns)
+
+    def disagreement(self, x0: torch.Tensor) -> torch.Tensor:
+        """ȳ − Vᵀ x0 where A measures, 0 elsewhere: what x0 lacks of the measurement, in spectral coordinates."""
+        return (self.known - self.to_spectrum(x0)) * self.measured
+
+
+def noised(x0: torch.Tensor, z: torch.Tensor, alphas_cumprod: float) -> torch.Tensor:
+    """Draw from q(x_t | x0) with noise z: √ᾱ · x0 + √(1 − ᾱ) · z."""
+    return math.sqrt(alphas_cumprod) * x0 + math.sqrt(1 - alphas_cumprod) * z
+
+
+def refreshed(eps: torch.Tensor, z: torch.Tensor, eta: float) -> torch.Tensor:
+    """Exchange a share of the predicted noise for fresh noise z: √(1 − η²) · eps + η · z."""
+    return math.sqrt(1 - eta**2) * eps + eta * z
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise OptionError unless a value lies in 0 to 1."""
+    if not 0 <= value <= 1:
+        raise OptionError(f"{name} is {value}; it must lie in 0 to 1")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise OptionError unless a value is a number and at least 0."""
+    if not 0 <= value < math.inf:
+        raise OptionError(f"{name} is {value}; it must be at least 0")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise OptionError unless a value is a number above 0."""
+    if not 0 < value < math.inf:
+        raise OptionError(f"{name} is {value}; it must be above 0")
