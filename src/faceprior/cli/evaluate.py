@@ -115,7 +115,7 @@ def evaluate(
         )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    embedder = _embedder()
+    embedder = _embedder(pipeline)
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
@@ -166,14 +166,19 @@ def evaluate(
         say(console, f"figures are in {output / FACES_FILE} and {output / SUMMARY_FILE}")
 
 
-def _embedder() -> FaceEmbedder | None:
+def _embedder(pipeline: FacePriorPipeline) -> FaceEmbedder | None:
     from faceprior.evaluation.identity import FaceEmbedder
 
     try:
-        return FaceEmbedder()
+        embedder = FaceEmbedder()
     except FacePriorError as error:
-        say(errors, str(error), label="not measured")
+        say(errors, f"{error}; identity and Fréchet distance are left out")
         return None
+    if not pipeline.prior.card.template:
+        name = pipeline.prior.card.name
+        say(errors, f"the card of prior {name} has no template: identity and Fréchet distance are left out")
+        return None
+    return embedder
 
 
 def _weights(pipeline: FacePriorPipeline) -> dict[str, Any]:
