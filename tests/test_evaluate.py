@@ -228,6 +228,19 @@ def test_the_command_groups_faces_by_their_labels(run, packed, tmp_path):
     assert sum(rows[0]["faces"] for rows in groups["terms"].values()) == 4
 
 
+def test_a_label_named_like_a_figure_keeps_a_column_of_its_own(run, tmp_path):
+    for folder in write_faces(tmp_path / "pictures"):
+        rows = (folder / "index.csv").read_text().splitlines()
+        (folder / "index.csv").write_text("\n".join([f"{rows[0]},scale", *(f"{row},0.5" for row in rows[1:])]))
+    folders = sorted((tmp_path / "pictures").iterdir())
+    pack(folders, tmp_path / "packed", size=32, held_out=0.5)
+    result = run("--data", tmp_path / "packed", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "faces.csv").open(newline="") as file:
+        first = next(csv.DictReader(file))
+    assert (first["label_scale"], first["scale"]) == ("0.5", "8")
+
+
 def test_a_label_that_no_face_has_is_a_usage_error_that_lists_them(run):
     result = run("--by", "age")
     assert result.exit_code == 2

@@ -197,7 +197,9 @@ def _write_faces(path: Path, evaluation: Evaluation, names: list[str], labels: l
     label_names = list(dict.fromkeys(name for own in labels for name in own))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["face", *label_names, "degradation", "scale", "estimate", "corrector", *FIGURES])
+        measured = ["degradation", "scale", "estimate", "corrector", *FIGURES]
+        headings = [f"label_{name}" if name in {"face", *measured} else name for name in label_names]
+        writer.writerow(["face", *headings, *measured])
         for row in evaluation.rows:
             own, case = labels[row.face], row.case
             described = [names[row.face], *(own.get(name, "") for name in label_names)]
