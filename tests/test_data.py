@@ -165,6 +165,23 @@ def test_tar_shards_with_an_index_keep_their_split_and_their_terms(tmp_path):
     assert len(PackedFaces(tmp_path / "out", "val")) == 1
 
 
+def test_further_columns_of_the_index_become_labels(tmp_path):
+    [folder, _] = write_faces(tmp_path / "in")
+    (folder / "index.csv").write_text("file,source,original,age\nportraits-000.png,utk,a_b.jpg,\n", encoding="utf-8")
+    pack([folder], tmp_path / "out", size=32, held_out=0)
+    first, second, *_ = PackedFaces(tmp_path / "out", "train").faces
+    assert (first.source, first.labels) == ("utk", {"original": "a_b.jpg"})
+    assert second.labels == {}
+
+
+def test_a_manifest_from_before_there_were_labels_is_read(packed):
+    manifest = json.loads((packed / MANIFEST).read_text())
+    for face in manifest["faces"]:
+        del face["labels"]
+    (packed / MANIFEST).write_text(json.dumps(manifest))
+    assert all(face.labels == {} for face in PackedFaces(packed, "train").faces)
+
+
 def test_the_terms_filter_keeps_only_those_faces(tmp_path):
     pack(write_faces(tmp_path / "in"), tmp_path / "out", size=32, held_out=0)
     assert len(PackedFaces(tmp_path / "out", "train")) == 20

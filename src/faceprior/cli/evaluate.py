@@ -121,7 +121,7 @@ def evaluate(
         )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    embedder = _embedder()
+    embedder = _embedder(pipeline)
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
@@ -173,14 +173,19 @@ def evaluate(
         say(console, f"figures are in {output / FACES_FILE} and {output / SUMMARY_FILE}")
 
 
-def _embedder() -> FaceEmbedder | None:
+def _embedder(pipeline: FacePriorPipeline) -> FaceEmbedder | None:
     from faceprior.evaluation.identity import FaceEmbedder
 
     try:
-        return FaceEmbedder()
+        embedder = FaceEmbedder()
     except FacePriorError as error:
-        say(errors, str(error), label="not measured")
+        say(errors, f"{error}; identity and Fréchet distance are left out")
         return None
+    if not pipeline.prior.card.template:
+        name = pipeline.prior.card.name
+        say(errors, f"the card of prior {name} has no template: identity and Fréchet distance are left out")
+        return None
+    return embedder
 
 
 def _weights(pipeline: FacePriorPipeline) -> dict[str, Any]:
@@ -199,7 +204,9 @@ def _write_faces(path: Path, evaluation: Evaluation, names: list[str], labels: l
     label_names = list(dict.fromkeys(name for own in labels for name in own))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["face", *label_names, "degradation", "scale", "estimate", "corrector", *FIGURES])
+        measured = ["degradation", "scale", "estimate", "corrector", *FIGURES]
+        headings = [f"label_{name}" if name in {"face", *measured} else name for name in label_names]
+        writer.writerow(["face", *headings, *measured])
         for row in evaluation.rows:
             own, case = labels[row.face], row.case
             described = [names[row.face], *(own.get(name, "") for name in label_names)]

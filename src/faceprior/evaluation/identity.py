@@ -6,6 +6,7 @@ The network is `dlib_face_recognition_resnet_model_v1` (CC0), from the PyPI pack
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from faceprior.faces import align
 from faceprior.images import to_pil
 from faceprior.priors.card import Landmarks
 
-SAME_PERSON = 0.93
+SAME_PERSON = 0.91
 """Cosine similarity from which two embeddings count as one person; docs/evaluation.md says how it was measured."""
+
+Embedder = Callable[[torch.Tensor, Landmarks], torch.Tensor]
+"""What turns aligned faces, (B, 3, R, R) in [-1, 1], and their template into embeddings, (B, D)."""
 
 CHIP_SIDE = 150
 """Side of the pictures that the network was trained on, in pixels."""
@@ -59,8 +63,7 @@ class FaceEmbedder:
             template: where their five landmarks stand, as fractions of the side (`ModelCard.template`).
 
         Returns:
-            (B, 128), float64; vectors of nearly the same length, whose Euclidean distance is below 0.6 for the
-            same person by dlib's own rule.
+            (B, 128), float64. By dlib's own rule faces nearer than 0.6 (Euclidean) show the same person.
         """
         side = images.shape[-1]
         landmarks = [(x * side, y * side) for x, y in template]

@@ -11,7 +11,7 @@ import torch
 from faceprior.degradations import bicubic_downscale, chain_preset, real_world
 from faceprior.errors import OptionError
 from faceprior.evaluation.figures import Case, Estimate, Evaluation, FaceFigures
-from faceprior.evaluation.identity import FaceEmbedder, identity
+from faceprior.evaluation.identity import Embedder, identity
 from faceprior.evaluation.metrics import lr_consistency, psnr, ssim
 from faceprior.images import resize
 from faceprior.methods import Preset
@@ -48,7 +48,7 @@ def evaluate_held_out(
     seed: int = 0,
     batch_size: int = 8,
     without_corrector: bool = False,
-    embedder: FaceEmbedder | None = None,
+    embedder: Embedder | None = None,
     on_faces: Callable[[int], object] = lambda _: None,
 ) -> Evaluation:
     """Measure bicubic enlargement, one sample and the mean of the samples for every face and damage.
@@ -71,6 +71,8 @@ def evaluate_held_out(
         OptionError: the corrector is to be left out where there is none, or identity is to be measured and the
             prior's card has no template.
     """
+    if embedder is not None and not pipeline.prior.card.template:
+        raise OptionError("identity needs the prior's alignment, and its card has no template")
     pipelines = {pipeline.corrector is not None: pipeline}
     if without_corrector:
         if pipeline.corrector is None:
@@ -106,13 +108,11 @@ class _Measure:
     """Adds rows and embeddings to an evaluation."""
 
     def __init__(
-        self, evaluation: Evaluation, faces: torch.Tensor, pipeline: FacePriorPipeline, embedder: FaceEmbedder | None
+        self, evaluation: Evaluation, faces: torch.Tensor, pipeline: FacePriorPipeline, embedder: Embedder | None
     ) -> None:
         self.evaluation, self.faces, self.embedder = evaluation, faces, embedder
         self.template = pipeline.prior.card.template
         if embedder is not None:
-            if not self.template:
-                raise OptionError("identity needs the prior's alignment, and its card.json has no template")
             evaluation.true_embeddings = embedder(faces, self.template)
 
     def __call__(

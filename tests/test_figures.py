@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+
+from faceprior.errors import DataError, OptionError
+from faceprior.evaluation.figures import Case, Evaluation, FaceFigures, mean_of
+from faceprior.evaluation.frechet import frechet_distance
+from faceprior.evaluation.groups import face_labels, group_faces, utk_labels
+from faceprior.evaluation.identity import SAME_PERSON
+
+
+def normal_set(rng, mean, covariance, count=50):
+    """Points whose mean and covariance are exactly these."""
+    points = torch.randn(count, len(mean), generator=rng, dtype=torch.float64)
+    points -= points.mean(0)
+    white = points @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(points.T))).T
+    return white @ torch.linalg.cholesky(covariance).T + mean
+
+
+def matrix(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_the_frechet_distance_is_the_closed_form_for_two_gaussians(rng):
+    first, second = matrix((2.0, 0.5), (0.5, 1.0)), matrix((1.0, -0.3), (-0.3, 3.0))
+    shift = matrix((0.7, -0.2))[0]
+    product = first @ second
+    # of a 2×2 matrix: tr √A = √(tr A + 2 √det A)
+    overlap = math.sqrt(float(product.trace()) + 2 * math.sqrt(float(torch.linalg.det(product))))
+    expected = float(shift.square().sum() + first.trace() + second.trace()) - 2 * overlap
+    found = frechet_distance(normal_set(rng, shift, first), normal_set(rng, shift * 0, second, 80))
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_frechet_distance_of_independent_coordinates_is_that_of_their_deviations(rng):
+    a, b = matrix((1.0, 4.0, 9.0))[0], matrix((4.0, 4.0, 1.0))[0]
+    zero = torch.zeros(3, dtype=torch.float64)
+    found = frechet_distance(normal_set(rng, zero, a.diag()), normal_set(rng, zero, b.diag()))
+    assert found == pytest.approx(1 + 0 + 4, abs=1e-9)
+
+
+def test_the_frechet_distance_needs_no_more_points_than_dimensions(rng):
+    few = torch.randn(5, 128, generator=rng)
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-4)
+    assert frechet_distance(few + 1, few) == pytest.approx(128, rel=1e-5)
+
+
+def test_a_frechet_distance_of_a_single_face_is_refused(rng):
+    with pytest.raises(DataError, match="two faces"):
+        frechet_distance(torch.randn(1, 8, generator=rng), torch.randn(5, 8, generator=rng))
+
+
+def test_an_interval_is_1_96_standard_errors():
+    found = mean_of([1.0, 2.0, 3.0, 4.0])
+    assert found.mean == 2.5
+    assert found.ci95 == pytest.approx(1.96 * math.sqrt(5 / 3) / 2)
+    assert mean_of([7.0]).ci95 is None
+
+
+def test_an_evaluation_is_summarised_by_case_and_by_group():
+    bicubic, mean = Case("bicubic", 8.0, "bicubic"), Case("bicubic", 8.0, "mean", corrector=True)
+    rows = [FaceFigures(i, bicubic, 20.0 + i, 0.5, 30.0, SAME_PERSON - 0.1 * i, None) for i in range(3)]
+    rows += [FaceFigures(i, mean, 25.0, 0.6, 40.0, None, 2.0) for i in range(3)]
+    first, second = Evaluation(rows).summarise()
+    assert (first.case, first.faces, first.means["psnr"].mean, first.frechet) == (bicubic, 3, 21.0, None)
+    assert first.means["same_person"].mean == pytest.approx(1 / 3)
+    assert "seconds" not in first.means
+    assert "identity" not in second.means
+    assert "same_person" not in second.means
+    assert second.means["seconds"].mean == 2.0
+    group = Evaluation(rows).summarise_group([1, 2])
+    assert [(part.faces, part.means["psnr"].mean) for part in group] == [(2, 21.5), (2, 25.0)]
+
+
+@pytest.mark.parametrize(
+    ("original", "labels"),
+    [
+        ("12_0_4_20170117125958451.jpg.chip.jpg", {"age": "0-12", "gender": "male", "group": "other"}),
+        ("13_1_0_20170117.jpg", {"age": "13-29", "gender": "female", "group": "White"}),
+        ("59_0_1_20170117.jpg", {"age": "30-59", "gender": "male", "group": "Black"}),
+        ("116_1_2_20170117.jpg", {"age": "60+", "gender": "female", "group": "Asian"}),
+        ("26_1_3_20170117.jpg", {"age": "13-29", "gender": "female", "group": "Indian"}),
+        ("61_1_20170109142408075.jpg", {}),  # lacks the group
+        ("24_0_1", {}),
+        ("portrait.jpg", {}),
+        ("", {}),
+    ],
+)
+def test_names_of_utkface_give_age_gender_and_group(original, labels):
+    assert utk_labels(original) == labels
+
+
+def test_only_utkface_names_are_read_so_and_labels_of_the_index_win():
+    original = {"original": "13_1_0_20170117.jpg"}
+    assert face_labels("lfw", "research", original) == {"source": "lfw", "terms": "research", **original}
+    assert face_labels("utk", "research", {**original, "age": "young"})["age"] == "young"
+    assert face_labels("utk", "research", original)["gender"] == "female"
+
+
+def test_faces_without_the_label_are_in_no_group():
+    labels = [{"age": "60+"}, {}, {"age": "0-12"}, {"age": "60+"}]
+    assert group_faces(labels, "age") == {"0-12": [2], "60+": [0, 3]}
+    with pytest.raises(OptionError, match=r"'gender'.*there are age"):
+        group_faces(labels, "gender")
