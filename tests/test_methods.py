@@ -384,7 +384,7 @@ def test_deterministic_ddnm_samples_the_posterior():
         off_mean = ((centre - mean[0]).norm() / (mean[0] - face_only()).norm()).item()
         off_covariance = ((matrix @ matrix.mT - covariance).norm() / covariance.norm()).item()
         errors.append((off_mean, off_covariance))
-    assert errors[2][0] < 0.02
+    assert errors[2][0] < 0.03
     assert errors[2][1] < 0.05
     for coarse, fine in itertools.pairwise(errors):
         assert fine[0] < 0.7 * coarse[0]
@@ -692,6 +692,7 @@ class Point:
 class HalfwayOptions:
     share: float = 0.5
     sharp: bool = False
+    count: int | None = None
 
 
 class Halfway(Enlarged):
@@ -864,9 +865,14 @@ def test_every_method_is_on_the_command_line(command, tmp_path, name):
 
 def test_another_packages_method_is_on_the_command_line(command, tmp_path, installed):
     installed(Point("halfway", "halves", HALFWAY))
-    assert command("--method", "halfway", "--option", "sharp=True", "--option", "share=1").exit_code == 0
-    assert metadata(tmp_path)["options"]["sharp"] is True
-    assert metadata(tmp_path)["options"]["share"] == 1.0
+    assert (
+        command(
+            "--method", "halfway", *["--option", "sharp=True", "--option", "share=1", "--option", "count=3"]
+        ).exit_code
+        == 0
+    )
+    found = metadata(tmp_path)["options"]
+    assert [repr(found[option]) for option in ("sharp", "share", "count")] == ["True", "1.0", "3"]
 
 
 USAGE = {
