@@ -514,6 +514,13 @@ def test_the_graph_is_gone_after_each_step(name):
     assert not found.requires_grad
 
 
+@pytest.mark.parametrize("name", ["dps", "pigdm", "dpi"])
+def test_inference_mode_changes_nothing(pipeline, name):
+    with torch.inference_mode():
+        found = restore(pipeline, name)
+    assert torch.equal(found, restore(pipeline, name))
+
+
 def test_on_a_cpu_one_image_at_a_time_is_differentiated(pipeline, monkeypatch):
     sizes = []
     method = find_method("dps")
