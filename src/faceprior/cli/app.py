@@ -181,9 +181,7 @@ def methods_list() -> None:
 
 
 def _shown(value: Any) -> str:
-    return (
-        f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
 @priors_app.command("list")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -111,11 +111,10 @@ def make_preset(
     from faceprior.errors import OptionError
     from faceprior.methods import find_preset
 
-    preset = find_preset(preset_name(name, method))
+    chosen = preset_name(name, method)
+    preset = find_preset(chosen)
     if method not in (None, preset.method):
-        raise OptionError(
-            f"preset {name and name.value} belongs to {preset.method}, not to {method}; leave out --preset"
-        )
+        raise OptionError(f"preset {chosen} belongs to {preset.method}, not to {method}; leave out --preset")
     given = {option: value for option, value in options.items() if value is not None}
     if solver is not None:
         given["solver"] = solver.value
@@ -134,14 +133,14 @@ def preset_name(name: PresetName | None, method: str | None) -> str:
 
 
 def typed_options(preset: Preset, assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Read NAME=VALUE by the types of the preset's current values.
+    """Read NAME=VALUE by the types of the preset's options.
 
     Raises:
         OptionError: there is no such option, no "=", or the value is not of the option's type.
     """
     from faceprior.errors import OptionError
 
-    known = preset.as_dict()
+    known = preset.types()
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip().replace("-", "_")
@@ -149,14 +148,15 @@ def typed_options(preset: Preset, assignments: Sequence[str]) -> Iterator[tuple[
             raise OptionError(f"--option {assignment}: write NAME=VALUE")
         if name not in known:
             raise OptionError(f"{preset.method} has no option {name}; it has {', '.join(known) or 'none'}")
-        read, kind = _READERS.get(type(known[name]), (str, "a text"))
+        hint = known[name]
+        read, kind = next((_READERS[part] for part in (hint, *get_args(hint)) if part in _READERS), (str, "a text"))
         try:
             yield name, read(text.strip())
         except (ValueError, KeyError) as error:
             raise OptionError(f"--option {assignment}: {name} of {preset.method} is {kind}") from error
 
 
-_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
     int: (int, "a whole number"),
     float: (float, "a number"),

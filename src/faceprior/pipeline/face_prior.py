@@ -271,6 +271,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
         return output if return_dict else output.to_tuple()
 
+    @torch.inference_mode(mode=False)  # inside it there are no gradients, which some methods take
     def restore(
         self,
         faces: Sequence[torch.Tensor],
