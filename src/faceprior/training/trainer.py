@@ -142,10 +142,10 @@ def train(
 
 
 def _newest(checkpoints: Path, *, resume: bool) -> Path | None:
-    newest = max(checkpoints.glob("step-*"), default=None)
+    newest, output = max(checkpoints.glob("step-*"), default=None), checkpoints.parent
     if newest is not None and not resume:
         raise OutputError(
-            f"{checkpoints.parent} holds a run that has reached {newest.name}; add --resume or choose another --output"
+            f"{output} holds a run that has reached {newest.name}; add --resume or choose another --output"
         )
     return newest
 
