@@ -131,7 +131,7 @@ def evaluate(
         name: {value: evaluation.summarise_group(members) for value, members in members_of.items()}
         for name, members_of in groups.items()
     }
-    target = console if console.is_terminal else Console(width=_WIDTH)
+    target = table_console()
     target.print(summary_table({"": summaries}, f"{len(positions)} held-out faces of {data}", samples))
     for name, members in grouped.items():
         target.print(summary_table(members, f"by {name}", samples))
@@ -159,6 +159,11 @@ def evaluate(
         text = json.dumps({**about, **results}, indent=2, ensure_ascii=False)
         (output / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
         say(console, f"figures are in {output / FACES_FILE} and {output / SUMMARY_FILE}")
+
+
+def table_console() -> Console:
+    """Return where wide tables go: the terminal, or a file or pipe as wide as they need."""
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def load_embedder(*pipelines: FacePriorPipeline) -> FaceEmbedder | None:
