@@ -66,7 +66,7 @@ def restore(
     seed: options.Seed = 0,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 8,
+    batch_size: options.BatchSize = 8,
     degrade: Annotated[
         bool, typer.Option("--degrade", help="Make a low-resolution face out of each (sharp) input first.")
     ] = False,

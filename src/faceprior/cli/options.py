@@ -81,10 +81,19 @@ Stride = _of_preset(int, "k: every k-th pixel is held: 1, 2, 4, 8.")
 EdgeExponent = _of_preset(float, "s: RACM holds a pixel with probability edge^s.")
 LateWeight = _of_preset(float, "ω: weight below τ·T is ω·t/T.")
 Eta = _of_preset(float, "η: fresh noise in DDIM, 0 to 1.")
+Data = Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")]
+Faces = Annotated[int, typer.Option(min=1, help="Held-out faces, spread over the split.")]
 Samples = Annotated[int, typer.Option(min=1, max=1000, help="Restorations of each face.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the networks.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples computed together.")]
+
+
+def scales(default: str) -> Any:
+    """Return the option for scales, any number of them, that shows a default."""
+    text = "Resolution over the side of the inputs; several may be given."
+    return typer.Option(min=2, max=32, help=text, show_default=default)
 
 
 def make_preset(

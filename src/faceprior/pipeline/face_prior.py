@@ -159,6 +159,10 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
                 nn.Module.to(network, *args, memory_format=torch.channels_last, **kwargs)  # type: ignore[call-overload]
         return self
 
+    def without_corrector(self) -> FacePriorPipeline:
+        """Return a pipeline of the same prior, not a copy of it, that restores without a corrector."""
+        return FacePriorPipeline(self.unet, self.scheduler, None, card=self.prior.card)
+
     def check(self, preset: Preset) -> None:
         """Check that options fit the prior and the corrector before any work is done; raises OptionError."""
         method = find_method(preset.method)
