@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ from faceprior.studies.corrector import study_corrector
 from faceprior.studies.held_out import HeldOut, Measured
 from faceprior.studies.networks import study_networks
 from faceprior.studies.stride import corrected_strides, study_stride
+from faceprior.studies.tables import draw_lines
 from faceprior.studies.tau import INPUTS, study_tau
 from faceprior.training.config import PriorConfig
 from tiny_faces import pack_faces, splits
@@ -191,6 +193,30 @@ def test_a_lead_is_the_mean_difference_with_its_own_interval():
     assert one.lead(other, "identity") is None
 
 
+def test_a_plot_has_a_line_for_each_setting_and_estimate_over_evenly_spaced_values():
+    def row(stride, corrector, estimate, value):
+        return {"stride": stride, "corrector": corrector, "estimate": estimate, "psnr": value, "psnr_ci95": 0.5}
+
+    rows = [row(8, "with", "mean", 3.0), row(1, "without", "mean", 1.0), row(8, "without", "mean", 2.0)]
+    rows += [row(1, "without", "sample", None), row(2, "without", "sample", 4.0)]
+    axes = Figure().add_subplot()
+    draw_lines(axes, rows, "stride", "psnr", ("corrector",))
+    lines = {container.get_label(): container.lines[0] for container in axes.containers}
+    assert {label: line.get_xydata().tolist() for label, line in lines.items()} == {
+        "with corrector, mean": [[2, 3]],
+        "without corrector, mean": [[0, 1], [2, 2]],
+        "without corrector, sample": [[1, 4]],
+    }
+    colors = [line.get_color() for line in lines.values()]
+    assert colors[0] != colors[1] == colors[2]
+    assert [line.get_linestyle() for line in lines.values()] == ["--", "--", "-"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "8"]
+    assert not any(container.has_yerr for container in axes.containers)
+    with_intervals = Figure().add_subplot()
+    draw_lines(with_intervals, rows, "stride", "psnr", ("corrector",), intervals=True)
+    assert all(container.has_yerr for container in with_intervals.containers)
+
+
 # τ
 
 
@@ -208,7 +234,9 @@ def test_the_study_of_tau_has_the_figures_that_evaluate_finds(run, weights, tmp_
     assert_a_plot(tmp_path / "tau.png")
     assert output.count("×16 codeformer") == output.count("×4 bicubic") == 1
     assert output.count("bicubic") == 1 + 3  # the mild input, and a row an input
-    assert f"{float(medium[1]['psnr']):.2f}" in output
+    marks = {"best": "* ", "tied": "= ", "": ""}
+    for row in (row for row in rows if row["estimate"] != "bicubic"):
+        assert f" {marks[row['psnr_place']]}{float(row['psnr']):.2f} " in output
 
 
 def test_the_best_tau_is_marked_for_every_input_estimate_and_figure(pipeline, held_out, tmp_path):

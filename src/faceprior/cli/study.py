@@ -30,7 +30,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the CSV
 LEVELS = ("0.05T", "0.25T", "0.45T", "0.65T", "0.85T", "mean")
 
 _DIGITS = {"psnr": 2, "lr": 1}  # by the first word of a figure's name; 3 for the others
-_MARKS = {"best": " *", "tied": " =", "": "  "}
+_MARKS = {"best": "* ", "tied": "= ", "": ""}
 
 
 @study_app.command("networks")
@@ -212,7 +212,7 @@ def _figure_text(row: Row, name: str) -> str:
     if is_gain:
         interval = row[f"{name}_ci95"]
         return f"{value:+.{digits}f}" + ("" if interval is None else f" ±{interval:.{digits}f}")
-    return f"{value:.{digits}f}{_MARKS[row[f'{name}_place']] if f'{name}_place' in row else ''}"
+    return _MARKS[row.get(f"{name}_place", "")] + f"{value:.{digits}f}"
 
 
 def _show(table: Table, output: Path, study: str) -> None:
