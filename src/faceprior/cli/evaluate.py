@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,12 @@ FACES_FILE, SUMMARY_FILE = "faces.csv", "summary.json"
 _WIDTH = 160  # of a table that goes into a file or a pipe, in characters
 
 
+class SplitName(str, Enum):
+    """Splits of a packed set."""
+
+    val, train = "val", "train"
+
+
 def evaluate(
     data: options.Data,
     scale: Annotated[list[float] | None, options.scales("8")] = None,
@@ -38,6 +45,9 @@ def evaluate(
         list[DegradationName] | None,
         typer.Option(help="What comes before the reduction; several may be given.", show_default="bicubic"),
     ] = None,
+    split: Annotated[SplitName, typer.Option(help="train shows whether the weights know their training faces.")] = (
+        SplitName.val
+    ),
     faces: options.Faces = 64,
     samples: options.Samples = 8,
     without_corrector: Annotated[
@@ -96,7 +106,7 @@ def evaluate(
         late_weight=late_weight,
         eta=eta,
     )
-    held_out = PackedFaces(data, "val")
+    held_out = PackedFaces(data, split.value)
     positions = held_out.spread(faces)
     packed = [held_out.faces[position] for position in positions]
     labels = [face_labels(face.source, face.terms, face.labels) for face in packed]
@@ -132,7 +142,7 @@ def evaluate(
         for name, members_of in groups.items()
     }
     target = table_console()
-    target.print(summary_table({"": summaries}, f"{len(positions)} held-out faces of {data}", samples))
+    target.print(summary_table({"": summaries}, f"{len(positions)} faces of {data}, {split.value}", samples))
     for name, members in grouped.items():
         target.print(summary_table(members, f"by {name}", samples))
     if output is not None:
@@ -140,6 +150,7 @@ def evaluate(
             "command": shlex.join(["faceprior", *sys.argv[1:]]),
             "faceprior": __version__,
             "data": str(data),
+            "split": split.value,
             "faces": len(positions),
             "samples": samples,
             "seed": seed,
