@@ -166,6 +166,8 @@ USAGE = {
     "no steps": (("--steps", "0"), "steps is 0; it must lie in 1 to"),
     "too many steps": (("--steps", "1001"), "steps is 1001; it must lie in 1 to"),
     "start": (("--start", "0"), "start is 0.0; it must lie above 0"),
+    "end": (("--end", "-0.1"), "end is -0.1; it must be at least 0"),
+    "end that is not below start": (("--start", "0.5", "--end", "0.5"), "end is 0.5; it must be at least 0 and lie"),
     "samples": (("--samples", "0"), "--samples"),
     "too many samples": (("--samples", "1000000"), "--samples"),
     "seed": (("--seed", "-1"), "--seed"),
@@ -311,6 +313,7 @@ OPTIONS = {
     "solver": ("--solver", "ddpm"),
     "steps": ("--steps", "7"),
     "start": ("--start", "0.9"),
+    "end": ("--end", "0.2"),
     "tau": ("--tau", "0.45"),
     "stride": ("--stride", "4"),
     "edge exponent": ("--edge-exponent", "0.2"),
@@ -324,24 +327,31 @@ OPTIONS = {
 
 
 def test_every_option_changes_the_result(restore, face, tmp_path):
+    base = ["--steps", "6", "--start", "0.5", "--end", "0.02", "--tau", "0.3"]  # levels on both sides of tau
     pixels = {}
     for name, arguments in OPTIONS.items():
-        assert restore(face, "--steps", "6", "--tau", "0.3", *arguments).exit_code == 0
+        assert restore(face, *base, *arguments).exit_code == 0
         pixels[name] = read_image(tmp_path / "out" / "face.png").tobytes()
     for name, found in pixels.items():
         assert [other for other in pixels if pixels[other] == found] == [name]
 
 
 def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
-    arguments = "--scale 8 --solver ddim --steps 5 --start 0.7 --tau 0.3 --stride 4 --edge-exponent 1.1"
+    arguments = "--scale 8 --solver ddim --steps 5 --start 0.7 --end 0.06 --tau 0.3 --stride 4 --edge-exponent 1.1"
     arguments += " --late-weight 0.9 --eta 0.2 --seed 12 --corrector none --preset paper-ddim --dtype bfloat16"
     restore(face, "--samples", "2", *arguments.split())
     metadata = read_metadata(tmp_path / "out" / "face-2.png")
-    expected = {"solver": "ddim", "steps": 5, "start": 0.7, "tau": 0.3, "stride": 4, "edge_exponent": 1.1}
-    assert metadata["options"] == {**expected, "late_weight": 0.9, "eta": 0.2, "placement": "resized", "crt": True}
+    sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2}
+    own = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": True}
+    assert metadata["options"] == {**sampling, **own}
     assert (metadata["scale"], metadata["seed"], metadata["sample"]) == (8.0, 12, 2)
     assert (metadata["preset"], metadata["corrector"], metadata["dtype"]) == ("paper-ddim", None, "bfloat16")
     assert (metadata["faceprior"], metadata["method"]) == (__version__, "dpi")
+
+
+def test_an_end_of_nothing_replaces_that_of_the_preset(restore, face, tmp_path):
+    restore(face, "--preset", "default", "--end", "0")
+    assert read_metadata(tmp_path / "out" / "face.png")["options"]["end"] == 0
 
 
 def test_the_same_command_line_writes_the_same_bytes(restore, face, tmp_path):

@@ -617,7 +617,7 @@ WRONG = [
     ("dps", {"zeta": -1.0}, "zeta is -1.0"),
     ("pigdm", {"weight": math.inf}, "weight is inf"),
     ("diffpir", {"lam": 0.0}, "lam is 0.0"),
-    ("diffpir", {"tau": 0.5}, "diffpir has no option tau; it has solver, steps, start, eta, lam, zeta, sigma_n"),
+    ("diffpir", {"tau": 0.5}, "diffpir has no option tau; it has solver, steps, start, end, eta, lam, zeta, sigma_n"),
 ]
 
 
@@ -652,7 +652,7 @@ PUBLISHED = {
     "dps": (SamplingOptions("ddpm", 1000), 1000),
     "pigdm": (SamplingOptions("ddim", 100, eta=1.0), 100),
     "diffpir": (SamplingOptions("ddim", 100), 100),
-    "dpi": (SamplingOptions("ddim", 10, 0.5), 10),
+    "dpi": (SamplingOptions("ddim", 20, 0.3, 0.04), 20),
 }
 
 
@@ -853,7 +853,7 @@ def test_a_method_is_chosen_and_written_into_the_metadata(command, tmp_path):
     found = metadata(tmp_path)
     assert (found["method"], found["preset"], found["corrector"]) == ("ddnm", "ddnm", None)
     assert found["prior"]["name"]
-    expected = {"solver": "ddim", "steps": 3, "start": 1.0, "eta": 0.85, "sigma_y": 0.1}
+    expected = {"solver": "ddim", "steps": 3, "start": 1.0, "end": 0.0, "eta": 0.85, "sigma_y": 0.1}
     assert found["options"] == {**expected, "travel_length": 1, "travel_repeat": 2}
 
 
@@ -924,7 +924,8 @@ def test_the_methods_are_listed_with_their_options():
     assert names == list(OWN)
     place = next(i for i, line in enumerate(lines) if line.startswith("ddrm:"))
     assert lines[place].endswith("20 evaluations")
-    assert lines[place + 1].split() == ["solver=ddim", "steps=20", "start=1", "eta=0.85", "eta_b=1", "sigma_y=0"]
+    sampling = ["solver=ddim", "steps=20", "start=1", "end=0", "eta=0.85"]
+    assert lines[place + 1].split() == [*sampling, "eta_b=1", "sigma_y=0"]
 
 
 def test_a_broken_package_is_reported_by_the_list(installed):

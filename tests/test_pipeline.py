@@ -156,6 +156,7 @@ CHANGES = [
     {"late_weight": 0.5},
     {"eta": 0.5},
     {"start": 0.7},
+    {"end": 0.1},
     {"solver": "ddpm"},
     {"placement": "resized"},
 ]

@@ -142,6 +142,7 @@ CHANGES = {
     "solver": {"solver": "ddpm", "eta": 0.0},
     "steps": {"steps": 4},
     "start": {"start": 0.4},
+    "end": {"end": 0.2},
     "tau": {"tau": 0.5},
     "stride": {"stride": 4},
     "edge exponent": {"edge_exponent": 0.2},
@@ -152,7 +153,7 @@ CHANGES = {
 
 
 def test_every_option_changes_the_result(pipeline, face, tmp_path):
-    preset = SHORT.with_options(steps=6, tau=0.3)
+    preset = SHORT.with_options(steps=6, start=0.5, end=0.02, tau=0.3)  # levels on both sides of tau
     base = replace(OPTIONS, preset=preset)
     runs = {"base": base}
     runs |= {name: replace(base, preset=preset.with_options(**change)) for name, change in CHANGES.items()}
