@@ -1,0 +1,198 @@
+"""`faceprior benchmark`: methods compared on sets of faces."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from faceprior.cli import options
+from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
+from faceprior.cli.options import DeviceName, DtypeName
+
+if TYPE_CHECKING:
+    from faceprior.benchmark.report import About
+    from faceprior.benchmark.summary import MethodSummary
+    from faceprior.pipeline import FacePriorPipeline
+
+_WIDTH = 160  # of a table that goes into a file or a pipe, in characters
+
+
+def _of_config(kind: Any, text: str, **bounds: Any) -> Any:
+    """Return the type of an option whose default is the file's."""
+    return Annotated[kind | None, typer.Option(help=text, show_default="config", **bounds)]
+
+
+Data = _of_config(list[str], "Folder of faces, packed or not; several may be given.")
+Dataset = _of_config(str, "Layout of the folder: celeba, ffhq, lfw, webphoto or wider.")
+Faces = _of_config(int, "Number of faces, spread over the set; 0 takes all.", min=0)
+Subset = _of_config(str, "extreme-pose, or LABEL=VALUE.")
+Methods = _of_config(list[str], "NAME or NAME,option=value,…,label=…; several may be given.")
+Scales = _of_config(list[float], "Resolution over the side of the inputs; several may be given.")
+Degradations = _of_config(
+    list[str], "bicubic, noise-SIGMA, gfpgan, …, low-light, occlusion-…, or none; several may be given."
+)
+Seeds = _of_config(list[int], "Seed of damage and noise; several may be given.")
+Samples = _of_config(int, "Restorations of each face with each seed.", min=1)
+Metrics = _of_config(list[str], "Name of a figure; several may be given, none takes all.")
+Baseline = _of_config(str, "Method that the others are compared with.")
+Reference = _of_config(str, "Folder of faces for FID and KID instead of the true ones.")
+ArcFace = _of_config(str, "ArcFace checkpoint that measures identity instead of dlib.")
+Threshold = _of_config(float, "Cosine similarity of the same person.")
+Prior = _of_config(str, "Embedded name, diffusers folder, ADM checkpoint file or hub id.")
+ADMConfig = _of_config(str, "JSON or YAML with the flags of an ADM checkpoint file.")
+Corrector = _of_config(str, "auto, none, embedded name, folder or hub id.")
+BatchSize = _of_config(int, "Samples computed together.", min=1)
+Title = _of_config(str, "Of the report.")
+WholeBatches = _of_config(bool, "Networks see whole batches on a CPU too: faster, other last bits.")
+
+
+def benchmark(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; the same one goes on.")],
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")] = None,
+    data: Data = None,
+    dataset: Dataset = None,
+    faces: Faces = None,
+    subset: Subset = None,
+    method: Methods = None,
+    scale: Scales = None,
+    degradation: Degradations = None,
+    seed: Seeds = None,
+    samples: Samples = None,
+    metric: Metrics = None,
+    baseline: Baseline = None,
+    reference: Reference = None,
+    arcface: ArcFace = None,
+    identity_threshold: Threshold = None,
+    prior: Prior = None,
+    adm_config: ADMConfig = None,
+    corrector: Corrector = None,
+    whole_batches: WholeBatches = None,
+    batch_size: BatchSize = None,
+    title: Title = None,
+    device: options.Device = DeviceName.auto,
+    dtype: options.Dtype = DtypeName.auto,
+) -> None:
+    """Compare methods: faces × methods × scales × degradations × seeds, every figure, one report.
+
+    Writes results.parquet (a row an image), summary.json, report.html and images/. Started again, it goes on where
+    it was. Exit code: 0 all done, 3 some faces failed, 2 wrong usage.
+    """
+    from faceprior.benchmark.config import BenchmarkConfig
+    from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
+    from faceprior.benchmark.metrics import MeterOptions, check_names
+    from faceprior.benchmark.report import REPORT_FILE, SUMMARY_FILE, About, write_report, write_summary
+    from faceprior.benchmark.results import RESULTS
+    from faceprior.benchmark.run import Benchmark
+    from faceprior.benchmark.sets import SetInputs
+    from faceprior.benchmark.summary import summarise
+    from faceprior.training.config import load_config
+
+    flags = {
+        "title": title,
+        "data": data,
+        "dataset": dataset,
+        "faces": faces,
+        "subset": subset,
+        "methods": method,
+        "scales": scale,
+        "degradations": degradation,
+        "seeds": seed,
+        "samples": samples,
+        "metrics": metric,
+        "baseline": baseline,
+        "reference": reference,
+        "arcface": arcface,
+        "identity_threshold": identity_threshold,
+        "prior": prior,
+        "adm_config": adm_config,
+        "corrector": corrector,
+        "whole_batches": whole_batches,
+        "batch_size": batch_size,
+    }
+    chosen = load_config(BenchmarkConfig, config, {name: value for name, value in flags.items() if value != []})
+    check_names(chosen.metrics)
+    found = open_faces(chosen.data, chosen.dataset)
+    face_set = FaceSet(found.name, choose_faces(found.faces, chosen.faces, chosen.subset))
+    adm_flags = Path(chosen.adm_config) if chosen.adm_config else None
+    pipeline = options.load_pipeline(chosen.prior or None, adm_flags, chosen.corrector, device, dtype)
+    card = pipeline.prior.card
+    meter_options = MeterOptions(
+        card.template, pipeline.resolution, pipeline.prior.device, chosen.arcface, chosen.identity_threshold
+    )
+    run = Benchmark(pipeline, chosen, face_set, output, meter_options)
+    set_inputs = SetInputs(output, run.meters, chosen.metrics, chosen.reference)
+    missing = {**run.meters.missing, **set_inputs.missing}
+    for reason, names in _by_reason(missing).items():
+        say(errors, f"{', '.join(names)}: {reason}", label="missing")
+    columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("faces"), TimeRemainingColumn())
+    with progress_bar(*columns) as progress:
+        bar = progress.add_task("restoring", total=run.total)
+        rows = run.run(lambda done: progress.advance(bar, done))
+    labels = list(run.methods)
+    baseline = chosen.baseline or labels[0]
+    with errors.status("summarising"):
+        summaries = summarise(rows, labels, baseline, chosen.confidence_draws, set_inputs)
+        about = About(
+            title=chosen.title,
+            command=shlex.join(["faceprior", *sys.argv[1:]]),
+            config=asdict(chosen),
+            faces=len(face_set.faces),
+            dataset=face_set.name,
+            baseline=baseline,
+            missing=missing,
+            prior=f"{card.name} (sha256 {card.sha256})",
+            corrector=_corrector_text(pipeline),
+            identity=f"{meter_options.identity_network}; same person: cosine of at least {meter_options.same_person:g}",
+            reference=_reference_text(chosen.reference, set_inputs.reference_faces),
+        )
+        write_summary(output / SUMMARY_FILE, about, summaries)
+        write_report(output / REPORT_FILE, about, summaries, rows)
+    target = console if console.is_terminal else Console(width=_WIDTH)
+    for table in _tables(summaries, about):
+        target.print(table)
+    say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")
+    failed = [row for row in rows if row["error"] is not None]
+    for row in failed:
+        say(errors, f"{row['face']} ({row['method']}): {row['error']}", label="failed")
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def _corrector_text(pipeline: FacePriorPipeline) -> str:
+    card = pipeline.corrector_card
+    return f"{card.name} (sha256 {card.sha256})" if card else "none"
+
+
+def _reference_text(folder: str, faces: int | None) -> str:
+    return f"{faces} faces of {folder}" if folder and faces is not None else "the true faces of the same run"
+
+
+def _tables(summaries: Sequence[MethodSummary], about: About) -> Iterator[Table]:
+    from faceprior.benchmark.report import by_condition, columns_of, figure_text
+
+    for (degradation, scale), own in by_condition(summaries).items():
+        metrics = columns_of(own)
+        table = Table(title=f"{about.title}: ×{scale:g} {degradation}", box=box.SIMPLE)
+        table.add_column("", no_wrap=True)
+        for metric in metrics:
+            table.add_column(metric.title, justify="right")
+        for summary in own:
+            table.add_row(summary.method, *(figure_text(summary, metric, with_interval=False) for metric in metrics))
+        yield table
