@@ -236,7 +236,7 @@ def occlude(
         side = 1 if draw(0, 1) < 0.5 else -1
         for finger in range(4):
             tip, root = place(-0.5 * side, 0.3 * finger - 0.45, mouth), place(1.6 * side, 0.36 * finger, mouth)
-            thickness = round(0.24 * width)
+            thickness = round(0.32 * width)
             pen.line([tip, root], fill=255, width=thickness)
             pen.ellipse([(c - thickness / 2) for c in tip] + [(c + thickness / 2) for c in tip], fill=255)
         centre = slice(round(0.4 * face.shape[-1]), round(0.6 * face.shape[-1]))

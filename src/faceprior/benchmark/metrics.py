@@ -6,7 +6,9 @@ torchvision is in the extra "metrics"; without it the figure is missing, and `op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -301,13 +303,12 @@ class InceptionFeatures:
 
     Args:
         device: where to compute.
-        weights: its weights file; None downloads it, or finds it in $TORCH_HOME/hub/checkpoints.
 
     Raises:
         FacePriorError: torch-fidelity or its weights are missing.
     """
 
-    def __init__(self, device: torch.device, weights: str | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
         try:
             import torch_fidelity  # noqa: F401 - torchmetrics wants it
         except (ImportError, RuntimeError) as error:
@@ -317,7 +318,7 @@ class InceptionFeatures:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         try:
-            network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], weights)
+            network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
         except Exception as error:  # whatever its download raises
             raise FacePriorError(
                 f"FID, KID and IS: Inception's weights cannot be loaded ({_reason(error)}); put torch-fidelity's file"
@@ -362,30 +363,37 @@ def fid(features: torch.Tensor, reference: torch.Tensor) -> float:
     return frechet_distance(features, reference)
 
 
-def kid(features: torch.Tensor, reference: torch.Tensor, seed: int = 0) -> float:
+def kid(features: torch.Tensor, reference: torch.Tensor) -> float:
     """Kernel inception distance (Bińkowski et al. 2018) × 1000, of 100 subsets of at most 1000 images."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(len(features), len(reference), 1000)
-    metric = KernelInceptionDistance(feature=_Given(features.shape[1]), subset_size=size)
-    metric.update(reference, real=True)
-    metric.update(features, real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _quiet_and_seeded():
+        metric = KernelInceptionDistance(feature=_Given(features.shape[1]), subset_size=size)
+        metric.update(reference, real=True)
+        metric.update(features, real=False)
         mean, _ = metric.compute()
     return 1000 * float(mean)
 
 
-def inception_score(logits: torch.Tensor, seed: int = 0) -> float:
+def inception_score(logits: torch.Tensor) -> float:
     """Inception score (Salimans et al. 2016), mean of ten parts (fewer for fewer than ten images)."""
     from torchmetrics.image.inception import InceptionScore
 
-    metric = InceptionScore(feature=_Given(logits.shape[1]), splits=min(10, len(logits)))
-    metric.update(logits)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _quiet_and_seeded():
+        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=min(10, len(logits)))
+        metric.update(logits)
         mean, _ = metric.compute()
     return float(mean)
+
+
+@contextmanager
+def _quiet_and_seeded() -> Iterator[None]:
+    """Without torchmetrics' remarks on memory, and with the same random subsets every time."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -125,7 +125,7 @@ def _interval_text(interval: Interval | None, metric: Metric, sign: str | None) 
         return "–"
     digits, plus = metric.digits, sign or ""
     text = f"{interval.mean:{plus}.{digits}f}"
-    if sign is None or interval.faces == 1 or metric.name == "nfe":
+    if sign is None or interval.faces == 1 or metric.kind == "cost":
         return text
     return f"{text} [{interval.low:{plus}.{digits}f}, {interval.high:{plus}.{digits}f}]"
 
@@ -141,26 +141,34 @@ def _table(
     *,
     of_sets: bool = True,
 ) -> str:
-    metrics = [metric for metric in columns_of(summaries) if of_sets or metric.kind != "set"]
+    """A row for each figure, a column for each method."""
     arrows = {"higher": " ↑", "lower": " ↓", "": ""}
-    head = "".join(f"<th>{html.escape(metric.title)}{arrows[metric.better]}</th>" for metric in metrics)
-    lines = []
-    for summary in summaries:
+    heads = (
+        f"{summary.method}{' (baseline)' if summary.method == baseline else ''}"
+        f"{f', {summary.failed} failed' if summary.failed else ''}"
+        for summary in summaries
+    )
+    lines = ["<tr><th></th>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
+    for metric in columns_of(summaries):
+        if metric.kind == "set" and not of_sets:
+            continue
         cells = "".join(
-            f"<td{_class(summary, metric, summaries) if of_sets else ''}>{text(summary, metric)}</td>"
-            for metric in metrics
+            f"<td{_class(summary, metric, summaries) if of_sets else ''}>{_two_lines(text(summary, metric))}</td>"
+            for summary in summaries
         )
-        failed = f" ({summary.failed} failed)" if summary.failed else ""
-        mark = " (baseline)" if summary.method == baseline else ""
-        name = html.escape(f"{summary.method}{mark}")
-        lines.append(f"<tr><th>{name}</th><td>{summary.faces}{failed}</td>{cells}</tr>")
-    return f'<div class="wide"><table><tr><th></th><th>faces</th>{head}</tr>{"".join(lines)}</table></div>'
+        lines.append(f"<tr><th>{html.escape(metric.title)}{arrows[metric.better]}</th>{cells}</tr>")
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _two_lines(text: str) -> str:
+    mean, bracket, interval = text.partition(" [")
+    return f"{mean} <small>[{interval}</small>" if bracket else mean
 
 
 def _class(summary: MethodSummary, metric: Metric, others: Sequence[MethodSummary]) -> str:
     values = [own for other in others if (own := mean_of(other, metric.name)) is not None]
     own = mean_of(summary, metric.name)
-    if own is None or not metric.better or len(values) < 2:
+    if own is None or not metric.better or metric.kind == "cost" or len(values) < 2:
         return ""
     best = max(values) if metric.better == "higher" else min(values)
     return ' class="best"' if own == best else ""
@@ -257,6 +265,7 @@ def _scatter(axes: Axes, summaries: Sequence[MethodSummary], x: Metric, y: Metri
         axes.set_xscale("log")
     arrows = {"higher": "higher is better", "lower": "lower is better", "": ""}
     axes.set(xlabel=f"{x.title} ({arrows[x.better]})", ylabel=f"{y.title} ({arrows[y.better]})", title=title)
+    axes.margins(0.15)
     axes.grid(alpha=0.3)
 
 
@@ -334,6 +343,6 @@ th:first-child, .facts td { text-align: left; }
 .sheet td { text-align: left; vertical-align: top; }
 figure { display: inline-block; margin: 0 .3rem 0 0; }
 figcaption, small { color: #666; font-size: .8rem; }
-figure img { display: block; width: 128px; height: 128px; }
+figure img { display: block; width: 104px; height: 104px; }
 .sheet p { margin: .2rem 0; }
 """

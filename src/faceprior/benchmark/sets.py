@@ -26,13 +26,16 @@ class SetInputs:
         meters: which tell what is wanted and embed the true faces.
         wanted: names of metrics; empty takes all.
         reference: folder of faces for FID and KID; "" takes the true faces of the rows.
+        has_truth: whether there are true faces.
 
     Attributes:
         missing: why a figure that was wanted cannot be computed.
         reference_faces: number of faces in `reference`; None if that is not given.
     """
 
-    def __init__(self, output: Path, meters: Meters, wanted: Sequence[str], reference: str = "") -> None:
+    def __init__(
+        self, output: Path, meters: Meters, wanted: Sequence[str], reference: str = "", *, has_truth: bool = True
+    ) -> None:
         self.output, self.meters = output, meters
         self.missing: dict[str, str] = {}
         self.reference_faces: int | None = None
@@ -52,6 +55,9 @@ class SetInputs:
             return
         if reference:
             self._open_reference(reference)
+        elif not has_truth:
+            unknown = "the true faces are not known; name a folder of sharp ones with --reference"
+            self.missing.update({name: unknown for name in chosen if name != "inception_score"})
 
     def _open_reference(self, folder: str) -> None:
         faces = open_faces([folder]).faces

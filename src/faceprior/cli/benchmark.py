@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -27,33 +27,69 @@ if TYPE_CHECKING:
 _WIDTH = 160  # of a table that goes into a file or a pipe, in characters
 
 
-def _of_config(kind: Any, text: str, **bounds: Any) -> Any:
-    """Return the type of an option whose default is the file's."""
-    return Annotated[kind | None, typer.Option(help=text, show_default="config", **bounds)]
-
-
-Data = _of_config(list[str], "Folder of faces, packed or not; several may be given.")
-Dataset = _of_config(str, "Layout of the folder: celeba, ffhq, lfw, webphoto or wider.")
-Faces = _of_config(int, "Number of faces, spread over the set; 0 takes all.", min=0)
-Subset = _of_config(str, "extreme-pose, or LABEL=VALUE.")
-Methods = _of_config(list[str], "NAME or NAME,option=value,…,label=…; several may be given.")
-Scales = _of_config(list[float], "Resolution over the side of the inputs; several may be given.")
-Degradations = _of_config(
-    list[str], "bicubic, noise-SIGMA, gfpgan, …, low-light, occlusion-…, or none; several may be given."
-)
-Seeds = _of_config(list[int], "Seed of damage and noise; several may be given.")
-Samples = _of_config(int, "Restorations of each face with each seed.", min=1)
-Metrics = _of_config(list[str], "Name of a figure; several may be given, none takes all.")
-Baseline = _of_config(str, "Method that the others are compared with.")
-Reference = _of_config(str, "Folder of faces for FID and KID instead of the true ones.")
-ArcFace = _of_config(str, "ArcFace checkpoint that measures identity instead of dlib.")
-Threshold = _of_config(float, "Cosine similarity of the same person.")
-Prior = _of_config(str, "Embedded name, diffusers folder, ADM checkpoint file or hub id.")
-ADMConfig = _of_config(str, "JSON or YAML with the flags of an ADM checkpoint file.")
-Corrector = _of_config(str, "auto, none, embedded name, folder or hub id.")
-BatchSize = _of_config(int, "Samples computed together.", min=1)
-Title = _of_config(str, "Of the report.")
-WholeBatches = _of_config(bool, "Networks see whole batches on a CPU too: faster, other last bits.")
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="Folder of faces, packed or not; several may be given.", show_default="config"),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="Layout of the folder: celeba, ffhq, lfw, webphoto or wider.", show_default="config"),
+]
+Faces = Annotated[
+    int | None, typer.Option(help="Number of faces, spread over the set; 0 takes all.", show_default="config", min=0)
+]
+Subset = Annotated[str | None, typer.Option(help="extreme-pose, or LABEL=VALUE.", show_default="config")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME or NAME,option=value,…,label=…; several may be given.", show_default="config"),
+]
+Scales = Annotated[
+    list[float] | None,
+    typer.Option(help="Resolution over the side of the inputs; several may be given.", show_default="config"),
+]
+Degradations = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="bicubic, noise-SIGMA, gfpgan, …, low-light, occlusion-…, or none; several may be given.",
+        show_default="config",
+    ),
+]
+Seeds = Annotated[
+    list[int] | None, typer.Option(help="Seed of damage and noise; several may be given.", show_default="config")
+]
+Samples = Annotated[
+    int | None, typer.Option(help="Restorations of each face with each seed.", show_default="config", min=1)
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a figure; several may be given, none takes all.", show_default="config"),
+]
+Baseline = Annotated[
+    str | None, typer.Option(help="Method that the others are compared with.", show_default="config")
+]
+Reference = Annotated[
+    str | None, typer.Option(help="Folder of faces for FID and KID instead of the true ones.", show_default="config")
+]
+ArcFace = Annotated[
+    str | None, typer.Option(help="ArcFace checkpoint that measures identity instead of dlib.", show_default="config")
+]
+Threshold = Annotated[float | None, typer.Option(help="Cosine similarity of the same person.", show_default="config")]
+Prior = Annotated[
+    str | None,
+    typer.Option(help="Embedded name, diffusers folder, ADM checkpoint file or hub id.", show_default="config"),
+]
+ADMConfig = Annotated[
+    str | None, typer.Option(help="JSON or YAML with the flags of an ADM checkpoint file.", show_default="config")
+]
+Corrector = Annotated[
+    str | None, typer.Option(help="auto, none, embedded name, folder or hub id.", show_default="config")
+]
+BatchSize = Annotated[int | None, typer.Option(help="Samples computed together.", show_default="config", min=1)]
+Title = Annotated[str | None, typer.Option(help="Of the report.", show_default="config")]
+WholeBatches = Annotated[
+    bool | None,
+    typer.Option(help="Networks see whole batches on a CPU too: faster, other last bits.", show_default="config"),
+]
 
 
 def benchmark(
@@ -130,7 +166,8 @@ def benchmark(
         card.template, pipeline.resolution, pipeline.prior.device, chosen.arcface, chosen.identity_threshold
     )
     run = Benchmark(pipeline, chosen, face_set, output, meter_options)
-    set_inputs = SetInputs(output, run.meters, chosen.metrics, chosen.reference)
+    has_truth = any(condition.has_truth for condition in chosen.conditions())
+    set_inputs = SetInputs(output, run.meters, chosen.metrics, chosen.reference, has_truth=has_truth)
     missing = {**run.meters.missing, **set_inputs.missing}
     for reason, names in _by_reason(missing).items():
         say(errors, f"{', '.join(names)}: {reason}", label="missing")
@@ -152,7 +189,7 @@ def benchmark(
             missing=missing,
             prior=f"{card.name} (sha256 {card.sha256})",
             corrector=_corrector_text(pipeline),
-            identity=f"{meter_options.identity_network}; same person: cosine of at least {meter_options.same_person:g}",
+            identity=f"{meter_options.identity_network}; same person from cosine {meter_options.same_person:g}",
             reference=_reference_text(chosen.reference, set_inputs.reference_faces),
         )
         write_summary(output / SUMMARY_FILE, about, summaries)
