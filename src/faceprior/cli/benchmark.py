@@ -131,6 +131,7 @@ def benchmark(
     from faceprior.benchmark.run import Benchmark
     from faceprior.benchmark.sets import SetInputs
     from faceprior.benchmark.summary import summarise
+    from faceprior.errors import OptionError
     from faceprior.training.config import load_config
 
     flags = {
@@ -157,6 +158,10 @@ def benchmark(
     }
     chosen = load_config(BenchmarkConfig, config, {name: value for name, value in flags.items() if value != []})
     check_names(chosen.metrics)
+    if any(output.resolve().is_relative_to(Path(folder).resolve()) for folder in chosen.data):
+        raise OptionError(
+            f"{output} lies inside the folder of faces, where its pictures count as faces; choose another"
+        )
     found = open_faces(chosen.data, chosen.dataset)
     face_set = FaceSet(found.name, choose_faces(found.faces, chosen.faces, chosen.subset))
     adm_flags = Path(chosen.adm_config) if chosen.adm_config else None
