@@ -90,7 +90,8 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "") -> FaceSet:
 
     Args:
         folders: packed sets, plain folders of pictures, or copies of the dataset.
-        dataset: "celeba", "ffhq", "lfw", "webphoto", "wider", or "" for packed sets and plain folders.
+        dataset: "celeba", "ffhq", "lfw", "webphoto", "wider", or "" for plain folders; a packed set is known by its
+            manifest.
 
     Raises:
         DataError: a folder is missing, holds no face or is not laid out as the dataset is.
@@ -98,10 +99,12 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "") -> FaceSet:
     if not folders:
         raise DataError("no faces were named; give a folder with --data")
     faces: list[Face] = []
+    published = False
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder; give --data the folder of faces")
         packed = (folder / MANIFEST).is_file()
+        published |= bool(dataset) and not packed
         found = _packed(folder) if packed else LAYOUTS[dataset](folder) if dataset else _plain(folder)
         faces += [replace(face, name=f"{folder.name}/{face.name}") for face in found] if len(folders) > 1 else found
     names = Counter(face.name for face in faces)
@@ -109,7 +112,7 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "") -> FaceSet:
         raise DataError(
             f"{len(twice)} faces have the name of another one, {twice[0]} for one; rename or leave out some"
         )
-    return FaceSet(dataset or ", ".join(Path(folder).name for folder in folders), faces)
+    return FaceSet(dataset if published else ", ".join(Path(folder).name for folder in folders), faces)
 
 
 def choose_faces(

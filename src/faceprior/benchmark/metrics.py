@@ -75,7 +75,7 @@ METRICS = {
         Metric("fid", "FID", "set", "lower", 1),
         Metric("kid", "KID × 1000", "set", "lower", 2),
         Metric("inception_score", "IS", "set", "higher", 2),
-        Metric("frechet", "Fréchet (identity)", "set", "lower", 3),
+        Metric("frechet", "Fréchet (identity)", "set", "lower", needs_identity=True),
         Metric("seconds", "s/face", "cost", "lower", 3),
         Metric("nfe", "NFE", "cost", "lower", 0),
         Metric("peak_memory_mb", "peak memory, MB", "cost", "lower", 0),
@@ -167,15 +167,22 @@ class Meters:
         self.missing: dict[str, str] = {}
         self._embedder: Embedder | None = None
         self._meters: dict[str, Meter] = {}
-        for name in PER_ROW:
-            if not wanted or name in wanted:
+        chosen = [name for name in METRICS if not wanted or name in wanted]
+        self._open_embedder([name for name in chosen if METRICS[name].needs_identity])
+        for name in chosen:
+            if name in _OPENERS and name not in self.missing:
                 self._open(name)
         self.names = tuple(self._meters)
 
+    def _open_embedder(self, names: Sequence[str]) -> None:
+        if names:
+            try:
+                self._embedder = self.options.embedder()
+            except FacePriorError as error:
+                self.missing.update(dict.fromkeys(names, str(error)))
+
     def _open(self, name: str) -> None:
         try:
-            if METRICS[name].needs_identity and self._embedder is None:
-                self._embedder = self.options.embedder()
             self._meters[name] = _OPENERS[name](self.options)
         except FacePriorError as error:
             self.missing[name] = str(error)

@@ -173,8 +173,9 @@ class Benchmark:
             allowed = (not metric.needs_truth or row["truth"]) and (metric.kind != "samples" or row["samples"] > 1)
             if allowed and row[name] is None:
                 return True
-        measured = self._identity_columns()
-        return row["identity"] is not None and any(row[name] != value for name, value in measured.items())
+        if not self.meters.embeds:
+            return False
+        return row["embedding"] is None or any(row[name] != value for name, value in self._identity_columns().items())
 
     def _identity_columns(self) -> Row:
         options = self.meters.options

@@ -43,9 +43,7 @@ class SetInputs:
         self._reference: Features | None = None
         self._true_embeddings: dict[str, torch.Tensor] = {}
         chosen = [name for name in INCEPTION if not wanted or name in wanted]
-        self._frechet = (not wanted or "frechet" in wanted) and meters.embeds
-        if (not wanted or "frechet" in wanted) and not meters.embeds:
-            self.missing["frechet"] = meters.missing.get("identity", "identity is not measured")
+        self._frechet = meters.embeds and (not wanted or "frechet" in wanted)
         if not chosen:
             return
         try:

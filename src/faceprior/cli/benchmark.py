@@ -195,7 +195,7 @@ def benchmark(
             prior=f"{card.name} (sha256 {card.sha256})",
             corrector=_corrector_text(pipeline),
             identity=f"{meter_options.identity_network}; same person from cosine {meter_options.same_person:g}",
-            reference=_reference_text(chosen.reference, set_inputs.reference_faces),
+            reference=_reference_text(chosen.reference, set_inputs.reference_faces, has_truth=has_truth),
         )
         write_summary(output / SUMMARY_FILE, about, summaries)
         write_report(output / REPORT_FILE, about, summaries, rows)
@@ -222,8 +222,10 @@ def _corrector_text(pipeline: FacePriorPipeline) -> str:
     return f"{card.name} (sha256 {card.sha256})" if card else "none"
 
 
-def _reference_text(folder: str, faces: int | None) -> str:
-    return f"{faces} faces of {folder}" if folder and faces is not None else "the true faces of the same run"
+def _reference_text(folder: str, faces: int | None, *, has_truth: bool) -> str:
+    if folder:
+        return folder if faces is None else f"{faces} faces of {folder}"
+    return "the true faces of the same run" if has_truth else "nothing: the true faces are not known"
 
 
 def _tables(summaries: Sequence[MethodSummary], about: About) -> Iterator[Table]:
