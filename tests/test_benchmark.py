@@ -18,6 +18,7 @@ from faceprior.benchmark import metrics as metrics_module
 from faceprior.benchmark import run as run_module
 from faceprior.benchmark.config import BenchmarkConfig, read_method
 from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
+from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.metrics import COSTS, METRICS, Measured, MeterOptions, Meters, lpips_network
 from faceprior.benchmark.results import Results
 from faceprior.benchmark.run import Benchmark, noise_seed
@@ -223,6 +224,18 @@ def test_a_damaged_table_is_an_error_that_names_it(pipeline, pictures, tmp_path)
     (tmp_path / "results.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(DataError, match=r"results\.parquet is damaged"):
         make_benchmark(pipeline, make_config(pictures), tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the peak of a process")
+def test_peak_memory_is_that_of_the_work_alone():
+    def peak(megabytes):
+        memory = PeakMemory(CPU)
+        torch.ones(250_000 * megabytes)
+        return memory.megabytes()
+
+    first, large, small = peak(1), peak(200), peak(1)
+    assert large > first + 150
+    assert small < large - 100
 
 
 # --- options

@@ -17,13 +17,14 @@ from faceprior import __version__
 from faceprior.benchmark.metrics import METRICS, Metric
 from faceprior.benchmark.results import Row
 from faceprior.benchmark.summary import Interval, MethodSummary
-from faceprior.errors import FacePriorError, OutputError
+from faceprior.errors import OutputError
 from faceprior.images import read_image
+from faceprior.studies.tables import write_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-REPORT_FILE, SUMMARY_FILE = "report.html", "summary.json"
+REPORT_FILE, SUMMARY_FILE, PLOTS = "report.html", "summary.json", "plots"
 
 PERCEPTION = ("lpips_vgg", "lpips_alex", "fid", "frechet", "niqe", "musiq")
 """What stands for perception in a plot: the first that was measured."""
@@ -72,10 +73,10 @@ def write_summary(path: Path, about: About, summaries: Sequence[MethodSummary]) 
 
 
 def write_report(path: Path, about: About, summaries: Sequence[MethodSummary], rows: Sequence[Row]) -> None:
-    """Write the report, with pictures from the folder it stands in.
+    """Write the report, with pictures from the folder it stands in, and its plots as files of their own.
 
     Raises:
-        FacePriorError: matplotlib is not installed.
+        OptionError: matplotlib is not installed.
         OutputError: it cannot be written.
     """
     body = [f"<h1>{html.escape(about.title)}</h1>", _facts(about), *_missing(about.missing)]
@@ -86,7 +87,7 @@ def write_report(path: Path, about: About, summaries: Sequence[MethodSummary], r
             body.append(f"<h3>Paired differences from {html.escape(about.baseline)}</h3>")
             others = [summary for summary in own if summary.method != about.baseline]
             body.append(_table(others, _difference_text, about.baseline, of_sets=False))
-        body.append(_plots(own))
+        body.append(_plots(path.parent, own))
         chosen = [row for row in rows if (row["degradation"], row["scale"]) == (degradation, scale)]
         body += _faces(path.parent, chosen, [summary.method for summary in own])
     body.append(_definitions())
@@ -217,7 +218,7 @@ def _definitions() -> str:
 # --- plots
 
 
-def _plots(summaries: Sequence[MethodSummary]) -> str:
+def _plots(folder: Path, summaries: Sequence[MethodSummary]) -> str:
     drawn: list[Callable[[Axes], object]] = []
     perception = _first(summaries, PERCEPTION)
     distortion = _first(summaries, ("psnr",))
@@ -228,7 +229,9 @@ def _plots(summaries: Sequence[MethodSummary]) -> str:
         drawn.append(lambda axes: _scatter(axes, summaries, METRICS["seconds"], quality, "speed and quality"))
     if not drawn:
         return ""
-    return f'<img alt="plots" src="{_data_url(_figure(drawn), "png")}">'
+    path = folder / PLOTS / f"{summaries[0].degradation}-x{summaries[0].scale:g}.png"
+    write_plot(path, drawn)
+    return f'<img alt="plots" src="{_data_url(path.read_bytes(), "png")}">'
 
 
 def _first(summaries: Sequence[MethodSummary], names: Sequence[str]) -> Metric | None:
@@ -236,21 +239,6 @@ def _first(summaries: Sequence[MethodSummary], names: Sequence[str]) -> Metric |
     return next(
         (METRICS[name] for name in names if all(mean_of(summary, name) is not None for summary in summaries)), None
     )
-
-
-def _figure(draw: Sequence[Callable[[Axes], object]]) -> bytes:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FacePriorError("plots need matplotlib; install it with: pip install 'faceprior[benchmark]'") from error
-    figure = Figure(figsize=(5.4 * len(draw), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for index, one in enumerate(draw):
-        one(figure.add_subplot(1, len(draw), index + 1))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
 
 
 def _scatter(axes: Axes, summaries: Sequence[MethodSummary], x: Metric, y: Metric, title: str) -> None:

@@ -87,7 +87,10 @@ class Results:
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from error
         self.rows: dict[str, Row] = {}
-        for path in (folder / RESULTS, *self._parts()):
+        parts = self._parts()
+        # parts are read in the order of their names: later ones win
+        self._number = max((int(path.stem.split("-")[0]) for path in parts), default=0)
+        for path in (folder / RESULTS, *parts):
             if path.is_file():
                 self.rows.update((row["id"], row) for row in self._read(path))
 
@@ -111,9 +114,8 @@ class Results:
         """Keep rows: they take the place of rows with their ids. Written as one new part."""
         if not rows:
             return
-        # parts are read in the order of their names: later ones win
-        number = 1 + max((int(path.stem.split("-")[0]) for path in self._parts()), default=0)
-        self._write(self.folder / PARTS / f"{number:08d}-{secrets.token_hex(4)}.parquet", rows)
+        self._number += 1
+        self._write(self.folder / PARTS / f"{self._number:08d}-{secrets.token_hex(4)}.parquet", rows)
         self.rows.update((row["id"], row) for row in rows)
 
     def merge(self, first: Iterable[Row]) -> None:
