@@ -338,7 +338,7 @@ def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
     restore(face, "--samples", "2", *arguments.split())
     metadata = read_metadata(tmp_path / "out" / "face-2.png")
     expected = {"solver": "ddim", "steps": 5, "start": 0.7, "tau": 0.3, "stride": 4, "edge_exponent": 1.1}
-    assert metadata["options"] == {**expected, "late_weight": 0.9, "eta": 0.2, "placement": "resized"}
+    assert metadata["options"] == {**expected, "late_weight": 0.9, "eta": 0.2, "placement": "resized", "crt": True}
     assert (metadata["scale"], metadata["seed"], metadata["sample"]) == (8.0, 12, 2)
     assert (metadata["preset"], metadata["corrector"], metadata["dtype"]) == ("paper-ddim", None, "bfloat16")
     assert (metadata["faceprior"], metadata["method"]) == (__version__, "dpi")

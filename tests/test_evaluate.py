@@ -196,7 +196,7 @@ def test_the_command_prints_every_condition_and_writes_a_row_a_face(run, packed,
     output = tmp_path / "figures" / "tiny"
     result = run("--scale", 4, "--scale", 8, "--degradation", "bicubic", "--degradation", "gfpgan", "-o", output)
     assert result.exit_code == 0, result.output
-    assert "4 held-out faces" in result.stdout
+    assert "4 faces of" in result.stdout
     for condition in ("×4 bicubic", "×8 bicubic", "×4 gfpgan", "×8 gfpgan"):
         assert result.stdout.count(condition) == 1
     summary = json.loads((output / "summary.json").read_text())
@@ -216,6 +216,14 @@ def test_the_command_prints_every_condition_and_writes_a_row_a_face(run, packed,
 
 
 CONDITION = ("8", "gfpgan", "mean")
+
+
+def test_the_command_measures_on_training_faces_when_asked(run, packed, tmp_path):
+    assert run("--split", "train", "--output", tmp_path).exit_code == 0
+    with (tmp_path / "faces.csv").open(newline="") as file:
+        names = {row["face"] for row in csv.DictReader(file)}
+    assert names <= {face.name for face in splits(packed)[0].faces}
+    assert json.loads((tmp_path / "summary.json").read_text())["split"] == "train"
 
 
 def test_the_command_groups_faces_by_their_labels(run, packed, tmp_path):

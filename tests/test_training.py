@@ -260,6 +260,15 @@ def test_a_run_stops_when_its_minutes_are_up_and_counts_them_over_resumes(data, 
     load_prior(tmp_path / "weights")
 
 
+def test_a_resumed_run_takes_its_gaussian_from_the_checkpoint(data, tmp_path, monkeypatch):
+    task, _ = run("gaussian-residual", data, tmp_path, steps=1)
+    monkeypatch.setattr(PriorTask, "prepare", lambda _: pytest.fail("fitted again"))
+    resumed, _ = run("gaussian-residual", data, tmp_path, steps=2, resume=True)
+    assert torch.equal(resumed.network.gaussian.component_std, task.network.gaussian.component_std)
+    assert torch.equal(resumed.network.error_std, task.network.error_std)
+    assert task.network.error_std.std() > 0
+
+
 def test_fp16_on_a_cpu_is_refused_with_what_to_do(data, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -448,6 +457,7 @@ def test_weightings_are_the_documented_ones(weighting, expected, data):
 
 def test_the_residual_weighting_makes_the_gaussian_estimate_cost_one(data):
     task = make_task("gaussian-residual", data)
+    task.prepare()
     t = torch.tensor([0, 200, 999])
     assert torch.allclose(task.weight(t), task.network.error_std[t] ** -2)
     faces = task.faces.batch(range(len(task.faces))).repeat(8, 1, 1, 1)

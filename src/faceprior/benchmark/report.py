@@ -247,14 +247,11 @@ def _scatter(axes: Axes, summaries: Sequence[MethodSummary], x: Metric, y: Metri
         assert across is not None  # noqa: S101 - all have both
         assert up is not None  # noqa: S101
         xerr, yerr = _error(summary, x), _error(summary, y)
-        axes.errorbar([across], [up], xerr=xerr, yerr=yerr, marker="o", capsize=2, elinewidth=0.8)
-        axes.annotate(summary.method, (across, up), textcoords="offset points", xytext=(5, 5), fontsize="small")
+        axes.errorbar([across], [up], xerr=xerr, yerr=yerr, fmt="o", capsize=2, elinewidth=0.8, label=summary.method)
     if x.name == "seconds":
         axes.set_xscale("log")
     arrows = {"higher": "higher is better", "lower": "lower is better", "": ""}
     axes.set(xlabel=f"{x.title} ({arrows[x.better]})", ylabel=f"{y.title} ({arrows[y.better]})", title=title)
-    axes.margins(0.15)
-    axes.grid(alpha=0.3)
 
 
 def _error(summary: MethodSummary, metric: Metric) -> list[list[float]] | None:
@@ -331,6 +328,7 @@ th:first-child, .facts td { text-align: left; }
 .sheet td { text-align: left; vertical-align: top; }
 figure { display: inline-block; margin: 0 .3rem 0 0; }
 figcaption, small { color: #666; font-size: .8rem; }
+img { max-width: 100%; }
 figure img { display: block; width: 104px; height: 104px; }
 .sheet p { margin: .2rem 0; }
 """

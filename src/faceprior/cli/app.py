@@ -67,7 +67,7 @@ def restore(
     seed: options.Seed = 0,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 8,
+    batch_size: options.BatchSize = 8,
     degrade: Annotated[
         bool, typer.Option("--degrade", help="Make a low-resolution face out of each (sharp) input first.")
     ] = False,
@@ -183,9 +183,7 @@ def methods_list() -> None:
 
 
 def _shown(value: Any) -> str:
-    return (
-        f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
 @priors_app.command("list")

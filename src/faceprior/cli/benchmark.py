@@ -132,6 +132,7 @@ def benchmark(
     from faceprior.benchmark.sets import SetInputs
     from faceprior.benchmark.summary import summarise
     from faceprior.errors import OptionError
+    from faceprior.studies.tables import require_matplotlib
     from faceprior.training.config import load_config
 
     flags = {
@@ -158,6 +159,7 @@ def benchmark(
     }
     chosen = load_config(BenchmarkConfig, config, {name: value for name, value in flags.items() if value != []})
     check_names(chosen.metrics)
+    require_matplotlib()
     if any(output.resolve().is_relative_to(Path(folder).resolve()) for folder in chosen.data):
         raise OptionError(
             f"{output} lies inside the folder of faces, where its pictures count as faces; choose another"

@@ -6,23 +6,24 @@ import csv
 import json
 import shlex
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from faceprior import __version__
 from faceprior.cli import options
-from faceprior.cli.console import console, errors, progress_bar, say
+from faceprior.cli.console import console, errors, say
 from faceprior.cli.options import DegradationName, DeviceName, DtypeName
-from faceprior.errors import DataError, FacePriorError
+from faceprior.cli.progress import faces_progress
+from faceprior.errors import FacePriorError
 
 if TYPE_CHECKING:
-    from faceprior.evaluation.figures import Case, Evaluation, Mean, Summary
+    from faceprior.evaluation.figures import Estimate, Evaluation, Mean, Summary
     from faceprior.evaluation.identity import FaceEmbedder
     from faceprior.pipeline import FacePriorPipeline
 
@@ -31,19 +32,23 @@ FACES_FILE, SUMMARY_FILE = "faces.csv", "summary.json"
 _WIDTH = 160  # of a table that goes into a file or a pipe, in characters
 
 
+class SplitName(str, Enum):
+    """Splits of a packed set."""
+
+    val, train = "val", "train"
+
+
 def evaluate(
-    data: Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")],
-    scale: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=2, max=32, help="Resolution over the side of the inputs; several may be given.", show_default="8"
-        ),
-    ] = None,
+    data: options.Data,
+    scale: Annotated[list[float] | None, options.scales("8")] = None,
     degradation: Annotated[
         list[DegradationName] | None,
         typer.Option(help="What comes before the reduction; several may be given.", show_default="bicubic"),
     ] = None,
-    faces: Annotated[int, typer.Option(min=1, help="Held-out faces, spread over the split.")] = 64,
+    split: Annotated[SplitName, typer.Option(help="train shows whether the weights know their training faces.")] = (
+        SplitName.val
+    ),
+    faces: options.Faces = 64,
     samples: options.Samples = 8,
     without_corrector: Annotated[
         bool, typer.Option("--without-corrector", help="Also restore without the corrector, to compare.")
@@ -77,7 +82,7 @@ def evaluate(
     seed: options.Seed = 0,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples computed together.")] = 8,
+    batch_size: options.BatchSize = 8,
 ) -> None:
     """Degrade held-out faces, restore them and compare bicubic, one sample and the mean of the samples.
 
@@ -101,9 +106,8 @@ def evaluate(
         late_weight=late_weight,
         eta=eta,
     )
-    held_out = PackedFaces(data, "val")
-    count = min(faces, len(held_out))
-    positions = [index * len(held_out) // count for index in range(count)]
+    held_out = PackedFaces(data, split.value)
+    positions = held_out.spread(faces)
     packed = [held_out.faces[position] for position in positions]
     labels = [face_labels(face.source, face.terms, face.labels) for face in packed]
     groups = {name: group_faces(labels, name) for name in dict.fromkeys(by or ())}
@@ -114,18 +118,12 @@ def evaluate(
     ]
     pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
     pipeline.check(chosen)
-    if held_out.size != pipeline.resolution:
-        side = pipeline.resolution
-        raise DataError(
-            f"{data} holds faces of {held_out.size} pixels, the prior restores to {side}; pack --size {side}"
-        )
+    held_out.check_size(pipeline.resolution)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    embedder = _embedder(pipeline)
+    embedder = load_embedder(pipeline)
 
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_bar(*columns) as progress:
-        bar = progress.add_task("evaluating", total=count * len(damages) * (1 + without_corrector))
+    with faces_progress(len(positions) * len(damages) * (1 + without_corrector)) as advance:
         evaluation = evaluate_held_out(
             pipeline,
             held_out.batch(positions),
@@ -136,15 +134,15 @@ def evaluate(
             batch_size=batch_size,
             without_corrector=without_corrector,
             embedder=embedder,
-            on_faces=lambda done: progress.advance(bar, done),
+            on_faces=advance,
         )
     summaries = evaluation.summarise()
     grouped = {
         name: {value: evaluation.summarise_group(members) for value, members in members_of.items()}
         for name, members_of in groups.items()
     }
-    target = console if console.is_terminal else Console(width=_WIDTH)
-    target.print(summary_table({"": summaries}, f"{count} held-out faces of {data}", samples))
+    target = table_console()
+    target.print(summary_table({"": summaries}, f"{len(positions)} faces of {data}, {split.value}", samples))
     for name, members in grouped.items():
         target.print(summary_table(members, f"by {name}", samples))
     if output is not None:
@@ -152,7 +150,8 @@ def evaluate(
             "command": shlex.join(["faceprior", *sys.argv[1:]]),
             "faceprior": __version__,
             "data": str(data),
-            "faces": count,
+            "split": split.value,
+            "faces": len(positions),
             "samples": samples,
             "seed": seed,
             "method": chosen.method,
@@ -173,7 +172,13 @@ def evaluate(
         say(console, f"figures are in {output / FACES_FILE} and {output / SUMMARY_FILE}")
 
 
-def _embedder(pipeline: FacePriorPipeline) -> FaceEmbedder | None:
+def table_console() -> Console:
+    """Return where wide tables go: the terminal, or a file or pipe as wide as they need."""
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def load_embedder(*pipelines: FacePriorPipeline) -> FaceEmbedder | None:
+    """Return what measures identity; None, with the reason said, where it cannot be measured with every prior."""
     from faceprior.evaluation.identity import FaceEmbedder
 
     try:
@@ -181,10 +186,10 @@ def _embedder(pipeline: FacePriorPipeline) -> FaceEmbedder | None:
     except FacePriorError as error:
         say(errors, f"{error}; identity and Fréchet distance are left out")
         return None
-    if not pipeline.prior.card.template:
-        name = pipeline.prior.card.name
-        say(errors, f"the card of prior {name} has no template: identity and Fréchet distance are left out")
-        return None
+    for card in (pipeline.prior.card for pipeline in pipelines):
+        if not card.template:
+            say(errors, f"the card of prior {card.name} has no template: identity and Fréchet distance are left out")
+            return None
     return embedder
 
 
@@ -210,13 +215,9 @@ def _write_faces(path: Path, evaluation: Evaluation, names: list[str], labels: l
         for row in evaluation.rows:
             own, case = labels[row.face], row.case
             described = [names[row.face], *(own.get(name, "") for name in label_names)]
-            done = [case.degradation, f"{case.scale:g}", case.estimate, _corrector_text(case)]
+            done = [case.degradation, f"{case.scale:g}", case.estimate, case.corrector_text]
             figures = [getattr(row, name) for name in FIGURES]
             writer.writerow(described + done + ["" if value is None else f"{value:.6g}" for value in figures])
-
-
-def _corrector_text(case: Case) -> str:
-    return {None: "", True: "with", False: "without"}[case.corrector]
 
 
 def _plain(summary: Summary) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def _plain(summary: Summary) -> dict[str, Any]:
         "degradation": case.degradation,
         "scale": case.scale,
         "estimate": case.estimate,
-        "corrector": _corrector_text(case),
+        "corrector": case.corrector_text,
         "faces": summary.faces,
         **{name: {"mean": mean.mean, "ci95": mean.ci95} for name, mean in summary.means.items()},
         "frechet": summary.frechet,
@@ -255,8 +256,8 @@ def summary_table(groups: dict[str, list[Summary]], title: str, samples: int) ->
                 group_text,
                 f"{summary.faces}" if given != earlier else "",
                 given if given != earlier else "",
-                {"bicubic": "bicubic", "sample": "one sample", "mean": f"mean of {samples}"}[case.estimate],
-                _corrector_text(case),
+                estimate_text(case.estimate, samples),
+                case.corrector_text,
                 _text(means.get("psnr"), 2),
                 _text(means.get("ssim"), 3),
                 _text(means.get("lr_consistency"), 1),
@@ -268,6 +269,11 @@ def summary_table(groups: dict[str, list[Summary]], title: str, samples: int) ->
             group_text, earlier = "", given
         table.add_section()
     return table
+
+
+def estimate_text(estimate: Estimate, samples: int) -> str:
+    """Name an estimate in a table, of so many samples."""
+    return {"bicubic": "bicubic", "sample": "one sample", "mean": f"mean of {samples}"}[estimate]
 
 
 def _text(mean: Mean | None, digits: int, factor: float = 1) -> str:

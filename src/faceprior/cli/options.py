@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -81,10 +81,19 @@ Stride = _of_preset(int, "k: every k-th pixel is held: 1, 2, 4, 8.")
 EdgeExponent = _of_preset(float, "s: RACM holds a pixel with probability edge^s.")
 LateWeight = _of_preset(float, "ω: weight below τ·T is ω·t/T.")
 Eta = _of_preset(float, "η: fresh noise in DDIM, 0 to 1.")
+Data = Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")]
+Faces = Annotated[int, typer.Option(min=1, help="Held-out faces, spread over the split.")]
 Samples = Annotated[int, typer.Option(min=1, max=1000, help="Restorations of each face.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the networks.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples computed together.")]
+
+
+def scales(default: str) -> Any:
+    """Return the option for scales, any number of them, that shows a default."""
+    text = "Resolution over the side of the inputs; several may be given."
+    return typer.Option(min=2, max=32, help=text, show_default=default)
 
 
 def make_preset(
@@ -111,11 +120,10 @@ def make_preset(
     from faceprior.errors import OptionError
     from faceprior.methods import find_preset
 
-    preset = find_preset(preset_name(name, method))
+    chosen = preset_name(name, method)
+    preset = find_preset(chosen)
     if method not in (None, preset.method):
-        raise OptionError(
-            f"preset {name and name.value} belongs to {preset.method}, not to {method}; leave out --preset"
-        )
+        raise OptionError(f"preset {chosen} belongs to {preset.method}, not to {method}; leave out --preset")
     given = {option: value for option, value in options.items() if value is not None}
     if solver is not None:
         given["solver"] = solver.value
@@ -134,14 +142,14 @@ def preset_name(name: PresetName | None, method: str | None) -> str:
 
 
 def typed_options(preset: Preset, assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Read NAME=VALUE by the types of the preset's current values.
+    """Read NAME=VALUE by the types of the preset's options.
 
     Raises:
         OptionError: there is no such option, no "=", or the value is not of the option's type.
     """
     from faceprior.errors import OptionError
 
-    known = preset.as_dict()
+    known = preset.types()
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip().replace("-", "_")
@@ -149,14 +157,15 @@ def typed_options(preset: Preset, assignments: Sequence[str]) -> Iterator[tuple[
             raise OptionError(f"--option {assignment}: write NAME=VALUE")
         if name not in known:
             raise OptionError(f"{preset.method} has no option {name}; it has {', '.join(known) or 'none'}")
-        read, kind = _READERS.get(type(known[name]), (str, "a text"))
+        hint = known[name]
+        read, kind = next((_READERS[part] for part in (hint, *get_args(hint)) if part in _READERS), (str, "a text"))
         try:
             yield name, read(text.strip())
         except (ValueError, KeyError) as error:
             raise OptionError(f"--option {assignment}: {name} of {preset.method} is {kind}") from error
 
 
-_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
     int: (int, "a whole number"),
     float: (float, "a number"),

@@ -55,6 +55,10 @@ StartOption = Annotated[
     str | None, typer.Option("--start-from", help="Weights to start from: embedded name or folder.")
 ]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.", show_default="config")]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Stop earlier, after so much computing; 0 is none.", show_default="config"),
+]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")]
 RateOption = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="config")]
 DecayOption = Annotated[
@@ -80,6 +84,7 @@ def _training(what: str) -> Callable[..., None]:
         resume: ResumeOption = False,
         start_from: StartOption = None,
         steps: StepsOption = None,
+        minutes: MinutesOption = None,
         batch_size: BatchOption = None,
         learning_rate: RateOption = None,
         decay_steps: DecayOption = None,
@@ -91,6 +96,7 @@ def _training(what: str) -> Callable[..., None]:
     ) -> None:
         flags = {
             "steps": steps,
+            "minutes": minutes,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "decay_steps": decay_steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +37,11 @@ class Case:
     estimate: Estimate
     corrector: bool | None = None
 
+    @property
+    def corrector_text(self) -> str:
+        """Whether the corrector took part, in a word: "with", "without", or nothing for bicubic."""
+        return {None: "", True: "with", False: "without"}[self.corrector]
+
 
 @dataclass(frozen=True)
 class FaceFigures:
@@ -50,6 +55,7 @@ class FaceFigures:
         lr_consistency: PSNR in dB between the reduced result and the input.
         identity: cosine similarity of embeddings of result and true face; None if it was not measured.
         seconds: of computation: for the mean all samples; None for bicubic.
+        regions: PSNR in dB of each region, by name; empty if none was asked for.
     """
 
     face: int
@@ -59,6 +65,7 @@ class FaceFigures:
     lr_consistency: float
     identity: float | None
     seconds: float | None
+    regions: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def same_person(self) -> float | None:
@@ -86,7 +93,7 @@ class Summary:
     Attributes:
         case: the case.
         faces: number of faces.
-        means: by name, those of `FIGURES` that were measured.
+        means: by name, those of `FIGURES` that were measured, and `psnr_NAME` of each region.
         frechet: Fréchet distance of dlib embeddings to the true faces, the same ones; None if it was not measured,
             and for groups, whose sizes differ.
     """
@@ -128,6 +135,10 @@ class Evaluation:
             rows_of.setdefault(row.case, []).append(row)
         return rows_of.items()
 
+    def values(self, case: Case, figure: str) -> list[float | None]:
+        """One of `FIGURES` of each face in a case, in the order of the faces."""
+        return [getattr(row, figure) for row in self.rows if row.case == case]
+
     def _frechet(self, case: Case) -> float | None:
         if self.true_embeddings is None or len(self.true_embeddings) < 2:
             return None
@@ -147,4 +158,6 @@ def _means(rows: Sequence[FaceFigures]) -> dict[str, Mean]:
         values: list[Any] = [getattr(row, name) for row in rows]
         if None not in values:
             means[name] = mean_of(values)
+    for name in rows[0].regions:
+        means[f"psnr_{name}"] = mean_of(row.regions[name] for row in rows)
     return means

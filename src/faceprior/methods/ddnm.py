@@ -61,7 +61,7 @@ class DDNM(Measured):
 
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior, options: DDNMOptions) -> None:
         super().__init__(low_resolution, prior)
-        self.eta = options.eta
+        self.eta, self.noisy = options.eta, options.sigma_y > 0
         self.sigma = 2 * options.sigma_y * self.measured / self.singular_values.clamp(min=1e-12)  # of ȳ, in [-1, 1]
 
     def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
@@ -75,7 +75,7 @@ class DDNM(Measured):
         share = (spread / brought.clamp(min=1e-12)).clamp(max=1).where(brought > 0, torch.ones_like(brought))  # λ
         x0 = denoised.x0 + self.from_spectrum(share * self.disagreement(denoised.x0))
         eps = refreshed(denoised.eps, noise.normal(*x0.shape[1:]), self.eta)
-        if bool(brought.any()) and not step.last:
+        if self.noisy and not step.last:
             left = (1 - (share * brought / spread) ** 2).clamp(min=0).sqrt()  # √φ over the spread of x_{t−1}
             eps = self.from_spectrum(left * self.to_spectrum(eps))
         return denoised._replace(x0=x0, eps=eps)

@@ -182,7 +182,7 @@ METHOD = Method(
     summary="interpolate the estimate towards a condition on a sparse grid, and correct the condition",
     reference="Yang et al., AAAI 2025, arXiv 2412.16552",
     restoration=DPI,
-    options=DPIOptions(tau=0.1, late_weight=1.0),
-    sampling=SamplingOptions(steps=10, start=0.5),
+    options=DPIOptions(tau=0.05, late_weight=1.0),
+    sampling=SamplingOptions(steps=20, start=0.3, end=0.04),
     uses_corrector=True,
 )

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from faceprior.errors import OptionError
-from faceprior.images import MIN_SIDE
-from faceprior.methods.measured import Measured, check_share, noised
+from faceprior.methods.measured import Enlarged, Measured, check_share, noised
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.operators import bicubic_reduction
 from faceprior.priors.adapter import Prior
@@ -55,12 +54,13 @@ class ILVR(Measured):
     """
 
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior, options: ILVROptions) -> None:
-        sides = [max(MIN_SIDE, round(face.shape[-1] / options.widening)) for face in low_resolution]
+        sides = [max(1, round(face.shape[-1] / options.widening)) for face in low_resolution]
         coarse = [
             bicubic_reduction(face.shape[-1], side).forward(face)
             for face, side in zip(low_resolution, sides, strict=True)
         ]
         super().__init__(coarse, prior)
+        self.enlarged = Enlarged(low_resolution, prior).enlarged  # a warm start sees all of the face
         self.until = options.until * len(prior.schedule)
 
     def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from faceprior.errors import OptionError
 from faceprior.methods import dpi
@@ -67,6 +67,11 @@ class Preset:
     def as_dict(self) -> dict[str, Any]:
         """All options, flat, for metadata."""
         return {**(asdict(self.sampling) if self.sampling is not None else {}), **asdict(self.options)}
+
+    def types(self) -> dict[str, Any]:
+        """Types of all options, flat, by name, as `as_dict` has their values."""
+        groups = [group for group in (self.sampling, self.options) if group is not None]
+        return {name: kind for group in groups for name, kind in get_type_hints(type(group)).items()}
 
 
 PRESETS = {

@@ -159,6 +159,10 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
                 nn.Module.to(network, *args, memory_format=torch.channels_last, **kwargs)  # type: ignore[call-overload]
         return self
 
+    def without_corrector(self) -> FacePriorPipeline:
+        """Return a pipeline of the same prior, not a copy of it, that restores without a corrector."""
+        return FacePriorPipeline(self.unet, self.scheduler, None, card=self.prior.card)
+
     def check(self, preset: Preset) -> None:
         """Check that options fit the prior and the corrector before any work is done; raises OptionError."""
         method = find_method(preset.method)
@@ -271,6 +275,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
         return output if return_dict else output.to_tuple()
 
+    @torch.inference_mode(mode=False)  # inside it there are no gradients, which some methods take
     def restore(
         self,
         faces: Sequence[torch.Tensor],

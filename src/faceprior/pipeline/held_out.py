@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,6 +49,7 @@ def evaluate_held_out(
     batch_size: int = 8,
     without_corrector: bool = False,
     embedder: Embedder | None = None,
+    regions: Mapping[str, torch.Tensor] | None = None,
     on_faces: Callable[[int], object] = lambda _: None,
 ) -> Evaluation:
     """Measure bicubic enlargement, one sample and the mean of the samples for every face and damage.
@@ -65,6 +66,7 @@ def evaluate_held_out(
         batch_size: samples that go through the networks together.
         without_corrector: restore a second time without the corrector.
         embedder: measures identity; None leaves it out.
+        regions: parts of a face whose PSNR is measured too: boolean masks, (R, R), by name.
         on_faces: called with the number of faces that have just been restored.
 
     Raises:
@@ -77,10 +79,9 @@ def evaluate_held_out(
     if without_corrector:
         if pipeline.corrector is None:
             raise OptionError("there is no corrector to leave out; choose one with --corrector")
-        card = pipeline.prior.card
-        pipelines[False] = FacePriorPipeline(pipeline.unet, pipeline.scheduler, None, card=card)
+        pipelines[False] = pipeline.without_corrector()
     evaluation = Evaluation()
-    measure = _Measure(evaluation, faces, pipeline, embedder)
+    measure = _Measure(evaluation, faces, pipeline, embedder, regions or {})
     at_once = max(1, batch_size // samples)
     for damage in damages:
         for first in range(0, len(faces), at_once):
@@ -108,9 +109,14 @@ class _Measure:
     """Adds rows and embeddings to an evaluation."""
 
     def __init__(
-        self, evaluation: Evaluation, faces: torch.Tensor, pipeline: FacePriorPipeline, embedder: Embedder | None
+        self,
+        evaluation: Evaluation,
+        faces: torch.Tensor,
+        pipeline: FacePriorPipeline,
+        embedder: Embedder | None,
+        regions: Mapping[str, torch.Tensor],
     ) -> None:
-        self.evaluation, self.faces, self.embedder = evaluation, faces, embedder
+        self.evaluation, self.faces, self.embedder, self.regions = evaluation, faces, embedder, regions
         self.template = pipeline.prior.card.template
         if embedder is not None:
             evaluation.true_embeddings = embedder(faces, self.template)
@@ -126,6 +132,10 @@ class _Measure:
             similarities = list(identity(embeddings, true_embeddings[chosen.start : chosen.stop]).tolist())
             earlier = self.evaluation.embeddings.get(case)
             self.evaluation.embeddings[case] = embeddings if earlier is None else torch.cat([earlier, embeddings])
+        inside = {
+            name: psnr(results[..., mask, None], truth[..., mask, None]).clamp(max=EXACT).tolist()
+            for name, mask in self.regions.items()
+        }
         columns = zip(
             chosen,
             psnr(results, truth).clamp(max=EXACT).tolist(),
@@ -135,6 +145,15 @@ class _Measure:
             strict=True,
         )
         self.evaluation.rows += [
-            FaceFigures(face, case, fidelity, structure, agreement, similarity, seconds)
-            for face, fidelity, structure, agreement, similarity in columns
+            FaceFigures(
+                face,
+                case,
+                fidelity,
+                structure,
+                agreement,
+                similarity,
+                seconds,
+                {name: values[place] for name, values in inside.items()},
+            )
+            for place, (face, fidelity, structure, agreement, similarity) in enumerate(columns)
         ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from faceprior.studies.tables import Row, write_csv, write_plot
+from faceprior.studies.tables import Row, require_matplotlib, write_csv, write_plot
 from faceprior.training.config import PriorConfig
 from faceprior.training.prior import EVALUATION_SHARES, PriorTask
 from faceprior.training.shards import PackedFaces
@@ -42,7 +42,11 @@ def study_networks(
 
     Returns:
         The table: a row for each evaluation of each run.
+
+    Raises:
+        OptionError: matplotlib is not installed.
     """
+    require_matplotlib()
     rows: list[Row] = []
     for name, given in configs.items():
         on_run(name)
@@ -82,16 +86,19 @@ def _rows(name: str, config: PriorConfig, log: Path) -> list[Row]:
 
 
 def _curves(axes: Axes, rows: list[Row]) -> None:
-    for name in dict.fromkeys(row["name"] for row in rows):
+    for name, color in _colors(rows).items():
         own = [row for row in rows if row["name"] == name]
-        axes.plot([row["minutes"] for row in own], [row["mean"] for row in own], marker=".", label=name)
+        axes.plot([row["minutes"] for row in own], [row["mean"] for row in own], marker=".", color=color, label=name)
     axes.set(xlabel="minutes of computing", ylabel="x0-PSNR, mean of ten levels (dB)", title="held-out faces")
-    axes.legend(fontsize="x-small")
-    axes.grid(alpha=0.3)
 
 
 def _levels(axes: Axes, rows: list[Row]) -> None:
+    colors = _colors(rows)
     for row in final_rows(rows):
-        axes.plot(EVALUATION_SHARES, [row[f"{s:.2f}T"] for s in EVALUATION_SHARES], marker=".", label=row["name"])
+        levels = [row[f"{s:.2f}T"] for s in EVALUATION_SHARES]
+        axes.plot(EVALUATION_SHARES, levels, marker=".", color=colors[row["name"]], label=row["name"])
     axes.set(xlabel="noise level t / T", ylabel="x0-PSNR (dB)", title="at the end")
-    axes.grid(alpha=0.3)
+
+
+def _colors(rows: list[Row]) -> dict[str, str]:
+    return {name: f"C{index}" for index, name in enumerate(dict.fromkeys(row["name"] for row in rows))}

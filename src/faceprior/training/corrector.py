@@ -76,6 +76,9 @@ class CorrectorTask:
             licence=licence_of(faces),
         )
 
+    def prepare(self) -> None:
+        """Do nothing: fresh weights leave the condition as it is."""
+
     def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Squared error on the grid, weighted as the options say (DPI, CRT training)."""
         low, high = math.log(min(self.config.scales)), math.log(max(self.config.scales))

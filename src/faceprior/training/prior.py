@@ -55,6 +55,7 @@ class PriorTask:
         self, config: PriorConfig, faces: PackedFaces, held_out: PackedFaces, start: str | Path | None = None
     ) -> None:
         self.config, self.faces, self.held_out = config, faces, held_out
+        self._fresh = start is None
         torch.manual_seed(config.seed)
         schedule = ddim_scheduler_config({}, config.prediction_type)
         if start is not None:
@@ -69,9 +70,6 @@ class PriorTask:
             self.network.requires_grad_(requires_grad=True)
         elif config.network == "gaussian-residual":
             residual = build_network(GaussianResidualUNet, config.network_options, sample_size=faces.size)
-            weights = faces.balanced_weights(config.balance)
-            fit_gaussian(residual.gaussian, faces, weights)
-            measure_error_std(residual, faces, weights, seed=config.seed)
             betas = {name: residual.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
             self.network, schedule = residual, ddim_scheduler_config(betas, "sample")
         else:
@@ -91,6 +89,13 @@ class PriorTask:
             licence=licence_of(faces),
         )
         self.prior = Prior(self.network, NoiseSchedule.from_scheduler_config(schedule), prediction_type, card)
+
+    def prepare(self) -> None:
+        """Fit the Gaussian of fresh weights to the training faces."""
+        if self._fresh and isinstance(self.network, GaussianResidualUNet):
+            weights = self.faces.balanced_weights(self.config.balance)
+            fit_gaussian(self.network.gaussian, self.faces, weights)
+            measure_error_std(self.network, self.faces, weights, seed=self.config.seed)
 
     def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Weighted squared error of x0 at stratified random noise levels."""

@@ -246,6 +246,7 @@ class PackedFaces:
     """
 
     def __init__(self, folder: Path, split: str, terms: Sequence[str] | None = None) -> None:
+        self.folder = folder
         self.size, faces = _read_manifest(folder)
         self.faces = [f for f in faces if f.split == split and (not terms or f.terms in terms)]
         if not self.faces:
@@ -262,6 +263,19 @@ class PackedFaces:
 
     def __len__(self) -> int:
         return len(self.faces)
+
+    def spread(self, count: int) -> list[int]:
+        """Return `count` positions spread evenly over the split; all of them if it has no more."""
+        count = min(count, len(self))
+        return [index * len(self) // count for index in range(count)]
+
+    def check_size(self, resolution: int) -> None:
+        """Check that a prior of this resolution can restore the faces; raises DataError."""
+        if self.size != resolution:
+            raise DataError(
+                f"{self.folder} holds faces of {self.size} pixels, the prior restores to {resolution};"
+                f" pack --size {resolution}"
+            )
 
     @property
     def nbytes(self) -> int:

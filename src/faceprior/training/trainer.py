@@ -45,6 +45,9 @@ class Task(Protocol):
 
     network: nn.Module
 
+    def prepare(self) -> None:
+        """Do what fresh weights need before the first step; a resumed run has the outcome in its checkpoint."""
+
     def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Mean loss of a batch of faces in [-1, 1], (B, 3, R, R)."""
 
@@ -89,12 +92,10 @@ def train(
             so that nothing is lost; a second signal does not wait.
     """
     checkpoints = output / "checkpoints"
-    newest = max(checkpoints.glob("step-*"), default=None)
-    if newest is not None and not resume:
-        raise OutputError(
-            f"{output} holds a run that has reached {newest.name}; add --resume or choose another --output"
-        )
+    newest = _newest(checkpoints, resume=resume)
     accelerator = _accelerator(config, output)
+    if newest is None:
+        task.prepare()
     main = accelerator.is_main_process
     learner = _Learner(task.network, config, accelerator)
     step, held_out = 0, dict[str, float]()
@@ -138,6 +139,15 @@ def train(
     if not done:
         raise KeyboardInterrupt
     return held_out
+
+
+def _newest(checkpoints: Path, *, resume: bool) -> Path | None:
+    newest, output = max(checkpoints.glob("step-*"), default=None), checkpoints.parent
+    if newest is not None and not resume:
+        raise OutputError(
+            f"{output} holds a run that has reached {newest.name}; add --resume or choose another --output"
+        )
+    return newest
 
 
 def _clock(device: torch.device) -> float:
