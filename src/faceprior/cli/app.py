@@ -13,6 +13,7 @@ from rich.table import Table
 
 from faceprior import __version__
 from faceprior.cli import options
+from faceprior.cli.benchmark import benchmark
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
 from faceprior.cli.evaluate import evaluate, figures_table
 from faceprior.cli.options import DegradationName, DeviceName, DtypeName
@@ -157,6 +158,7 @@ def demo(
 
 
 app.command()(evaluate)
+app.command()(benchmark)
 
 
 @app.command("methods")

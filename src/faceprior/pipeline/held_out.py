@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from faceprior.degradations import bicubic_downscale, chain_preset, real_world
+from faceprior.degradations import make_input
 from faceprior.errors import OptionError
 from faceprior.evaluation.figures import Case, Estimate, Evaluation, FaceFigures
 from faceprior.evaluation.identity import Embedder, identity
@@ -17,6 +17,7 @@ from faceprior.images import resize
 from faceprior.methods import Preset
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.pipeline.results import EXACT
+from faceprior.priors.card import Landmarks
 from faceprior.sampling import whole_batches
 
 
@@ -24,18 +25,17 @@ class Damage(NamedTuple):
     """How inputs are made.
 
     Attributes:
-        degradation: "bicubic", or a preset of the real-world chain, which comes before the reduction.
+        degradation: its name, see `faceprior.degradations.make_input`.
         scale: R/n of the inputs.
     """
 
     degradation: str
     scale: float
 
-    def apply(self, face: torch.Tensor, seed: int) -> torch.Tensor:
+    def apply(self, face: torch.Tensor, seed: int, landmarks: Landmarks = ()) -> torch.Tensor:
         """Return the input made from a sharp face, (3, R, R) → (3, n, n), both in [-1, 1]."""
-        if self.degradation != "bicubic":
-            face = real_world(face, chain_preset(self.degradation), torch.Generator().manual_seed(seed))
-        return bicubic_downscale(face[None], round(face.shape[-1] / self.scale))[0]
+        side = round(face.shape[-1] / self.scale)
+        return make_input(face, self.degradation, side, torch.Generator().manual_seed(seed), landmarks)
 
 
 def evaluate_held_out(

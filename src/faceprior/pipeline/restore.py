@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import faceprior
-from faceprior.degradations import bicubic_downscale, chain_preset, real_world
+from faceprior.degradations import make_input
 from faceprior.errors import DeviceError, FacePriorError, OutputError
 from faceprior.images import MIN_SIDE, read_picture, resize, square, to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
@@ -175,11 +175,8 @@ def _prepare(path: Path, name: str, options: RestoreOptions, resolution: int) ->
     else:
         sharp = resize(face[None], resolution)[0].clamp(-1, 1)
         notes += _resized(face, sharp)
-        damaged = sharp
-        if options.degradation != "bicubic":
-            generator = torch.Generator().manual_seed(options.seed)
-            damaged = real_world(sharp, chain_preset(options.degradation), generator)
-        small = bicubic_downscale(damaged[None], round(resolution / _degraded_scale(options)))[0]
+        generator = torch.Generator().manual_seed(options.seed)
+        small = make_input(sharp, options.degradation, round(resolution / _degraded_scale(options)), generator)
     return _Face(path, name, small, sharp, tuple(notes))
 
 

@@ -18,6 +18,16 @@ TIGHT_TEMPLATE: Landmarks = ((0.285, 0.330), (0.715, 0.330), (0.500, 0.567), (0.
 """Forehead to chin; the embedded prior's alignment. Order: image-left eye, image-right eye, nose tip, image-left
 and image-right mouth corner, as fractions (x, y) of the side."""
 
+FFHQ_TEMPLATE: Landmarks = (
+    (0.37692, 0.46865),
+    (0.62286, 0.46913),
+    (0.50050, 0.61332),
+    (0.39309, 0.72541),
+    (0.61146, 0.72490),
+)
+"""Mean landmarks of aligned FFHQ faces; the template that blind face restoration crops its 512×512 test sets with
+(facexlib's `face_template`)."""
+
 
 @dataclass(frozen=True)
 class ModelCard:

@@ -6,16 +6,19 @@ import math
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import yaml
 
 from faceprior.errors import OptionError
 from faceprior.priors.adapter import PredictionType
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 NetworkName = Literal["gaussian-residual", "unshuffled-unet", "transformer", "unet"]
 Weighting = Literal["residual", "plain", "min-snr", "p2"]
-Config = TypeVar("Config", bound="TrainConfig")
+Config = TypeVar("Config", bound="DataclassInstance")
 Network = TypeVar("Network")
 
 
@@ -175,15 +178,19 @@ def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) ->
     if unknown := sorted(str(name) for name in values if name not in known):
         raise OptionError(f"{origin}: unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     for name, value in values.items():
-        values[name] = _like(known[name], value, f"{origin}: {name} is {value!r}")
+        values[name] = like(known[name], value, f"{origin}: {name} is {value!r}")
     try:
         return kind(**values)
     except TypeError as error:
         raise OptionError(f"{origin}: {error}") from error
 
 
-def _like(default: Any, value: Any, what: str) -> Any:
-    """Return a value as the kind of number that an option's default is."""
+def like(default: Any, value: Any, what: str) -> Any:
+    """Return a value as the kind of number that an option's default is.
+
+    Raises:
+        OptionError: it is of another kind; the message begins with `what`.
+    """
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise OptionError(f"{what}; write true or false")

@@ -1,0 +1,172 @@
+"""The table of a benchmark: one row an image, kept in small files that are written at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from faceprior.benchmark.metrics import COSTS, PER_ROW
+from faceprior.errors import DataError, FacePriorError, OutputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RESULTS, PARTS = "results.parquet", "parts"
+
+Row = dict[str, Any]
+
+TEXTS = (
+    "id",
+    "dataset",
+    "face",
+    "face_sha256",
+    "labels",
+    "method",
+    "method_name",
+    "options",
+    "degradation",
+    "prior",
+    "prior_sha256",
+    "corrector",
+    "corrector_sha256",
+    "identity_network",
+    "device",
+    "dtype",
+    "faceprior",
+    "torch",
+    "image",
+    "input",
+    "truth",
+    "error",
+)
+WHOLE = ("resolution", "seed", "noise_seed", "sample", "samples", "batch_size")
+NUMBERS = ("scale", "same_person_threshold", *COSTS, *PER_ROW)
+
+
+def schema() -> pa.Schema:
+    """Columns of the table; every one may be empty but `id`.
+
+    Raises:
+        FacePriorError: pyarrow is not installed.
+    """
+    pa = _pyarrow()
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in TEXTS),
+            *((name, pa.int64()) for name in WHOLE),
+            ("whole_batches", pa.bool_()),
+            *((name, pa.float64()) for name in NUMBERS),
+            ("missing", pa.string()),
+            ("embedding", pa.list_(pa.float32())),
+        ]
+    )
+
+
+class Results:
+    """Rows by id, in a folder: `results.parquet`, and `parts/` with what came after it was last written.
+
+    Args:
+        folder: of the benchmark; made if it is missing.
+
+    Raises:
+        FacePriorError: pyarrow is not installed.
+        DataError: a file is not a table of this kind.
+        OutputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._schema = schema()
+        try:
+            (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from error
+        self.rows: dict[str, Row] = {}
+        parts = self._parts()
+        # parts are read in the order of their names: later ones win
+        self._number = max((int(path.stem.split("-")[0]) for path in parts), default=0)
+        for path in (folder / RESULTS, *parts):
+            if path.is_file():
+                self.rows.update((row["id"], row) for row in self._read(path))
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.folder / PARTS).glob("*.parquet"))
+
+    def _read(self, path: Path) -> list[Row]:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            table = parquet.read_table(path)
+            if "id" not in table.column_names:
+                raise DataError(f"{path} is not a table of faceprior benchmark; choose another --output")
+            return table.to_pylist()
+        except (ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} is damaged ({_short(error)}); remove it, and its faces are done again"
+            ) from error
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Keep rows: they take the place of rows with their ids. Written as one new part."""
+        if not rows:
+            return
+        self._number += 1
+        self._write(self.folder / PARTS / f"{self._number:08d}-{secrets.token_hex(4)}.parquet", rows)
+        self.rows.update((row["id"], row) for row in rows)
+
+    def merge(self, first: Iterable[Row]) -> None:
+        """Write all rows into `results.parquet`, then remove the parts.
+
+        Args:
+            first: rows of this run, in its order. Rows of others follow, but not failures: theirs are out of date.
+        """
+        parts = self._parts()
+        own = {row["id"]: row for row in first}
+        others = {key: row for key, row in self.rows.items() if key not in own and row["error"] is None}
+        self.rows = {**own, **others}
+        self._write(self.folder / RESULTS, list(self.rows.values()))
+        for path in parts:
+            path.unlink()
+
+    def _write(self, path: Path, rows: Iterable[Row]) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            try:
+                parquet.write_table(pa.Table.from_pylist(list(rows), schema=self._schema), partial)
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise OutputError(
+                f"{path}: cannot be written ({_short(error)}); make room or choose another --output"
+            ) from error
+
+
+def identify(values: Mapping[str, Any]) -> str:
+    """Hash everything that decides a result: 20 hex digits of SHA-256."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:20]
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise FacePriorError(
+            "a benchmark needs pyarrow; install it with: pip install 'faceprior[benchmark]'"
+        ) from error
+    return pa
+
+
+def _short(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
