@@ -63,7 +63,7 @@ def tau(
     taus: Annotated[
         list[float] | None,
         typer.Option(
-            "--tau", min=0, max=1, help="τ; several may be given.", show_default="0, 0.1, 0.15, 0.2, 0.3, 0.5"
+            "--tau", min=0, max=1, help="τ; several may be given.", show_default="0, 0.1, 0.15, 0.2, 0.3"
         ),
     ] = None,
     prior: options.Prior = None,

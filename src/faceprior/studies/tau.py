@@ -15,9 +15,8 @@ from faceprior.studies.tables import Row, draw_lines, require_matplotlib, write_
 INPUTS = {"mild": Damage("bicubic", 4), "medium": Damage("gfpgan", 8), "heavy": Damage("codeformer", 16)}
 """Inputs by name."""
 
-TAUS = (0.0, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""Values of τ; the preset's levels are 0.05 apart and the last step is free, so 0.05 would be 0 again, and from its
-start (0.5) on the whole grid is never held."""
+TAUS = (0.0, 0.1, 0.15, 0.2, 0.3)
+"""Values of τ; from the preset's start (0.3) on the whole grid is never held."""
 
 PLOTTED = ("psnr", "identity", "lr_consistency")
 
