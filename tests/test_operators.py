@@ -117,7 +117,8 @@ def test_the_bicubic_reduction_is_resize_for_every_ratio(size, data):
     close(bicubic_reduction(size, side).forward(x), resize(x, side))
     single = bicubic_reduction(size, side).forward(x.float())
     assert single.dtype == torch.float32
-    torch.testing.assert_close(single, resize(x.float(), side), atol=1e-5, rtol=0)
+    exact = resize(x.float().double(), side)  # torch's own weights in single precision are off by up to 2e-5
+    torch.testing.assert_close(single.double(), exact, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("side", [8, 16, 13, 32])

@@ -62,9 +62,7 @@ def tau(
     output: Output,
     taus: Annotated[
         list[float] | None,
-        typer.Option(
-            "--tau", min=0, max=1, help="τ; several may be given.", show_default="0, 0.1, 0.15, 0.2, 0.3"
-        ),
+        typer.Option("--tau", min=0, max=1, help="τ; several may be given.", show_default="0, 0.1, 0.15, 0.2, 0.3"),
     ] = None,
     prior: options.Prior = None,
     adm_config: options.ADMConfigFile = None,
