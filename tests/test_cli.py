@@ -693,6 +693,15 @@ def test_on_a_terminal_results_stand_above_the_bar(prior, face, tmp_path):
     assert before == ["\x1b[2K"] * 3  # the bar's line was erased first
 
 
+@pytest.fixture
+def heeding_ctrl_c():
+    """A process that was started in the background ignores Ctrl-C, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tmp_path):
     output = tmp_path / "out"
     inputs = [face] * 3000

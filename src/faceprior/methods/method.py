@@ -60,7 +60,7 @@ class Method:
             fourth if `uses_corrector`; faces are (3, n, n) in [-1, 1], of any sides n.
         options: its options with their default values, an instance of a frozen dataclass; names that
             `SamplingOptions` has too take those's place.
-        sampling: default solver, steps, start and η; None for a method that uses no prior.
+        sampling: default solver, steps, start, end and η; None for a method that uses no prior.
         plan: the sampler's steps for (schedule, sampling, options).
         solvers: solvers that it works with.
         uses_corrector: whether it works with a condition corrector (CRT).
@@ -95,7 +95,7 @@ class Method:
         """Return the sampler's steps; none for a method without a prior.
 
         Raises:
-            OptionError: steps or start is out of its range.
+            OptionError: steps, start or end is out of its range.
         """
         return [] if sampling is None else self.plan(schedule, sampling, options)
 
