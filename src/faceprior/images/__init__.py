@@ -8,7 +8,7 @@ from faceprior.images.metadata import METADATA_KEY, read_metadata
 from faceprior.images.picture import SUFFIXES, Picture
 from faceprior.images.reading import decode_image, read_image, read_picture, to_rgb
 from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
-from faceprior.images.writing import FORMATS, write_picture, write_png
+from faceprior.images.writing import FORMATS, copy_file, write_picture, write_png
 
 __all__ = [
     "FORMATS",
@@ -17,6 +17,7 @@ __all__ = [
     "MIN_SIDE",
     "SUFFIXES",
     "Picture",
+    "copy_file",
     "decode_image",
     "read_image",
     "read_metadata",

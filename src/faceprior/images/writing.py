@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,16 @@ def write_picture(
             write_deep_png(file, samples, **options)
         else:
             _pillow_image(samples).save(file, format=kind, **options)
+
+
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """Copy a file's bytes atomically.
+
+    Raises:
+        OutputError: one cannot be read or the other not be written; nothing half-written is left behind.
+    """
+    with _atomically(Path(path)) as file, Path(source).open("rb") as original:
+        shutil.copyfileobj(original, file, 1 << 20)
 
 
 def _said(

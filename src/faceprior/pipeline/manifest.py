@@ -31,6 +31,9 @@ class Manifest:
             with the status "done" are kept.
         is_valid: says of a record that would be kept whether its input and outputs are still as they were.
 
+    Attributes:
+        names: of the inputs that were done when it was opened: what their results are called.
+
     Raises:
         OptionError: the manifest that is there was made with other settings.
         OutputError: it cannot be written, or is not a manifest.
@@ -45,14 +48,15 @@ class Manifest:
         is_valid: Callable[[Record], bool] = lambda _record: True,
     ) -> None:
         self.path = folder / MANIFEST_NAME
+        self.names = dict[str, str]()
         self._places = dict[str, int]()  # input → where its line begins: a million records need not be in memory
         header = _line({"settings": settings})
         if resume and self.path.is_file() and self.path.stat().st_size > 0:
             self._rewrite(header, is_valid)
         try:
             self._file = self.path.open("r+b" if self._places else "w+b", buffering=0)
-            if self._places:
-                self._file.seek(0, os.SEEK_END)
+            self._file.seek(0, os.SEEK_END)
+            self._reader = self.path.open("rb")
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written to ({error.strerror}); choose another --output") from error
         if not self._places:
@@ -65,20 +69,16 @@ class Manifest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-    def __len__(self) -> int:
-        """Number of inputs that were done when the manifest was opened."""
-        return len(self._places)
+        self._reader.close()
 
     def find(self, path: Path) -> Record | None:
         """Return the record that an input had when the manifest was opened."""
         place = self._places.get(str(path))
         if place is None:
             return None
-        with self.path.open("rb") as file:
-            file.seek(place)
-            record: Record = json.loads(file.readline())
-            return record
+        self._reader.seek(place)
+        record: Record = json.loads(self._reader.readline())
+        return record
 
     def append(self, record: Record) -> None:
         """Write the record of an input.
@@ -108,6 +108,7 @@ class Manifest:
                     for line, record in _records(old):
                         if record["input"] not in self._places and is_valid(record):
                             self._places[record["input"]] = place
+                            self.names[record["input"]] = record["name"]
                             place += new.write(line)
                 partial.replace(self.path)
             finally:
@@ -151,7 +152,9 @@ def _line(record: Mapping[str, Any]) -> bytes:
 def _records(lines: Iterator[bytes]) -> Iterator[tuple[bytes, Record]]:
     for line in lines:
         record = _parsed(line) if line.endswith(b"\n") else None
-        if record is not None and record.get("status") == "done" and isinstance(record.get("input"), str):
+        if record is None or record.get("status") != "done":
+            continue
+        if isinstance(record.get("input"), str) and isinstance(record.get("name"), str):
             yield line, record
 
 
