@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -206,9 +207,13 @@ def _atomically(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all of it is written, and leaves nothing behind if that fails."""
     partial = path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
     try:
+        # encoded in memory: Pillow's JPEG encoder takes no notice of a disk that fills under an open file
+        with io.BytesIO() as content:
+            yield content
+            encoded = content.getvalue()
         try:
             with partial.open("xb") as file:
-                yield file
+                file.write(encoded)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
