@@ -28,7 +28,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"quality": 95},
     "TIFF": {"compression": "deflate"},
-    "HEIF": {"quality": 95, "subsampling": "4:4:4"},
+    "HEIF": {"quality": 85, "subsampling": "4:4:4"},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
 """The formats that can be written, and how: the same words go into the metadata of the result."""
