@@ -31,5 +31,5 @@ class OutputError(FacePriorError, OSError):
     """A result cannot be written."""
 
 
-class Cancelled(FacePriorError):
+class CancelledError(FacePriorError):
     """The work was stopped from outside before it was finished."""

@@ -55,7 +55,9 @@ def restore(
     ] = 1.0,
     faces: Annotated[
         str,
-        typer.Option(help="all, largest, or the number of largest ones.", metavar="N|largest|all", rich_help_panel=_PHOTOS),
+        typer.Option(
+            help="all, largest, or the number of largest ones.", metavar="N|largest|all", rich_help_panel=_PHOTOS
+        ),
     ] = "all",
     only_faces: Annotated[
         bool,
@@ -69,7 +71,9 @@ def restore(
     ] = DetectorName.auto,
     detector_model: Annotated[
         str | None,
-        typer.Option(help="Model file or hub id of the detector yunet.", show_default="its own", rich_help_panel=_PHOTOS),
+        typer.Option(
+            help="Model file or hub id of the detector yunet.", show_default="its own", rich_help_panel=_PHOTOS
+        ),
     ] = None,
     photo: Annotated[
         bool, typer.Option("--photo", help="The inputs are photographs; don't guess.", rich_help_panel=_PHOTOS)
@@ -123,6 +127,7 @@ def restore(
     <stem>-2 … and <stem>-mean too. Subfolders of a folder stay subfolders. DIR/restore.jsonl says what was done.
     Exit code: 0 all done, 3 some failed, 2 wrong usage.
     """
+    from faceprior.cli.progress import RestoreProgress, steps_progress
     from faceprior.errors import OptionError
     from faceprior.pipeline.inputs import find_inputs
     from faceprior.pipeline.recipe import RestoreOptions
@@ -165,12 +170,95 @@ def restore(
     pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
     pipeline.check(chosen)
 
-    tally = _Tally(len(inputs), output)
+    tally, steps_each = _Tally(), samples * pipeline.evaluations(chosen)
     try:
-        with _RestoreProgress(len(inputs), samples * pipeline.evaluations(chosen)) as watcher:
+        with steps_progress(len(inputs) * steps_each) as progress:
+            watcher = RestoreProgress(progress, steps_each)
             for record in restore_files(pipeline, inputs, output, how, finder, resume=resume, watcher=watcher):
-                tally(record)
+                tally.count(record, output)
     except KeyboardInterrupt as error:
-        say(errors, f"stopped after {tally.seen} of {len(inputs)}; the same command with --resume goes on")
+        say(errors, f"stopped; {tally.seen} of {len(inputs)} are done, the same command with --resume goes on")
         raise typer.Exit(EXIT_STOPPED) from error
     tally.conclude(strict=strict)
+
+
+_UPSCALES: dict[UpscaleName, Literal[1, 2, 4]] = {UpscaleName.x1: 1, UpscaleName.x2: 2, UpscaleName.x4: 4}
+
+
+def _which(faces: str) -> int | Literal["largest", "all"]:
+    from faceprior.errors import OptionError
+
+    if faces == "largest":
+        return "largest"
+    if faces == "all":
+        return "all"
+    if not faces.isdecimal() or int(faces) < 1:
+        raise OptionError(f"faces is {faces}; choose all, largest or a number of 1 or more")
+    return int(faces)
+
+
+def _find_detector(name: DetectorName, model: str | None, *, required: bool) -> FaceDetector | None:
+    """Load the detector; None where none is installed and none is asked for: aligned faces can do without."""
+    from faceprior.errors import FacePriorError
+    from faceprior.faces import load_detector
+
+    try:
+        return load_detector(name.value, model)
+    except FacePriorError:
+        if required or name is not DetectorName.auto or model is not None:
+            raise
+        return None
+
+
+class _Tally:
+    """Prints what was done with each input, and counts."""
+
+    def __init__(self) -> None:
+        self.seen = self._failed = self._faceless = 0
+
+    def count(self, record: dict[str, Any], output: Path) -> None:
+        """Tell of one input; what an earlier run did is only counted."""
+        self.seen += 1
+        self._faceless += record.get("faces") == []
+        if record["status"] == "failed":
+            self._failed += 1
+            say(errors, record["error"], label="failed")
+        elif "earlier" not in record:
+            say(console, _summary(record, output))
+
+    def conclude(self, *, strict: bool) -> None:
+        """Say how many failed, and exit with the code that it deserves."""
+        if self._failed:
+            others = "; the others are done" if self._failed < self.seen else ""
+            say(errors, f"{self._failed} of {self.seen} failed{others}")
+        if strict and self._faceless:
+            say(errors, f"no face found in {self._faceless} of {self.seen} (--strict)")
+        if self._failed or (strict and self._faceless):
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _summary(record: dict[str, Any], output: Path) -> str:
+    names = [written["file"] for written in record["outputs"]]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    result = f"{output / names[0]}{more}" if names else "nothing"
+    remarks = _about_photo(record) if record["kind"] == "photo" else [f"×{record['scale']:.3g}", _agreement(record)]
+    return f"{record['input']} → {result}  ({', '.join([*remarks, *record['notes']])})"
+
+
+def _about_photo(record: dict[str, Any]) -> list[str]:
+    restored = [face for face in record["faces"] if "lr_consistency" in face]
+    left = [face for face in record["faces"] if "left_alone" in face]
+    remarks = []
+    if restored:
+        agreements = ", ".join(f"{face['lr_consistency'][0]:.1f}" for face in restored[:3])
+        more = ", …" if len(restored) > 3 else ""
+        count = "1 face" if len(restored) == 1 else f"{len(restored)} faces"
+        remarks = [f"{count} restored", f"agrees with the input to {agreements}{more} dB"]
+    if left:
+        count = "1 face" if len(left) == 1 else f"{len(left)} faces"
+        remarks.append(f"{count} left alone: {left[0]['left_alone']}")
+    return remarks
+
+
+def _agreement(record: dict[str, Any]) -> str:
+    return f"agrees with the input to {record['lr_consistency'][0]:.1f} dB"

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from faceprior.errors import Cancelled, DeviceError, FacePriorError
+from faceprior.errors import CancelledError, DeviceError, FacePriorError
 from faceprior.methods import Preset
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step, face_generator
 
 OnFacesStep = Callable[[Step, torch.Tensor, Sequence[int]], object]
-"""Called after a step with the step, the corrected x0 (B, 3, R, R) in [-1, 1], and for each of the B rows the position
-of its face among those that were asked for."""
+"""Called after a step with the step, the corrected x0 (B, 3, R, R) in [-1, 1], and for each of the B rows the
+position of its face among those that were asked for."""
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_FULL = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class BatchSampler:
             For each face its samples, (N, 3, R, R) in [-1, 1], or why there are none.
 
         Raises:
-            Cancelled: `on_step` raised it.
+            CancelledError: `on_step` raised it.
         """
         results: list[torch.Tensor | FacePriorError] = []
         alone = 0  # so many faces are tried one by one: one of them is refused by the method
@@ -84,7 +84,7 @@ class BatchSampler:
             together = min(self.batch_size, len(batch) * self._samples)
             if isinstance(sampled, list):
                 results += sampled
-            elif isinstance(sampled, _OutOfMemory) and together > 1:
+            elif isinstance(sampled, _OutOfMemoryError) and together > 1:
                 self._shrink(together)
                 continue
             elif len(batch) > 1:
@@ -114,14 +114,14 @@ class BatchSampler:
             return list(
                 self._pipeline.restore(inputs, generators, self._samples, self._preset, self.batch_size, stepped)
             )
-        except Cancelled:
+        except CancelledError:
             raise
         except FacePriorError as error:
             return error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return _OutOfMemory(
+            return _OutOfMemoryError(
                 f"one face does not fit into the memory of {self._pipeline.prior.device};"
                 " close other programs, or compute elsewhere with --device"
             )
@@ -137,7 +137,7 @@ class BatchSampler:
             )
 
 
-class _OutOfMemory(DeviceError):
+class _OutOfMemoryError(DeviceError):
     pass
 
 
@@ -145,4 +145,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory is full, whichever device it is."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FULL)

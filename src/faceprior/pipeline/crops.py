@@ -45,7 +45,9 @@ class Crop:
             self._sharp = resize(face[None], resolution)[0].clamp(-1, 1)
             notes += _resized(face, self._sharp)
             generator = torch.Generator().manual_seed(options.seed)
-            small = make_input(self._sharp, options.degradation, round(resolution / degraded_scale(options)), generator)
+            small = make_input(
+                self._sharp, options.degradation, round(resolution / degraded_scale(options)), generator
+            )
         self._small, self._notes = small, notes
 
     @property

@@ -13,11 +13,7 @@ from itertools import count
 from pathlib import Path, PurePath
 
 from faceprior.errors import OptionError
-
-PICTURE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""What is taken for a picture in a folder; a file that is named itself may be called anything."""
+from faceprior.images import IMAGE_SUFFIXES
 
 _IS_PATTERN = re.compile(r"[*?\[]")
 _FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-spread|-sheet)?$")
@@ -29,12 +25,12 @@ class Input:
 
     Attributes:
         path: the file, as the user would name it.
-        folder: where its results go, below the output folder.
+        folder: where its results go, below the output folder, with slashes; "" is that folder itself.
         problem: why nothing can be read there, or None.
     """
 
     path: Path
-    folder: PurePath = PurePath()
+    folder: str = ""
     problem: str | None = None
 
 
@@ -65,7 +61,7 @@ def _expand(argument: Path, output: Path) -> Iterator[Input]:
         yield Input(argument)
 
 
-def _walk(folder: Path, output: Path, below: PurePath = PurePath()) -> Iterator[Input]:
+def _walk(folder: Path, output: Path, below: str = "") -> Iterator[Input]:
     skipped = os.path.realpath(output)
     if os.path.realpath(folder) == skipped:
         raise OptionError(
@@ -79,11 +75,11 @@ def _walk(folder: Path, output: Path, below: PurePath = PurePath()) -> Iterator[
         )
         place = Path(parent)
         for name in sorted(files):
-            if name[0] != "." and PurePath(name).suffix.lower() in PICTURE_SUFFIXES:
+            if name[0] != "." and PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
                 empty = False
-                yield Input(place / name, below / place.relative_to(folder))
+                yield Input(place / name, _relative(place, folder, below))
     if empty:
-        kinds = ", ".join(sorted(PICTURE_SUFFIXES))
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         yield Input(folder, below, f"{folder}: holds no pictures ({kinds})")
 
 
@@ -93,14 +89,19 @@ def _match(pattern: Path, output: Path) -> Iterator[Input]:
     if "**" not in pattern.parts:  # which lists the folders and all that is in them
         for folder in matches:
             if folder.is_dir():
-                yield from _walk(folder, output, folder.relative_to(fixed))
+                yield from _walk(folder, output, _relative(folder, fixed))
     files = [match for match in matches if not match.is_dir()]
     if "**" in pattern.parts and pattern.name == "**":
-        files = [match for match in files if match.suffix.lower() in PICTURE_SUFFIXES]
+        files = [match for match in files if match.suffix.lower() in IMAGE_SUFFIXES]
     for path in files:
-        yield Input(path, path.relative_to(fixed).parent)
+        yield Input(path, _relative(path.parent, fixed))
     if not matches:
         yield Input(pattern, problem=f"{pattern}: matches no file; check the pattern")
+
+
+def _relative(folder: Path, to: Path, below: str = "") -> str:
+    place = (PurePath(below) / folder.relative_to(to)).as_posix()
+    return "" if place == "." else place
 
 
 def _fixed_parts(pattern: Path) -> Iterator[str]:
@@ -136,17 +137,17 @@ def output_names(
         taken |= {_folded(place, stem), _folded(place, _FACE_SUFFIX.sub("", stem))}
     for name in kept.values():
         taken |= {_folded(os.path.realpath(output), f"{name}{suffix}") for suffix in suffixes}
-    numbers = defaultdict[PurePath, Iterator[int]](lambda: count(2))
+    numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
     names = [kept.get(position, "") for position in range(len(inputs))]
     for position in sorted(range(len(inputs)), key=lambda i: str(inputs[i].path)):  # whatever order they came in
         if position in kept:
             continue
         given = inputs[position]
-        for name in _candidates(given.path, numbers[given.folder / given.path.name]):
+        for name in _candidates(given.path, numbers[given.folder, given.path.name]):
             stems = {_folded(folders[given.folder], f"{name}{suffix}") for suffix in suffixes}
             if not stems & taken:
                 taken |= stems
-                names[position] = (given.folder / name).as_posix()
+                names[position] = f"{given.folder}/{name}" if given.folder else name
                 break
     return names
 

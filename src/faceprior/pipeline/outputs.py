@@ -35,7 +35,9 @@ class Outputs:
         write_png(path, image, metadata)
         self._written(path)
 
-    def picture(self, suffix: str, pixels: NDArray[Any], like: Picture, source: Path, metadata: dict[str, Any]) -> None:
+    def picture(
+        self, suffix: str, pixels: NDArray[Any], like: Picture, source: Path, metadata: dict[str, Any]
+    ) -> None:
         """Write a picture in the format of the one that it was made from, with its file's ending if that fits."""
         endings = SUFFIXES[like.written_as]
         path = self._path(suffix, source.suffix if source.suffix.lower() in endings else endings[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from faceprior.pipeline.face_prior import FacePriorPipeline, low_resolution
 from faceprior.pipeline.inputs import Input, output_names
 from faceprior.pipeline.manifest import Manifest, Record
 from faceprior.pipeline.recipe import RestoreOptions, settings
-from faceprior.pipeline.stages import Stages, Watcher, file_stamp
+from faceprior.pipeline.stages import NoWatcher, Stages, Watcher, file_stamp
 
 
 def restore_files(
@@ -56,7 +57,7 @@ def restore_files(
         OptionError: the scale does not fit the prior, or the run that is resumed had other options.
     """
     _check_scale(options, pipeline.resolution)
-    watcher = watcher or Watcher()
+    watcher = watcher or NoWatcher()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +65,7 @@ def restore_files(
     if resume:
         _remove_partials(inputs, output)
     own = settings(pipeline, options, detector.name if detector else None)
-    with Manifest(output, own, resume=resume, is_valid=_Unchanged(inputs, output)) as manifest:
+    with closing(Manifest(output, own, resume=resume, is_valid=_Unchanged(inputs, output))) as manifest:
         kept = {i: manifest.names[str(g.path)] for i, g in enumerate(inputs) if str(g.path) in manifest.names}
         if kept:
             watcher.on_notice(f"{len(kept)} of {len(inputs)} were done before")

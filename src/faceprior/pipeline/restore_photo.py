@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceprior.errors import Cancelled, FacePriorError
+from faceprior.errors import CancelledError, FacePriorError
 from faceprior.faces import FaceDetector
 from faceprior.images import Picture, to_rgb
 from faceprior.pipeline.batches import BatchSampler, FaceInput, OnFacesStep
@@ -74,7 +74,7 @@ def restore_photo(
     pipeline: FacePriorPipeline,
     photo: Picture | Image.Image,
     detector: FaceDetector,
-    options: RestoreOptions = RestoreOptions(),
+    options: RestoreOptions | None = None,
     *,
     found: Sequence[PhotoFace] | None = None,
     chosen: Collection[int] | None = None,
@@ -97,22 +97,21 @@ def restore_photo(
         cancel: asked after every step; when it says True the work stops.
 
     Raises:
-        Cancelled: `cancel` said so.
+        CancelledError: `cancel` said so.
         FacePriorError: a face cannot be restored; the message says why.
     """
+    options = options or RestoreOptions()
     picture = photo if isinstance(photo, Picture) else _as_picture(photo)
     if found is None:
         found = find_faces(picture.image, detector, pipeline.prior.card, options.photo)
     faces = tuple(found)
     wanted = [
-        index
-        for index, face in enumerate(faces)
-        if face.left_alone is None and (chosen is None or index in chosen)
+        index for index, face in enumerate(faces) if face.left_alone is None and (chosen is None or index in chosen)
     ]
 
     def stepped(step: Step, x0: torch.Tensor, positions: Sequence[int]) -> None:
         if cancel is not None and cancel():
-            raise Cancelled("stopped before the faces were restored")
+            raise CancelledError("stopped before the faces were restored")
         if on_step is not None:
             on_step(step, x0, positions)
 

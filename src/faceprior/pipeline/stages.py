@@ -1,9 +1,9 @@
 """Pictures on their way from the disk through the networks and back, several at once.
 
 Pictures are read, and their faces found, on some threads, and composed and written on another, while the networks
-compute on the caller's. All decisions are made on the caller's thread, between the steps of the sampler, so that there
-is nothing to lock. Faces of several pictures fill a batch. Pictures leave in the order in which they came, and what is
-held in memory is bounded, whatever their number.
+compute on the caller's. All decisions are made on the caller's thread, between the steps of the sampler, so that
+there is nothing to lock. Faces of several pictures fill a batch. Pictures leave in the order in which they came, and
+what is held in memory is bounded, whatever their number.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -40,17 +41,30 @@ _READERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 _PICTURES_BEHIND = 16  # that wait for the disk
 
 
-class Watcher:
-    """Looks on while files are restored; a subclass shows what it sees. All is called on the caller's thread."""
+class Watcher(Protocol):
+    """Looks on while files are restored. All is called on the caller's thread."""
 
-    def on_faces(self, faces: int) -> None:
-        """An input was read, and so many faces of it will be restored: none, where it failed."""
+    def on_faces(self, faces: int) -> object:
+        """An input was read, and so many faces of it will be restored: none, where it failed or was done before."""
 
-    def on_step(self, samples: int) -> None:
+    def on_step(self, samples: int) -> object:
         """A step of the sampler is done for so many samples."""
 
-    def on_notice(self, text: str) -> None:
+    def on_notice(self, text: str) -> object:
         """There is something to tell the user, in a sentence."""
+
+
+class NoWatcher(Watcher):
+    """Looks away."""
+
+    def on_faces(self, faces: int) -> None:
+        """Do nothing."""
+
+    def on_step(self, samples: int) -> None:
+        """Do nothing."""
+
+    def on_notice(self, text: str) -> None:
+        """Do nothing."""
 
 
 @dataclass(eq=False)
@@ -175,7 +189,7 @@ class Stages:
     def _read(self, item: _Item) -> Crop | Photo:
         """Read a picture and find its faces; on a thread of the readers."""
         started = time.perf_counter()
-        given, options = item.given, self._options
+        given = item.given
         if given.problem is not None:
             raise ImageError(given.problem)
         try:
