@@ -80,9 +80,9 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
 
 
 def _register_heif(file: IO[bytes], name: str | Path) -> None:
-    head = file.read(12)
+    head = file.read(64)
     file.seek(0)
-    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS:
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
         return
     try:
         import pillow_heif

@@ -24,6 +24,9 @@ SUFFIXES = {
 }
 """File name endings of the formats that can be written, the usual one first."""
 
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif"}.union(*SUFFIXES.values()))
+"""File name endings by which pictures are found in a folder; a file that is named is read whatever its ending."""
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:

@@ -14,9 +14,11 @@ from PIL import Image, ImageOps
 
 from faceprior.images.colour import colour_space
 from faceprior.images.limits import check_file, check_size, opened
-from faceprior.images.metadata import exif_of, xmp_of
+from faceprior.images.metadata import METADATA_KEY, exif_of, xmp_of
 from faceprior.images.picture import Picture
 from faceprior.images.samples import Samples, as_image, eight_bits, samples_of, sixteen_bit_rawmode
+
+_KEPT_TEXT = {METADATA_KEY, "XML:com.adobe.xmp", "Raw profile type exif"}
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -75,6 +77,8 @@ def _picture(image: Image.Image, open_again: Callable[[], Image.Image] | None) -
     lost += [*samples.lost, *colour_lost, *exif_lost]
     if image.info.get("photoshop"):
         lost.append("IPTC captions left out")
+    if set(getattr(image, "text", ())) - _KEPT_TEXT:
+        lost.append("PNG text left out")
     return Picture(
         image=_seen(samples, icc_profile),
         notes=tuple(notes),

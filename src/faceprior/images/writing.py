@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"quality": 95},
     "TIFF": {"compression": "deflate"},
-    "HEIF": {"quality": 95, "subsampling": "4:4:4"},
+    "HEIF": {"quality": 85, "subsampling": "4:4:4"},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
 """The formats that can be written, and how: the same words go into the metadata of the result."""
@@ -108,6 +110,16 @@ def write_picture(
             write_deep_png(file, samples, **options)
         else:
             _pillow_image(samples).save(file, format=kind, **options)
+
+
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """Copy a file's bytes atomically.
+
+    Raises:
+        OutputError: one cannot be read or the other not be written; nothing half-written is left behind.
+    """
+    with _atomically(Path(path)) as file, Path(source).open("rb") as original:
+        shutil.copyfileobj(original, file, 1 << 20)
 
 
 def _said(
@@ -206,9 +218,13 @@ def _atomically(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when all of it is written, and leaves nothing behind if that fails."""
     partial = path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
     try:
+        # encoded in memory: Pillow's JPEG encoder takes no notice of a disk that fills under an open file
+        with io.BytesIO() as content:
+            yield content
+            encoded = content.getvalue()
         try:
             with partial.open("xb") as file:
-                yield file
+                file.write(encoded)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
