@@ -98,26 +98,26 @@ class Controls:
         """The scale as the pipeline takes it."""
         return "auto" if self.scale == "auto" else float(self.scale)
 
-    def command(self, photo: str, faces: Sequence[int] | None, *, aligned: bool, default_prior: str) -> str:
+    def command(self, photo: str, faces: Sequence[int], *, aligned: bool, default_prior: str) -> str:
         """Return the command line that makes the same pictures.
 
         Args:
             photo: name of the photograph's file.
-            faces: numbers, from 1, of the chosen faces of a photograph; None for all.
+            faces: numbers, from 1, of the chosen faces of a photograph; none for all.
             aligned: whether the picture is an aligned face crop.
             default_prior: the prior that `restore` takes by itself.
         """
         words = ["faceprior", "restore", photo if not photo.startswith("-") else f"./{photo}", "--output", "restored"]
         words += ["--aligned"] if aligned else ["--photo"]
         if not aligned:
-            words += [word for number in faces or () for word in ("--face", str(number))]
+            words += [word for number in faces for word in ("--face", str(number))]
             if self.strength != 1:
                 words += ["--blend", _shown(self.strength)]
             if self.enlarge != 1:
                 words += ["--upscale", str(self.enlarge)]
         if self.scale != "auto":
             words += ["--scale", self.scale]
-        if self.method != find_preset(DEFAULT_PRESET).method:
+        if preset_name(self.method) != DEFAULT_PRESET:
             words += ["--method", self.method]
         defaults = default_preset(self.method).as_dict()
         for name, value in self.preset.as_dict().items():
@@ -134,10 +134,14 @@ class Controls:
         return shlex.join(words)
 
 
+def preset_name(method: str) -> str:
+    """Return the name of the options that a method has before anyone touches them."""
+    return DEFAULT_PRESET if method == find_preset(DEFAULT_PRESET).method else method
+
+
 def default_preset(method: str) -> Preset:
-    """Return a method's options as they are before anyone touches them."""
-    default = find_preset(DEFAULT_PRESET)
-    return default if method == default.method else find_preset(method)
+    """Return these options."""
+    return find_preset(preset_name(method))
 
 
 def faithful_to_detailed(detailed: float, preset: Preset) -> dict[str, float]:

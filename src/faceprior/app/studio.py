@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from faceprior.app.controls import Controls
+from faceprior.app.controls import Controls, preset_name
 from faceprior.app.options import ServeOptions
-from faceprior.errors import Cancelled, FacePriorError, OptionError
-from faceprior.faces import FaceDetector
+from faceprior.errors import CancelledError, FacePriorError, OptionError
+from faceprior.faces import DetectedFace, FaceDetector
 from faceprior.images import Picture, read_picture, square, to_pil, to_tensor
 from faceprior.pipeline.batches import BatchSampler, FaceInput
 from faceprior.pipeline.crops import Crop
@@ -153,6 +153,16 @@ class Run:
         }
 
 
+class _Known:
+    """A detector that has found the faces already."""
+
+    def __init__(self, name: str, found: list[DetectedFace]) -> None:
+        self.name, self._found = name, found
+
+    def __call__(self, photo: Image.Image, min_face: int = 0) -> list[DetectedFace]:  # noqa: ARG002
+        return self._found
+
+
 class Studio:
     """The priors that are served, and the work on them: one restoration at a time.
 
@@ -214,7 +224,7 @@ class Studio:
         detected = self._detector(picture.image, photo.min_face)
         if is_aligned_crop(picture.image, detected, card):
             return True, ()
-        return False, tuple(find_faces(picture.image, lambda *_: detected, card, photo))
+        return False, tuple(find_faces(picture.image, _Known(self._detector.name, detected), card, photo))
 
     def restore(self, path: Path, controls: Controls, chosen: Collection[int] | None = None) -> Iterator[Progress | Run]:
         """Restore a photograph; closing the iterator stops the sampler at its next step.
@@ -232,12 +242,14 @@ class Studio:
         """
         if controls.samples > self._options.max_samples:
             raise OptionError(f"{controls.samples} samples were asked for; this server makes {self._options.max_samples}")
-        pipeline, options = self._pipeline(controls), _recipe(controls)
-        pipeline.check(options.preset)
+        pipeline = self._pipeline(controls)
+        pipeline.check(controls.preset)
         subject = self.look(path, controls)
         wanted = [index for index in subject.restorable if chosen is None or index in chosen]
         if not wanted:
             raise OptionError(_nothing_to_do(subject))
+        numbers = () if len(wanted) == len(subject.restorable) else tuple(index + 1 for index in wanted)
+        options = replace(_recipe(controls), chosen=numbers)
         inputs = _inputs(subject, wanted, controls, pipeline.resolution)
         started, done = time.perf_counter(), 0
         total = pipeline.evaluations(options.preset) * len(inputs) * controls.samples
@@ -253,7 +265,7 @@ class Studio:
                     aligned=subject.aligned,
                     faces=subject.faces,
                     results=tuple(results),
-                    command=self._command(path, controls, subject, chosen),
+                    command=self._command(path, controls, subject, numbers),
                     seconds=time.perf_counter() - started,
                 )
             else:
@@ -303,9 +315,9 @@ class Studio:
 
             def stepped(_step: Step, x0: torch.Tensor, _positions: Sequence[int]) -> None:
                 if stopped.is_set():
-                    raise Cancelled("stopped")
+                    raise CancelledError("stopped")
                 if time.monotonic() > deadline:
-                    raise Cancelled(
+                    raise CancelledError(
                         f"this took longer than {self._options.time_limit:g} seconds, the limit of this server;"
                         " ask for fewer faces, samples or steps, or for another method"
                     )
@@ -331,7 +343,7 @@ class Studio:
         work = (
             Crop(pipeline, run.path, picture, run.options)
             if run.aligned
-            else Photo(pipeline, run.path, picture, run.faces, run.options, [n - 1 for n, _ in run.restored])
+            else Photo(pipeline, run.path, picture, run.faces, run.options)
         )
         work.write(samples, outputs)
         return [folder / file["file"] for file in outputs.files]
@@ -342,18 +354,16 @@ class Studio:
             raise OptionError(f"prior {name!r} is not served here; choose {', '.join(self.priors)}")
         return (self._pipelines if controls.corrector else self._without)[name]
 
-    def _command(self, path: Path, controls: Controls, subject: Subject, chosen: Collection[int] | None) -> str:
-        prior = controls.prior if controls.prior is not None else self.priors[0]
-        everything = chosen is None or set(subject.restorable) <= set(chosen)
-        faces = None if everything else sorted(index + 1 for index in chosen or ())
-        named = Controls(**{**vars(controls), "prior": prior})
-        return named.command(path.name, faces, aligned=subject.aligned, default_prior=self._own_prior)
+    def _command(self, path: Path, controls: Controls, subject: Subject, numbers: Sequence[int]) -> str:
+        named = replace(controls, prior=controls.prior if controls.prior is not None else self.priors[0])
+        return named.command(path.name, numbers, aligned=subject.aligned, default_prior=self._own_prior)
 
 
 def _recipe(controls: Controls) -> RestoreOptions:
     return RestoreOptions(
         scale=controls.scale_value,
         preset=controls.preset,
+        preset_name=preset_name(controls.method),
         samples=controls.samples,
         seed=controls.seed,
         blend=controls.strength,

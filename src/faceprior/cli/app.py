@@ -16,6 +16,7 @@ from faceprior.cli.benchmark import benchmark
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
 from faceprior.cli.evaluate import evaluate, figures_table
 from faceprior.cli.restore import restore
+from faceprior.cli.serve import serve
 from faceprior.cli.study import study_app
 from faceprior.cli.training import data_app, train_app
 
@@ -62,6 +63,7 @@ def demo(
 
 app.command()(evaluate)
 app.command()(benchmark)
+app.command()(serve)
 
 
 @app.command("methods")
