@@ -56,7 +56,7 @@ class Controls:
     strength: float = 1.0
     scale: str = "auto"
     enlarge: int = 1
-    samples: int = 4
+    samples: int = 1
     seed: int = 0
     method: str = "dpi"
     steps: int | None = None

@@ -138,7 +138,7 @@ class Events:
             if path is None:
                 raise ImageError("there is no photo yet; drop one into the box")
             controls = Controls(**_typed(dict(zip(CONTROLS, values, strict=True))))
-            yield (pictures.note("Waiting for the faces …"), None, [], 0, gr.update(visible=False), *unchanged[1:])
+            yield (pictures.note("Looking at the photo …"), None, [], 0, gr.update(visible=False), *unchanged[1:])
             subject = self._studio.look(Path(path), controls)
             for update in self._studio.restore(Path(path), controls, None if subject.aligned else chosen):
                 if isinstance(update, Progress):
@@ -181,7 +181,7 @@ class Events:
             self._pair(run, _WHOLE, 0),
             gr.update(value=tiles if several else None, visible=several, selected_index=0 if several else None),
             _sentences(run, 0),
-            gr.update(value=spread if several else None, visible=several),
+            gr.update(value=pictures.enlarged(spread) if several else None, visible=several),
             run.command,
             pictures.table(_numbers(run)),
             gr.update(interactive=False),

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from faceprior.app import pictures
+from faceprior.app.api import add_endpoints
 from faceprior.app.controls import ENLARGEMENTS, SCALES, STRIDES, default_preset
 from faceprior.app.events import CONTROLS, OWN_TO_A_METHOD, SHOWN, Events
 from faceprior.app.options import ServeOptions
@@ -23,16 +24,22 @@ WARNING = (
 
 STYLE = """
 .emerging label { display: block; font-weight: 600; }
-.emerging progress { display: block; width: 100%; height: 0.9rem; margin: 0.4rem 0 0.8rem; }
+.emerging progress { display: block; width: 100%; height: 1rem; margin: 0.5rem 0 1rem; accent-color: #2563eb; }
 .emerging .faces { display: flex; flex-wrap: wrap; gap: 0.5rem; }
-.emerging .faces img { width: 6rem; height: 6rem; border-radius: 0.4rem; }
+.emerging .faces img { width: 8rem; height: 8rem; border-radius: 0.4rem; }
 .note { font-weight: 600; }
 table.numbers { border-collapse: collapse; width: 100%; }
-table.numbers th { text-align: left; font-weight: 600; padding: 0.2rem 0.8rem 0.2rem 0; white-space: nowrap; }
-table.numbers td { padding: 0.2rem 0; overflow-wrap: anywhere; }
-#restore { min-height: 3rem; }
-footer { opacity: 0.8; }
+table.numbers th, table.numbers td { border: 0; padding: 0.2rem 0.8rem 0.2rem 0; vertical-align: top; text-align: left; }
+table.numbers th { font-weight: 600; white-space: nowrap; }
+table.numbers td { overflow-wrap: anywhere; }
+#restore, #stop { min-height: 3rem; }
+#gallery .grid-wrap { height: auto; min-height: 0; max-height: none; }
 """
+
+# On a narrow screen the results lie below the controls.
+_SHOW_PROGRESS = """() => {
+  if (window.innerWidth < 768) document.querySelector("#progress").scrollIntoView({behavior: "smooth"});
+}"""
 
 _COPY = """(text) => {
   if (navigator.clipboard) { navigator.clipboard.writeText(text); return; }
@@ -53,6 +60,7 @@ def build(studio: Studio, options: ServeOptions) -> gr.Blocks:
         analytics_enabled=False,
         delete_cache=(60, round(options.keep_minutes * 60)),
     ) as page:
+        add_endpoints(studio, options, RESTORING)  # first, so that their names are theirs
         _Page(studio, options)
     page.queue(max_size=options.queue_limit, default_concurrency_limit=None, api_open=False)
     return page
@@ -87,6 +95,7 @@ class _Page:
         self.faces = gr.CheckboxGroup(
             label="Faces to restore", info="Click a face in the photo, or tick it here.", visible=False, elem_id="faces"
         )
+        self.found = gr.HTML(pictures.note(""), elem_id="found")
         with gr.Row():
             self.restore = gr.Button("Restore", variant="primary", elem_id="restore", scale=3)
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop", scale=1, min_width=80)
@@ -189,7 +198,7 @@ class _Page:
         )
 
     def _make_results(self) -> None:
-        self.progress = gr.HTML(pictures.note(""), elem_id="progress")
+        self.progress = gr.HTML(pictures.note("The restored photo will appear here."), elem_id="progress")
         with gr.Column(visible=False, elem_id="results") as self.results:
             self.view = gr.Radio([], label="Look at", elem_id="view")
             self.slider = gr.ImageSlider(
@@ -205,7 +214,6 @@ class _Page:
                 columns=4,
                 allow_preview=False,
                 object_fit="contain",
-                height="auto",
                 buttons=[],
                 elem_id="gallery",
             )
@@ -228,7 +236,7 @@ class _Page:
     def _wire(self) -> None:
         on = self._events
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        looked_at = [self.path, self.photo, self.faces, self.enlarge, self.progress]
+        looked_at = [self.path, self.photo, self.faces, self.enlarge, self.found]
         choice = [self.method, self.detailed, self.corrector, self.prior]
         own = [getattr(self, name) for name in OWN_TO_A_METHOD]
         gr.on(None, on.open_example, None, looked_at, **quiet)  # when the page opens
@@ -239,6 +247,7 @@ class _Page:
         for control in (self.detailed, self.corrector, self.prior):
             control.input(on.grey_out, choice, own, **quiet)
 
+        self.restore.click(None, None, None, js=_SHOW_PROGRESS, api_visibility="private")
         running = self.restore.click(
             on.restore,
             [self.path, self.faces, *(getattr(self, name) for name in CONTROLS)],

@@ -12,20 +12,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from faceprior.app.studio import Progress, Subject
 
-LONGEST_SIDE = 2048
-"""Pictures on the page are reduced to this many pixels; what is downloaded is not."""
+LONGEST_SIDE, SHORTEST_SIDE = 2048, 640
+"""Longest sides of pictures on the page: larger ones are reduced, and smaller ones enlarged to be boxed."""
 
 CLOSE_UP = 512  # side of a face on the page, in pixels
 
-_CHOSEN, _LEFT = "#16a34a", "#6b7280"
+_CHOSEN, _LEFT = "#2563eb", "#6b7280"
 _EMERGING = 192  # side of an emerging face, in pixels
 
 
 def draw_faces(subject: Subject, chosen: Collection[int]) -> Image.Image:
     """Return the photograph with its faces in numbered boxes, the chosen ones green and bold."""
-    shown = reduced(subject.picture.image)
-    factor = shown.width / subject.picture.image.width
-    shown = shown.copy()
+    own = subject.picture.image
+    factor = _factor(own.size, SHORTEST_SIDE)
+    shown = own.resize(_size(own.size, factor), Image.Resampling.BICUBIC, reducing_gap=2.0)
     draw = ImageDraw.Draw(shown)
     width = max(2, round(max(shown.size) / 250))
     font = ImageFont.load_default(max(12, round(max(shown.size) / 32)))
@@ -43,8 +43,8 @@ def draw_faces(subject: Subject, chosen: Collection[int]) -> Image.Image:
 
 def face_at(subject: Subject, x: float, y: float) -> int | None:
     """Return the number, from 0, of the face whose box holds a point of `draw_faces`; the smallest of several."""
-    factor = subject.picture.image.width / reduced_size(subject.picture.image.size)[0]
-    x, y = x * factor, y * factor
+    factor = _factor(subject.picture.image.size, SHORTEST_SIDE)
+    x, y = x / factor, y / factor
     hits = []
     for index, face in enumerate(subject.faces):
         left, top, right, bottom = face.found.box
@@ -67,21 +67,25 @@ def face_names(subject: Subject) -> list[str]:
     return names
 
 
-def reduced_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size at which a picture is shown."""
-    factor = min(1.0, LONGEST_SIDE / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-
 def reduced(image: Image.Image) -> Image.Image:
     """Return a picture small enough for the page."""
-    size = reduced_size(image.size)
+    size = _size(image.size, _factor(image.size))
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
+def _factor(size: tuple[int, int], shortest: int = 0) -> float:
+    longest = max(size)
+    return min(max(longest, shortest), LONGEST_SIDE) / longest
+
+
+def _size(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
 def enlarged(face: Image.Image) -> Image.Image:
-    """Return a face large enough to look at."""
-    return face.resize((CLOSE_UP, CLOSE_UP), Image.Resampling.BICUBIC) if face.width < CLOSE_UP else face
+    """Return a face, or several side by side, large enough to look at."""
+    factor = max(1.0, CLOSE_UP / face.height)
+    return face.resize(_size(face.size, factor), Image.Resampling.BICUBIC)
 
 
 def side_by_side(faces: Sequence[Image.Image]) -> Image.Image:

@@ -13,6 +13,7 @@ from faceprior.app.options import ServeOptions
 from faceprior.errors import FacePriorError, OptionError
 
 if TYPE_CHECKING:
+    import gradio as gr
     from starlette.types import ASGIApp
 
     from faceprior.app.studio import Studio
@@ -80,9 +81,26 @@ def make_server(studio: Studio, options: ServeOptions) -> ASGIApp:
         pwa=False,
         mcp_server=False,
         css=STYLE,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(),
     )
     return Guard(server, options)
+
+
+def _theme() -> gr.Theme:
+    """Fonts of the visitor's own machine, and words that are dark enough to read."""
+    import gradio as gr
+
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    return theme.set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+    )
 
 
 def serve(studio: Studio, options: ServeOptions) -> None:
