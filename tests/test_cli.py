@@ -76,6 +76,13 @@ def restore(prior, tmp_path):
     return lambda *arguments: faceprior("restore", "--output", tmp_path / "out", "--prior", prior, *QUICK, *arguments)
 
 
+def copies(picture, folder, count):
+    """A folder with so many links to one picture."""
+    folder.mkdir()
+    for number in range(count):
+        os.link(picture, folder / f"{number}.png")
+
+
 def one_line_of(text):
     """The only line of an error."""
     lines = text.strip().splitlines()
@@ -126,7 +133,7 @@ def test_one_bad_input_does_not_stop_the_others(restore, tmp_path, bad, others, 
     assert failed.startswith(f"failed {inputs[0]}: ")
     assert last == summary
     assert len(result.stdout.splitlines()) == others
-    log = [json.loads(line) for line in (tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()]
+    _, *log = [json.loads(line) for line in (tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()]
     assert [(line["input"], line["status"]) for line in log] == [
         (str(path), "failed" if path == inputs[0] else "done") for path in inputs
     ]
@@ -687,9 +694,11 @@ def test_a_bar_is_drawn_on_the_terminal_while_results_go_to_the_pipe(prior, face
 
 
 def test_on_a_terminal_results_stand_above_the_bar(prior, face, tmp_path):
-    arguments = ("restore", face, face, face, "--output", tmp_path / "out", "--prior", prior, *QUICK)
+    folder = tmp_path / "faces"
+    copies(face, folder, 3)
+    arguments = ("restore", folder, "--output", tmp_path / "out", "--prior", prior, *QUICK)
     terminal, _ = on_a_terminal(*arguments, "--batch-size", 1, results=True)
-    before = re.findall(r"(.{4})" + re.escape(f"{face} → "), terminal, re.DOTALL)
+    before = re.findall(r"(.{4})" + re.escape(f"{folder}/") + r"\d+.png → ", terminal, re.DOTALL)
     assert before == ["\x1b[2K"] * 3  # the bar's line was erased first
 
 
@@ -704,9 +713,9 @@ def heeding_ctrl_c():
 @pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tmp_path):
     output = tmp_path / "out"
-    inputs = [face] * 3000
+    copies(face, tmp_path / "faces", 3000)
     process = faceprior_process(
-        *("restore", *inputs, "--output", output, "--prior", prior, *QUICK, "--batch-size", "1"),
+        *("restore", tmp_path / "faces", "--output", output, "--prior", prior, *QUICK, "--batch-size", "1"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -716,9 +725,9 @@ def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tm
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert one_line_of(err) == "stopped"
+    assert re.fullmatch(r"stopped; \d+ of 3000 are done, the same command with --resume goes on", one_line_of(err))
     assert {path.suffix for path in output.iterdir()} == {".png", ".jsonl"}
     for path in output.glob("*.png"):
         read_image(path)
-    for line in (output / "restore.jsonl").read_text("utf-8").splitlines():
+    for line in (output / "restore.jsonl").read_text("utf-8").splitlines()[1:]:
         assert json.loads(line)["status"] == "done"
