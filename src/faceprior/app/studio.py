@@ -246,6 +246,9 @@ class Studio:
         pipeline.check(controls.preset)
         subject = self.look(path, controls)
         wanted = [index for index in subject.restorable if chosen is None or index in chosen]
+        unknown = set(chosen or ()) - set(range(max(1, len(subject.faces))))
+        if unknown:
+            raise OptionError(f"there is no face {max(unknown) + 1}; {len(subject.faces) or 1} can be chosen from")
         if not wanted:
             raise OptionError(_nothing_to_do(subject))
         numbers = () if len(wanted) == len(subject.restorable) else tuple(index + 1 for index in wanted)
