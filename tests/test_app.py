@@ -333,7 +333,7 @@ def guarded(tmp_path):
     async def join(request: Request):
         return await request.json()
 
-    return TestClient(Guard(server, ServeOptions(max_upload_mb=1, max_megapixels=0.01)))
+    return TestClient(Guard(server, ServeOptions(max_upload_mb=1, max_megapixels=0.01), tmp_path))
 
 
 def png(width, height):
@@ -382,17 +382,22 @@ def test_the_limit_holds_for_an_upload_that_does_not_say_its_length(guarded):
     [
         {"path": "https://example.com/face.png"},
         {"path": "//example.com/face.png"},
-        {"path": "face.png", "url": "data:image/png;base64,AAAA"},
+        {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"path": "{folder}/../secret.png"},
+        {"path": "{folder}/face.png", "url": "data:image/png;base64,AAAA"},
+        {"path": "\0"},
     ],
-    ids=["an address", "an address without scheme", "a picture in the request"],
+    ids=["an address", "no scheme", "another file", "out of the folder", "a picture in the request", "no name"],
 )
-def test_a_call_cannot_make_the_server_fetch_anything(guarded, photo):
+def test_a_call_can_name_uploads_alone(guarded, tmp_path, photo):
+    photo = {name: value.replace("{folder}", str(tmp_path)) if name == "path" else value for name, value in photo.items()}
     answer = guarded.post("/gradio_api/queue/join", json={"data": [[{"deep": photo}]]})
     assert answer.status_code == 400
 
 
-def test_a_call_comes_through_unchanged(guarded):
-    call = {"data": [{"path": "/folder/face.png", "url": "http://testserver/gradio_api/file=/folder/face.png"}, 1]}
+def test_a_call_comes_through_unchanged(guarded, tmp_path):
+    place = str(tmp_path / "face.png")
+    call = {"data": [{"path": place, "url": f"http://testserver/gradio_api/file={place}"}, 1]}
     assert guarded.post("/gradio_api/queue/join", json=call).json() == call
 
 

@@ -1,7 +1,8 @@
 """What stands between the network and Gradio: limits on what comes in, and nothing fetched for anybody.
 
-Gradio checks most of it later, or not at all: it takes uploads of any kind, fetches pictures from addresses that a
-request names, and passes files of other sites on.
+Gradio checks some of it later, and some not at all: it takes uploads of any kind, fetches pictures from addresses
+that a request names, passes files of other sites on, and mounted in another server it reads any file that a request
+names.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ MAX_CALL_BYTES = 1_000_000
 _ENVELOPE = 64_000  # what a multipart form adds to its files
 _UPLOAD = "/gradio_api/upload"
 _FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=", "/gradio_api/stream/")
-_REMOTE = ("http://", "https://", "//", "data:", "ftp:")
 
 # Gradio builds functions from strings and styles its elements inline; nothing comes from another host
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -65,10 +65,11 @@ class Guard:
     Args:
         app: what is guarded.
         options: the limits.
+        folder: the only one whose files a call may name.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
-        self._app, self._options = app, options
+    def __init__(self, app: ASGIApp, options: ServeOptions, folder: Path) -> None:
+        self._app, self._options, self._folder = app, options, folder.resolve()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -88,9 +89,37 @@ class Guard:
                 await _with_checked_answer(self._app, scope, counted, send, self._check_uploads)
             else:
                 _check_length(scope, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
-                await self._app(scope, await _checked_call(receive), send)
+                await self._app(scope, await self._checked_call(receive), send)
         except Refused as refused:
             await _answer(send, refused)
+
+    async def _checked_call(self, receive: Receive) -> Receive:
+        """Read a call as a whole and refuse files that are not uploads; returns what hands it on."""
+        counted = _counted(receive, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
+        messages = [await counted()]
+        while messages[-1].get("more_body"):
+            messages.append(await counted())
+        body = b"".join(message.get("body", b"") for message in messages)
+        try:
+            values = json.loads(body)
+        except ValueError:  # a login form, or nonsense that the server answers itself
+            values = None
+        if not all(self._may_be_read(*place) for place in _file_places(values)):
+            raise Refused(400, "the photograph is not an upload of this server; upload it first")
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        return again
+
+    def _may_be_read(self, name: str, place: str) -> bool:
+        if name == "url":  # a browser sends the full address of an upload along, which Gradio does not follow
+            return not place.strip().lower().startswith("data:")
+        try:
+            return Path(place).resolve().is_relative_to(self._folder)
+        except (OSError, ValueError):  # a name that no file can have
+            return False
 
     @property
     def _too_large(self) -> str:
@@ -146,29 +175,8 @@ def _counted(receive: Receive, limit: int, reason: str) -> Receive:
     return counted
 
 
-async def _checked_call(receive: Receive) -> Receive:
-    """Read a call as a whole and refuse files that are not uploads; returns what hands it on."""
-    counted = _counted(receive, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
-    messages = [await counted()]
-    while messages[-1].get("more_body"):
-        messages.append(await counted())
-    body = b"".join(message.get("body", b"") for message in messages)
-    try:
-        values = json.loads(body)
-    except ValueError:  # a login form, or nonsense that the server answers itself
-        values = None
-    if any(_is_remote(value) for value in _file_places(values)):
-        raise Refused(400, "a picture must be uploaded first; this server fetches nothing from other addresses")
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return again
-
-
 def _file_places(values: Any) -> Iterable[tuple[str, str]]:
-    """All that says where a file lies: the "path" and "url" of Gradio's FileData, however deep."""
+    """All that says where a file lies: "path" and "url" of Gradio's FileData, however deep."""
     if isinstance(values, dict):
         for name, value in values.items():
             if name in ("path", "url") and isinstance(value, str):
@@ -178,13 +186,6 @@ def _file_places(values: Any) -> Iterable[tuple[str, str]]:
     elif isinstance(values, list):
         for value in values:
             yield from _file_places(value)
-
-
-def _is_remote(place: tuple[str, str]) -> bool:
-    name, value = place
-    start = value.strip().lower()
-    # a browser sends the full address of an uploaded file along as "url", which Gradio does not follow
-    return start.startswith(_REMOTE) if name == "path" else start.startswith("data:")
 
 
 async def _with_checked_answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send, check: Any) -> None:

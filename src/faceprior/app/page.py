@@ -55,10 +55,11 @@ def build(studio: Studio, options: ServeOptions) -> gr.Blocks:
         studio: does the work.
         options: the limits.
     """
+    keep = options.keep_minutes * 60
     with gr.Blocks(
         title="faceprior: restore faces",
         analytics_enabled=False,
-        delete_cache=(60, round(options.keep_minutes * 60)),
+        delete_cache=(min(60, max(1, round(keep / 10))), max(1, round(keep))),  # seconds: how often, how old
     ) as page:
         add_endpoints(studio, options, RESTORING)  # first, so that their names are theirs
         _Page(studio, options)

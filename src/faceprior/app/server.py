@@ -38,12 +38,13 @@ def own_folder() -> Iterator[Path]:
                     os.environ[name] = value
 
 
-def make_server(studio: Studio, options: ServeOptions) -> ASGIApp:
+def make_server(studio: Studio, options: ServeOptions, folder: Path) -> ASGIApp:
     """Put page, interface and guard together; within `own_folder`.
 
     Args:
         studio: does the work.
         options: address and limits.
+        folder: what `own_folder` gave.
 
     Raises:
         FacePriorError: the extra "web" is not installed.
@@ -83,7 +84,7 @@ def make_server(studio: Studio, options: ServeOptions) -> ASGIApp:
         css=STYLE,
         theme=_theme(),
     )
-    return Guard(server, options)
+    return Guard(server, options, folder)
 
 
 def _theme() -> gr.Theme:
@@ -110,12 +111,12 @@ def serve(studio: Studio, options: ServeOptions) -> None:
         FacePriorError: the extra "web" is not installed.
         OptionError: the port is taken, or the address is not this machine's.
     """
-    with own_folder():
-        app = make_server(studio, options)
+    with own_folder() as folder:
+        app = make_server(studio, options, folder)
         import uvicorn
 
         _check_port(options)
-        uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False)
+        uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
 
 
 def _check_port(options: ServeOptions) -> None:
