@@ -378,7 +378,7 @@ def test_runs_that_are_killed_at_any_moment_end_as_the_uninterrupted_one_and_do_
     started = time.monotonic()
     expected = run(pipeline, tmp_path / "in", whole, samples=2, batch_size=3)
     usual = time.monotonic() - started
-    moments, kept = random.Random(0), {}
+    moments, kept = random.Random(0), {}  # noqa: S311
     for _ in range(8):
         process = forked(pipeline, tmp_path / "in", broken, samples=2, batch_size=3)
         time.sleep(moments.uniform(0.05, 0.5) * usual)
