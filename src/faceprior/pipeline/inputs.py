@@ -19,7 +19,7 @@ _IS_PATTERN = re.compile(r"[*?\[]")
 _FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-spread|-sheet)?$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """One input of a restoration.
 
@@ -129,37 +129,40 @@ def output_names(
         For each input the path of its results below the output folder, without suffix and ending.
     """
     kept = kept or {}
-    places = {parent: os.path.realpath(parent) for parent in {given.path.parent for given in inputs}}
-    folders = {folder: os.path.realpath(output / folder) for folder in {given.folder for given in inputs}}
-    taken = set[str]()
+    places = {parent: _folded(os.path.realpath(parent)) for parent in {given.path.parent for given in inputs}}
+    folders = {folder: _folded(os.path.realpath(output / folder)) for folder in {given.folder for given in inputs}}
+    taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
     for given in inputs:  # an input is never written over
-        place, stem = places[given.path.parent], given.path.stem
-        taken |= {_folded(place, stem), _folded(place, _FACE_SUFFIX.sub("", stem))}
-    for name in kept.values():
-        taken |= {_folded(os.path.realpath(output), f"{name}{suffix}") for suffix in suffixes}
+        stem = _folded(given.path.stem)
+        taken[places[given.path.parent]].update((stem, _FACE_SUFFIX.sub("", stem)))
+    for position, name in kept.items():
+        stem = _folded(PurePath(name).name)
+        taken[folders[inputs[position].folder]].update(stem + suffix for suffix in suffixes)
     numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
     names = [kept.get(position, "") for position in range(len(inputs))]
     for position in sorted(range(len(inputs)), key=lambda i: str(inputs[i].path)):  # whatever order they came in
         if position in kept:
             continue
         given = inputs[position]
-        for name in _candidates(given.path, numbers[given.folder, given.path.name]):
-            stems = {_folded(folders[given.folder], f"{name}{suffix}") for suffix in suffixes}
-            if not stems & taken:
-                taken |= stems
+        others = taken[folders[given.folder]]
+        for name in _candidates(given, numbers):
+            stems = {_folded(name) + suffix for suffix in suffixes}
+            if not stems & others:
+                others |= stems
                 names[position] = f"{given.folder}/{name}" if given.folder else name
                 break
     return names
 
 
-def _candidates(path: Path, numbers: Iterator[int]) -> Iterator[str]:
+def _candidates(given: Input, numbers: Mapping[tuple[str, str], Iterator[int]]) -> Iterator[str]:
+    path = given.path
     kind = path.suffix.lstrip(".")
     yield path.stem
     yield f"{path.stem}_{kind}"
     yield f"{path.parent.name}_{path.stem}"
-    yield from (f"{path.stem}_{kind}_{number}" for number in numbers)
+    yield from (f"{path.stem}_{kind}_{number}" for number in numbers[given.folder, path.name])
 
 
-def _folded(folder: str, name: str) -> str:
+def _folded(name: str) -> str:
     # alike for two names that one file system may take for one
-    return unicodedata.normalize("NFC", os.path.join(folder, name)).casefold()  # noqa: PTH118 - a million of them
+    return unicodedata.normalize("NFC", name).casefold()

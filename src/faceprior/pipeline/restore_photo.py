@@ -23,8 +23,6 @@ from faceprior.pipeline.recipe import RestoreOptions, check_finite, describe
 from faceprior.pipeline.results import Restored, sheet
 from faceprior.sampling import Step
 
-NO_FACE = "no face found"
-
 
 @dataclass(frozen=True, eq=False)
 class RestoredPhoto:
@@ -173,7 +171,8 @@ class Photo:
         restored = RestoredPhoto(self._picture, self._found, tuple(results), self._options)
         notes = [*self._picture.lost]
         if not self._found:
-            notes.append(NO_FACE)
+            width, height = self._picture.image.size
+            notes.append("no face found" + (" (--aligned if the picture is one)" if width == height else ""))
         made = {**describe(self._pipeline, self._options), "input": self._path.name, "notes": notes}
         records = restored.records()
         if self._options.only_faces:
