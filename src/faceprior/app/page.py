@@ -36,6 +36,9 @@ table.numbers td { overflow-wrap: anywhere; }
 #gallery .grid-wrap { height: auto; min-height: 0; max-height: none; }
 """
 
+# The line itself can only be dragged; this one moves with the arrow keys.
+_MOVE_LINE = "(percent) => ({__type__: 'update', slider_position: percent})"
+
 # On a narrow screen the results lie below the controls.
 _SHOW_PROGRESS = """() => {
   if (window.innerWidth < 768) document.querySelector("#progress").scrollIntoView({behavior: "smooth"});
@@ -209,6 +212,15 @@ class _Page:
                 max_height=560,
                 elem_id="slider",
             )
+            self.line = gr.Slider(
+                0,
+                100,
+                value=50,
+                step=5,
+                label="Line between before and after, in percent",
+                buttons=[],
+                elem_id="line",
+            )
             self.download = gr.DownloadButton("Download", variant="secondary", elem_id="download")
             self.gallery = gr.Gallery(
                 label="Samples: choose one",
@@ -240,7 +252,9 @@ class _Page:
         looked_at = [self.path, self.photo, self.faces, self.enlarge, self.found]
         choice = [self.method, self.detailed, self.corrector, self.prior]
         own = [getattr(self, name) for name in OWN_TO_A_METHOD]
-        gr.on(None, on.open_example, None, looked_at, **quiet)  # when the page opens
+        # when the page opens
+        gr.on(None, on.open_example, None, looked_at, **quiet)
+        gr.on(None, on.grey_out, choice, own, **quiet)
         self.photo.input(on.take, [self.photo], looked_at, **quiet)
         self.photo.select(on.click, [self.path, self.faces], [self.faces, self.photo], **quiet)
         self.faces.input(on.tick, [self.path, self.faces], [self.photo], **quiet)
@@ -265,4 +279,5 @@ class _Page:
             [self.sample, self.slider, self.agreement, self.download],
             **quiet,
         )
+        self.line.input(None, [self.line], [self.slider], js=_MOVE_LINE, api_visibility="private")
         self.copy.click(None, [self.command], None, js=_COPY, api_visibility="private")
