@@ -29,3 +29,7 @@ class DataError(FacePriorError, ValueError):
 
 class OutputError(FacePriorError, OSError):
     """A result cannot be written."""
+
+
+class CancelledError(FacePriorError):
+    """The work was stopped from outside before it was finished."""

@@ -15,7 +15,7 @@ from faceprior.images import to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, find_preset
 from faceprior.pipeline.devices import choose_device, choose_dtype
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.restore import RestoreOptions, describe
+from faceprior.pipeline.recipe import RestoreOptions, describe
 from faceprior.pipeline.results import Restored, sheet, spread_picture
 from faceprior.sampling import Step
 
@@ -63,7 +63,7 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     restored = Restored(low_resolution, sharp, images)
 
     options = RestoreOptions(scale=SCALE, preset=preset, samples=SAMPLES, seed=SEED, degradation="bicubic")
-    made = describe(pipeline, Path("skimage.data.astronaut"), low_resolution, options)
+    made = {**describe(pipeline, options), "input": "skimage.data.astronaut", "scale": float(SCALE), "notes": []}
     samples = [to_pil(image) for image in images]
     write_png(output / "original.png", original)
     write_png(output / "low-resolution.png", to_pil(low_resolution))
