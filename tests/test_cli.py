@@ -359,6 +359,7 @@ def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
     metadata = read_metadata(tmp_path / "out" / "face-2.png")
     sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2}
     own = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": True}
+    own["crt_once"] = False
     assert metadata["options"] == {**sampling, **own}
     assert (metadata["scale"], metadata["seed"], metadata["sample"]) == (8.0, 12, 2)
     assert (metadata["preset"], metadata["corrector"], metadata["dtype"]) == ("paper-ddim", None, "bfloat16")

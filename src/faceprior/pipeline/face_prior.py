@@ -230,7 +230,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             callback_on_step_end_tensor_inputs: the tensors that it gets: "sample" (x_{t−1}) and "x0" (the
                 corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
             **options: options of the preset by name: `solver`, `start`, `end`, `eta`, and the method's own, for DPI
-                `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`; None leaves them to the preset.
+                `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`, `crt_once`; None leaves them
+                to the preset.
 
         Raises:
             ImageError: an input is not an image that can be restored.
@@ -299,7 +300,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             (B, N, 3, R, R) in [-1, 1], on the CPU.
         """
         method, steps = find_method(preset.method), self._steps(preset)
-        solver, corrector = method.solver(preset.sampling), self._corrector(method)
+        corrector = self._corrector(method)
         device, batch_size = self.prior.device, self._batch_size(preset, batch_size)
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]
@@ -309,6 +310,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             conditions = [face.to(device) for face in repeated[batch]]
             restoration = method.begin(conditions, self.prior, preset.options, corrector)
             noise = NoiseSource(sources[batch], device)
+            solver = method.solver(preset.sampling)
             found = sample(self.prior, restoration, solver, steps, noise, on_step=on_step)
             restored.append(found.clamp(-1, 1).cpu())
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))
