@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -122,6 +122,29 @@ def rewrite(
                     sink.copy(item)
             sink.finish()
         return (*source.notes, *sink.notes)
+
+
+def write_clip(path: str | Path, frames: Iterable[NDArray[np.uint8]], rate: int, quality: int = QUALITY) -> None:
+    """Write frames as a clip without sound.
+
+    Args:
+        path: where to; an MP4.
+        frames: RGB, (H, W, 3), all of one size, H and W even.
+        rate: frames a second.
+        quality: x264's constant rate factor, 0 to 51.
+
+    Raises:
+        OutputError: the file cannot be written; nothing half-written is left behind.
+    """
+    av = load_av()
+    with _written(Path(path)) as partial, av.open(str(partial), "w", format="mp4") as container:
+        video = container.add_stream(_encoder(), rate=rate)
+        video.pix_fmt, video.options = "yuv420p", {"crf": str(quality)}
+        for pixels in frames:
+            if not video.codec_context.is_open:
+                video.height, video.width = pixels.shape[:2]
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        container.mux(video.encode())
 
 
 def read_clip_metadata(path: str | Path) -> dict[str, Any]:
@@ -253,8 +276,6 @@ class _Sink:
         self, path: Path, format_: str, source: _Source, quality: int, metadata: dict[str, Any] | None
     ) -> None:
         av = load_av()
-        if "libx264" not in av.codecs_available:
-            raise OutputError("this PyAV cannot write H.264 (no libx264); install its wheel: pip install av")
         self.notes, self._source, self._quality = list[str](), source, quality
         # the index goes to the front, as players on the web want it; tags of any name are kept
         flags = {} if format_ == "matroska" else {"movflags": "faststart+use_metadata_tags"}
@@ -262,7 +283,7 @@ class _Sink:
         self.container.metadata.update(source.container.metadata)
         if metadata is not None:
             self.container.metadata[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
-        self.video = self.container.add_stream("libx264", rate=source.rate)
+        self.video = self.container.add_stream(_encoder(), rate=source.rate)
         self._copies, self._durations = self._add_copies(), dict[int, int]()
         self._started, self._waiting, self._last = False, list[Any](), -(2**62)
 
@@ -364,6 +385,12 @@ def _written(path: Path) -> Iterator[Path]:
     except (OSError, load_av().error.FFmpegError) as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path}: cannot be written ({reason}); choose another folder with --output") from error
+
+
+def _encoder() -> str:
+    if "libx264" not in load_av().codecs_available:
+        raise OutputError("this PyAV cannot write H.264 (no libx264); install its wheel: pip install av")
+    return "libx264"
 
 
 def _is_cover(stream: Any) -> bool:

@@ -78,11 +78,16 @@ def restore(
 ) -> None:
     """Restore aligned face crops.
 
-    Writes DIR/<stem>.png for every input (with --samples N also <stem>-2.png …, <stem>-mean.png and
+    Writes DIR/<stem>.png for every face (with --samples N also <stem>-2.png …, <stem>-mean.png and
     <stem>-spread.png) and DIR/restore.jsonl. Exit code: 0 all done, 3 some failed, 2 wrong usage.
     """
     from faceprior.cli.progress import steps_progress
+    from faceprior.cli.video import restore_clips
+    from faceprior.clips import is_clip
+    from faceprior.faces import load_detector
+    from faceprior.pipeline.photo import PhotoOptions
     from faceprior.pipeline.restore import RestoreOptions, restore_files
+    from faceprior.pipeline.video import VideoOptions
 
     chosen = options.make_preset(
         preset,
@@ -112,6 +117,10 @@ def restore(
     pipeline.check(chosen)
 
     failed, steps_each = 0, samples * pipeline.evaluations(chosen)
+    if clips := [path for path in faces if is_clip(path)]:
+        faces = [path for path in faces if path not in clips]
+        of_clips = VideoOptions(PhotoOptions(scale=how.scale), chosen, how.preset_name, seed)
+        failed += restore_clips(pipeline, clips, output, of_clips, load_detector())
     with steps_progress(len(faces) * steps_each) as progress:
         for record in restore_files(pipeline, faces, output, how, progress.advance):
             if record["status"] == "failed":
@@ -135,14 +144,16 @@ def _summary(record: dict[str, Any], output: Path) -> str:
 
 @app.command()
 def explain(
-    result: Annotated[Path, typer.Argument(help="A PNG that faceprior wrote.", show_default=False)],
+    result: Annotated[Path, typer.Argument(help="A PNG or a clip that faceprior wrote.", show_default=False)],
 ) -> None:
     """Print how a result was made: prior, corrector, method, options, seed, version."""
     import json
 
+    from faceprior.clips import is_clip, read_clip_metadata
     from faceprior.images import read_metadata
 
-    console.print_json(json.dumps(read_metadata(result), ensure_ascii=False))
+    made = read_clip_metadata(result) if is_clip(result) else read_metadata(result)
+    console.print_json(json.dumps(made, ensure_ascii=False))
 
 
 @app.command()
