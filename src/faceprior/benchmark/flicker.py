@@ -34,7 +34,7 @@ from faceprior.pipeline.video import ClipRestorer, VideoOptions
 Motion = Literal["still", "moving"]
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
 
-SIDE = 256  # of a made clip, in pixels
+SIDE = 224  # of a made clip, in pixels
 REDUCTION = 4
 NOISE = 3.0  # standard deviation, in grey levels of 255
 RATE = 25
@@ -185,7 +185,7 @@ def _view(photo: Image.Image, seconds: float) -> Image.Image:
     """What a swaying camera sees around the face at a time; at 0 it looks straight."""
     turn = math.radians(4 * math.sin(2 * seconds))
     zoom = 1 + 0.05 * math.sin(3 * seconds)
-    middle_x, middle_y = 224 + 8 * math.sin(2.5 * seconds), 126 + 5 * math.sin(4 * seconds)
+    middle_x, middle_y = 224 + 8 * math.sin(2.5 * seconds), 140 + 5 * math.sin(4 * seconds)
     a, b = zoom * math.cos(turn), zoom * math.sin(turn)
     half = SIDE / 2
     matrix = (a, b, middle_x - half * (a + b), -b, a, middle_y - half * (a - b))

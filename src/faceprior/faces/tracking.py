@@ -20,7 +20,7 @@ MIN_SIGHTINGS = 3
 
 _STEADY = 0.5  # half the window over which size and sharpness of a face are judged, in seconds
 _HYSTERESIS = 1.25  # by what factor its resolution must change before it is restored at another scale
-_MAX_DISTANCE = 0.6  # how far landmarks may move from frame to frame, of the face's own extent
+_MAX_DISTANCE, _MAX_SPEED = 0.4, 5.0  # how far landmarks may move, and how far more a second, in extents of the face
 _MIN_LIKENESS = 0.4  # correlation of two looks of one face; below it there was a cut
 
 
@@ -94,7 +94,8 @@ class FaceTracker:
             (apart, index, number)
             for index, (sighting, _) in enumerate(seen)
             for number in self._looks
-            if (apart := distance(self.tracks[number].sightings[-1], sighting)) < _MAX_DISTANCE
+            if (apart := distance(last := self.tracks[number].sightings[-1], sighting))
+            < _MAX_DISTANCE + _MAX_SPEED * (time - last.time)
             and float((self._looks[number] * seen[index][1]).sum()) > _MIN_LIKENESS
         ]
         continued: dict[int, int] = {}
