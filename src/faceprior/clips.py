@@ -170,7 +170,6 @@ def load_av() -> Any:
         import av
     except ImportError as error:
         raise FacePriorError("video needs PyAV, which is not installed: pip install 'faceprior[video]'") from error
-    av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a damaged file is said in our words
     return av
 
 

@@ -23,7 +23,8 @@ from PIL import Image
 import faceprior
 from faceprior.clips import QUALITY, Frame, read_frames, rewrite
 from faceprior.errors import DeviceError, OptionError
-from faceprior.faces import DetectedFace, FaceDetector, align, similarity_transform
+from faceprior.faces import DetectedFace, FaceDetector, align
+from faceprior.faces.alignment import alignment
 from faceprior.faces.tracking import Place
 from faceprior.images import resize, to_tensor
 from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
@@ -207,7 +208,7 @@ class ClipRestorer:
         (left, top), (right, bottom) = place.landmarks.min(0).tolist(), place.landmarks.max(0).tolist()
         return PhotoFace(
             found=DetectedFace((left, top, right, bottom), landmarks, 1.0),
-            transform=similarity_transform(landmarks, [(x * resolution, y * resolution) for x, y in template]),
+            transform=alignment(landmarks, template, resolution),
             effective_side=place.effective_side,
             scale=resolution / small.shape[-1],
             low_resolution=small,

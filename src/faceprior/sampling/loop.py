@@ -54,7 +54,7 @@ class Restoration:
         raise NotImplementedError
 
     def start_from(self, images: torch.Tensor) -> None:
-        """Start from these clean faces, (B, 3, R, R), instead of the method's own; one that has none goes on without."""
+        """Start from these clean faces, (B, 3, R, R), instead of the method's own guess, if it has one."""
 
     def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:  # noqa: ARG002
         """Bend the prior's estimate towards the measurement."""
