@@ -285,6 +285,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         preset: Preset,
         batch_size: int,
         on_step: OnStep | None = None,
+        initial: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Restore low-resolution faces as they are; what `__call__` and the workflow over files share.
 
@@ -295,6 +296,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             preset: all options.
             batch_size: samples that go through the networks together.
             on_step: see `faceprior.sampling.sample`.
+            initial: clean faces to start from, each (3, R, R) in [-1, 1], for methods that start from a noised face
+                (`faceprior.sampling.Restoration.start_from`); None leaves the start to the method.
 
         Returns:
             (B, N, 3, R, R) in [-1, 1], on the CPU.
@@ -309,6 +312,9 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             batch = slice(first, first + batch_size)
             conditions = [face.to(device) for face in repeated[batch]]
             restoration = method.begin(conditions, self.prior, preset.options, corrector)
+            if initial is not None:
+                starts = [face for face in initial for _ in range(num_samples)]
+                restoration.start_from(torch.stack(starts[batch]).to(device))
             noise = NoiseSource(sources[batch], device)
             solver = method.solver(preset.sampling)
             found = sample(self.prior, restoration, solver, steps, noise, on_step=on_step)

@@ -207,6 +207,7 @@ def is_aligned_crop(photo: Image.Image, found: Sequence[DetectedFace], card: Mod
     _check_template(card)
     side = min(width, height)
     fractions = alignment(found[0].landmarks, card.template, 1)
-    corners = np.array([[0, 0], [side, 0], [side, side], [0, side]]) + ((width - side) / 2, (height - side) / 2)
+    margins = np.array([width - side, height - side]) / 2
+    corners = np.array([[0, 0], [side, 0], [side, side], [0, side]]) + margins
     placed = corners @ fractions[:, :2].T + fractions[:, 2]
     return bool(np.abs(placed - [[0, 0], [1, 0], [1, 1], [0, 1]]).max() < 1 - _CROP_OVERLAP)
