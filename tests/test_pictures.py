@@ -152,6 +152,28 @@ def unfiltered_png(values, colour_type, transparent=None):
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+def test_sixteen_bit_colour_in_separate_planes_is_refused_rather_than_misread(tmp_path):
+    pixels = noise((8, 9, 3), np.uint16)
+    write_picture(tmp_path / "x", pixels, in_memory(pixels, kind="TIFF"))
+    content = (tmp_path / "x").read_bytes()
+    predictor, planes = (struct.pack("<HHIHH", *tag, 0) for tag in ((317, 3, 1, 2), (284, 3, 1, 2)))
+    (tmp_path / "x").write_bytes(content.replace(predictor, planes))
+    with pytest.raises(ImageError, match="x: is a 16-bit TIFF with separate colour planes; save it"):
+        read_picture(tmp_path / "x")
+
+
+def test_premultiplied_sixteen_bit_colour_is_read_in_eight_bits_and_said_to_be(tmp_path):
+    pixels, alpha = np.full((8, 9, 3), 20_000, np.uint16), np.full((8, 9), 40_000, np.uint16)
+    write_picture(tmp_path / "x", pixels, in_memory(pixels, alpha, "TIFF"))
+    content = (tmp_path / "x").read_bytes()
+    plain, premultiplied = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1))
+    (tmp_path / "x").write_bytes(content.replace(plain, premultiplied))
+    picture = read_picture(tmp_path / "x")
+    assert picture.lost == ("16-bit samples scaled to 8 bits",)
+    assert picture.pixels == pytest.approx(np.full((8, 9, 3), 127), abs=2)
+    assert picture.alpha == pytest.approx(np.full((8, 9), 156), abs=1)
+
+
 UPRIGHT = {  # EXIF orientation: how the stored samples are turned to stand upright
     1: lambda a: a,
     2: np.fliplr,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from faceprior.errors import ImageError
 
@@ -22,6 +22,7 @@ MIN_SIDE = 4
 
 _MEGAPIXELS = MAX_PIXELS // 1_000_000
 
+_SEPARATE = 2  # TIFF's word for planes
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
@@ -49,6 +50,13 @@ def check_size(name: str | Path, width: int, height: int) -> None:
         raise ImageError(f"{name}: {width}×{height} is more than {_MEGAPIXELS} megapixels; crop the face first")
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name}: {width}×{height} is too small; a face needs at least {MIN_SIDE}×{MIN_SIDE} pixels")
+
+
+def check_layout(name: str | Path, image: Image.Image) -> None:
+    """Refuse 16-bit colour in planes, one after the other, which Pillow misreads without a word."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE and max(tags[TiffImagePlugin.BITSPERSAMPLE]) > 8:
+        raise ImageError(f"{name}: is a 16-bit TIFF with separate colour planes; save it with interleaved ones")
 
 
 @contextmanager

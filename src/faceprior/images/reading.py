@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from faceprior.images.colour import colour_space
-from faceprior.images.limits import check_file, check_size, opened
+from faceprior.images.limits import check_file, check_layout, check_size, opened
 from faceprior.images.metadata import METADATA_KEY, exif_of, xmp_of
 from faceprior.images.picture import Picture
 from faceprior.images.samples import Samples, as_image, eight_bits, samples_of, sixteen_bit_rawmode
@@ -41,6 +41,7 @@ def read_picture(path: str | Path) -> Picture:
     check_file(path)
     with opened(path, path) as image:
         check_size(path, *image.size)
+        check_layout(path, image)
         picture = _picture(image, lambda: Image.open(io.BytesIO(path.read_bytes())))
         return replace(picture, lossless=True) if image.format == "WEBP" and _is_lossless_webp(path) else picture
 
@@ -53,6 +54,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     """
     with opened(content, name) as image:
         check_size(name, *image.size)
+        check_layout(name, image)
         return to_rgb(image)
 
 
@@ -104,7 +106,8 @@ def _colours(
         usable = space is not None and space.mode == "CMYK"
         rgb = space.to_srgb(upright) if space and usable else upright.convert("RGB")
         how = "through its profile" if usable else "without a profile"
-        return Samples(np.asarray(rgb), None), None, (f"CMYK turned into RGB {how}",)
+        depth = ("16-bit samples scaled to 8 bits",) if rawmode else ()
+        return Samples(np.asarray(rgb), None, depth), None, (f"CMYK turned into RGB {how}",)
     samples = samples_of(image, rawmode, open_again)
     if icc_profile is None:
         return samples, None, ()

@@ -35,7 +35,7 @@ def samples_of(image: Image.Image, rawmode: str | None, open_again: Callable[[],
     """
     transparent = image.info.get("transparency")
     upright = ImageOps.exif_transpose(image)
-    if rawmode and open_again:
+    if rawmode and open_again and not rawmode.startswith("RGBa"):  # premultiplied: bytes say nothing on their own
         return _sixteen_bit_colour(upright, rawmode, open_again, transparent)
     if image.mode.startswith("I") or image.mode == "F":
         pixels, lost = _sixteen_bits(np.asarray(upright), image.mode)

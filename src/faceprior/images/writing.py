@@ -138,6 +138,8 @@ def _said(
 
 def _samples_for(kind: str, pixels: NDArray[Any], like: Picture) -> tuple[NDArray[Any], bytes | None]:
     """Colours and opacity in one (H, W, C) array of a depth that the format holds, and what its colours mean."""
+    if kind == "TIFF" and like.alpha is not None and pixels.dtype == np.uint16 and pixels.shape[-1] == 1:
+        pixels = pixels.repeat(3, axis=-1)  # few programs read 16-bit grey with opacity from a TIFF
     icc_profile = like.icc_profile
     space = colour_space(icc_profile) if icc_profile else None
     if space and space.mode == "L" and (kind not in ("PNG", "JPEG", "TIFF") or pixels.shape[-1] == 3):
@@ -149,8 +151,6 @@ def _samples_for(kind: str, pixels: NDArray[Any], like: Picture) -> tuple[NDArra
         pixels = eight_bits(pixels)
     if like.alpha is None:
         return pixels, icc_profile
-    if kind == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[-1] == 1:
-        pixels = pixels.repeat(3, axis=-1)  # few programs read 16-bit grey with opacity from a TIFF
     alpha = _resized(like.alpha, pixels)[..., None]
     if kind == "JPEG":
         opacity = alpha.astype(np.float32) / 255
