@@ -1,4 +1,4 @@
-"""A model with YuNet's inputs and outputs that takes red squares for faces, so that OpenCV's own decoding runs in tests.
+"""A model with YuNet's inputs and outputs that takes red squares for faces: OpenCV's own decoding runs in the tests.
 
 ONNX files are protocol buffers; the few messages that are needed are written here, without the package `onnx`.
 """
