@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from errno import ENOSPC
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from PIL import Image
 
 from faceprior.errors import CancelledError, DeviceError, OptionError, OutputError
-from faceprior.faces import DetectedFace
+from faceprior.faces import DetectedFace, load_detector
 from faceprior.images import read_metadata, read_picture
 from faceprior.methods import find_preset
 from faceprior.pipeline import stages
@@ -170,6 +172,23 @@ def test_results_inside_the_folder_are_no_inputs_and_it_cannot_be_its_own_output
     assert ("in/sub/out/a.png", "sub/out") not in found(["in"], "in/sub/out")
     with pytest.raises(OptionError, match="choose another --output"):
         found(["in"], "in/../in")
+
+
+def test_a_detector_finds_the_same_on_several_threads_at_once():
+    photo = Image.fromarray(pytest.importorskip("skimage.data").astronaut()).resize((160, 160))
+    detector = load_detector("dlib")
+    alone = detector(photo, 30)
+    assert len(alone) == 1
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda _: detector(photo, 30), range(6))) == [alone] * 6
+
+
+def test_reading_on_several_threads_leaves_the_filters_of_warnings_alone(tmp_path):
+    photo = save_photo(tmp_path / "x.png", 60, 60)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: read_picture(photo), range(200)))
+    assert warnings.filters == before
 
 
 # --- what is written

@@ -1,4 +1,4 @@
-"""A model with YuNet's inputs and outputs that takes red squares for faces, so that OpenCV's own decoding runs in tests.
+"""A model with YuNet's inputs and outputs that takes red squares for faces: OpenCV's own decoding runs in the tests.
 
 ONNX files are protocol buffers; the few messages that are needed are written here, without the package `onnx`.
 """
@@ -28,7 +28,9 @@ def message(field, content):
 
 def tensor(name, shape, values, kind=_FLOAT):
     data = struct.pack(f"<{len(values)}{'f' if kind == _FLOAT else 'q'}", *values)
-    return message(5, b"".join(number(1, side) for side in shape) + number(2, kind) + message(8, name) + message(9, data))
+    return message(
+        5, b"".join(number(1, side) for side in shape) + number(2, kind) + message(8, name) + message(9, data)
+    )
 
 
 def ints(name, *values):

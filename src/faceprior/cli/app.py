@@ -39,14 +39,16 @@ app.command()(restore)
 
 @app.command()
 def explain(
-    result: Annotated[Path, typer.Argument(help="A PNG that faceprior wrote.", show_default=False)],
+    result: Annotated[Path, typer.Argument(help="A PNG or a clip that faceprior wrote.", show_default=False)],
 ) -> None:
     """Print how a result was made: prior, corrector, method, options, seed, version."""
     import json
 
+    from faceprior.clips import is_clip, read_clip_metadata
     from faceprior.images import read_metadata
 
-    console.print_json(json.dumps(read_metadata(result), ensure_ascii=False))
+    made = read_clip_metadata(result) if is_clip(result) else read_metadata(result)
+    console.print_json(json.dumps(made, ensure_ascii=False))
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from faceprior.benchmark.photos import ASTRONAUT_LANDMARKS
 from faceprior.cli.progress import steps_progress
 from faceprior.degradations import bicubic_downscale
 from faceprior.errors import FacePriorError, OutputError
@@ -22,10 +23,6 @@ from faceprior.sampling import Step
 SCALE = 8
 SAMPLES = 4
 SEED = 0
-
-ASTRONAUT_LANDMARKS = ((204.2, 101.2), (247.0, 103.3), (225.0, 126.7), (205.0, 140.8), (243.8, 141.3))
-"""In pixels of scikit-image's `astronaut` (NASA portrait of Eileen Collins, public domain): image-left eye,
-image-right eye, nose tip, image-left and image-right mouth corner."""
 
 
 def run_demo(output: Path) -> dict[str, dict[str, float]]:

@@ -14,6 +14,8 @@ from faceprior.cli.options import DegradationName, DeviceName, DtypeName
 
 if TYPE_CHECKING:
     from faceprior.faces import FaceDetector
+    from faceprior.pipeline import FacePriorPipeline
+    from faceprior.pipeline.recipe import RestoreOptions
 
 _FACES, _PHOTOS = "Aligned faces and experiments", "Photographs"
 
@@ -39,7 +41,7 @@ class DetectorName(str, Enum):
 def restore(
     pictures: Annotated[
         list[Path],
-        typer.Argument(help="Photographs, aligned faces, folders of them, patterns.", show_default=False),
+        typer.Argument(help="Photographs, aligned faces, folders of them, patterns; clips.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     scale: Annotated[
@@ -139,6 +141,7 @@ def restore(
     Exit code: 0 all done, 3 some failed, 2 wrong usage.
     """
     from faceprior.cli.progress import RestoreProgress, steps_progress
+    from faceprior.clips import is_clip
     from faceprior.errors import OptionError
     from faceprior.pipeline.inputs import find_inputs
     from faceprior.pipeline.recipe import RestoreOptions
@@ -177,12 +180,15 @@ def restore(
         blend=blend,
         upscale=_UPSCALES[upscale],
     )
-    inputs = find_inputs(pictures, output)
+    clips = [path for path in pictures if is_clip(path)]
+    others = [path for path in pictures if not is_clip(path)]
+    inputs = find_inputs(others, output) if others else []
     finder = None if aligned or degrade else _find_detector(detector, detector_model, required=photo)
     pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
     pipeline.check(chosen)
 
-    tally, steps_each = _Tally(), samples * pipeline.evaluations(chosen)
+    failed_clips = _restore_clips(pipeline, clips, output, how, finder) if clips else 0
+    tally, steps_each = _Tally(failed_clips), samples * pipeline.evaluations(chosen)
     try:
         with steps_progress(len(inputs) * steps_each) as progress:
             watcher = RestoreProgress(progress, steps_each)
@@ -195,6 +201,17 @@ def restore(
 
 
 _UPSCALES: dict[UpscaleName, Literal[1, 2, 4]] = {UpscaleName.x1: 1, UpscaleName.x2: 2, UpscaleName.x4: 4}
+
+
+def _restore_clips(
+    pipeline: FacePriorPipeline, clips: list[Path], output: Path, how: RestoreOptions, finder: FaceDetector | None
+) -> int:
+    from faceprior.cli.video import restore_clips
+    from faceprior.faces import load_detector
+    from faceprior.pipeline.video import VideoOptions
+
+    of_clips = VideoOptions(how.photo, how.preset, how.preset_name, how.seed)
+    return restore_clips(pipeline, clips, output, of_clips, finder or load_detector())
 
 
 def _which(faces: str) -> int | Literal["largest", "all"]:
@@ -225,8 +242,9 @@ def _find_detector(name: DetectorName, model: str | None, *, required: bool) -> 
 class _Tally:
     """Prints what was done with each input, and counts."""
 
-    def __init__(self) -> None:
-        self.seen = self._failed = self._faceless = 0
+    def __init__(self, failed_clips: int = 0) -> None:
+        self.seen = self._faceless = 0
+        self._failed, self._failed_clips = 0, failed_clips
 
     def count(self, record: dict[str, Any], output: Path) -> None:
         """Tell of one input; what an earlier run did is only counted."""
@@ -245,7 +263,7 @@ class _Tally:
             say(errors, f"{self._failed} of {self.seen} failed{others}")
         if strict and self._faceless:
             say(errors, f"no face found in {self._faceless} of {self.seen} (--strict)")
-        if self._failed or (strict and self._faceless):
+        if self._failed or self._failed_clips or (strict and self._faceless):
             raise typer.Exit(EXIT_SOME_FAILED)
 
 

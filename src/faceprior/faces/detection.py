@@ -42,7 +42,7 @@ class DetectedFace:
 
 
 class FaceDetector(Protocol):
-    """Whatever finds faces."""
+    """Whatever finds faces; several threads may call it at once."""
 
     @property
     def name(self) -> str:

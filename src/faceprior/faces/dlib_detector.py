@@ -10,6 +10,7 @@ from faceprior.faces.closer_look import find
 from faceprior.faces.detection import MIN_FACE, DetectedFace
 from faceprior.faces.dlib_models import load_dlib, model_file
 from faceprior.faces.search import Seen
+from faceprior.faces.threads import PerThread
 
 _LANDMARKS = "shape_predictor_68_face_landmarks.dat"
 
@@ -32,7 +33,7 @@ class DlibDetector:
     def __init__(self) -> None:
         dlib = load_dlib()
         self._rectangle = dlib.rectangle
-        self._detector = dlib.get_frontal_face_detector()
+        self._detector = PerThread(dlib.get_frontal_face_detector)
         self._predictor = dlib.shape_predictor(str(model_file(_LANDMARKS)))
 
     def __call__(self, photo: Image.Image, min_face: int = MIN_FACE) -> list[DetectedFace]:
@@ -41,7 +42,7 @@ class DlibDetector:
 
     def look(self, pixels: NDArray[np.uint8]) -> list[Seen]:
         """Find upright faces of 80 pixels and more in RGB, (H, W, 3)."""
-        rectangles, scores, _ = self._detector.run(np.ascontiguousarray(pixels), 0, 0.0)
+        rectangles, scores, _ = self._detector.own.run(np.ascontiguousarray(pixels), 0, 0.0)
         return [
             Seen((box.left() + box.right() + 1) / 2, (box.top() + box.bottom() + 1) / 2, float(box.width()), score)
             for box, score in zip(rectangles, scores, strict=True)

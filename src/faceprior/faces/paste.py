@@ -34,7 +34,12 @@ class FaceMask:
     landmarks: Points
     transform: NDArray[np.float64]
 
-    def __call__(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    def over(self, size: tuple[int, int]) -> NDArray[np.float64]:
+        """Return the mask at the pixels of a photograph of this width and height, (height, width)."""
+        width, height = size
+        return self(np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None])
+
+    def __call__(self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return the mask, in [0, 1], at places of the photo, pixels from the outer corner; x and y broadcast."""
         left, right = (complex(*eye) for eye in self.landmarks[:2])
         own = (x + 1j * y - (left + right) / 2) / (right - left)  # unit: the eyes' distance; y points to the chin
@@ -108,7 +113,8 @@ def paste(
         # where masks meet, each face has most of the place that is most its own
         total = sum((other(x, y[:, None]) for other in masks), np.zeros_like(own))
         share = (blend * own**2 / np.maximum(total, 1e-12))[..., None]
-        inside = _in_photo(face, mask, low, high - low, factor)
+        # within the range of the samples, so that every mixture is, too
+        inside = np.clip(_in_photo(face, mask, low, high - low, factor), 0, np.iinfo(base.dtype).max)
         mixed = result[part] + share * (inside - base[part])
         result[part] = np.where(share > 0, _rounded(mixed, base.dtype), result[part])
     return result

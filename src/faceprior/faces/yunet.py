@@ -14,6 +14,7 @@ from faceprior.errors import FacePriorError, WeightsError
 from faceprior.faces.closer_look import find
 from faceprior.faces.detection import MIN_FACE, DetectedFace
 from faceprior.faces.search import Seen
+from faceprior.faces.threads import PerThread
 
 MODEL_ID = "opencv/face_detection_yunet"
 """Hub id of the published model."""
@@ -44,8 +45,10 @@ class YuNetDetector:
         cv2 = _load_cv2()
         path = _model_file(MODEL_ID if model is None else model)
         try:
-            self._network = cv2.FaceDetectorYN.create(
-                str(path), "", (320, 320), score_threshold=_FIRST_SCORE, nms_threshold=_OVERLAP, top_k=_MOST
+            self._network = PerThread(
+                lambda: cv2.FaceDetectorYN.create(
+                    str(path), "", (320, 320), score_threshold=_FIRST_SCORE, nms_threshold=_OVERLAP, top_k=_MOST
+                )
             )
         except cv2.error as error:
             reason = str(error).strip().splitlines()[0]
@@ -74,8 +77,9 @@ class YuNetDetector:
     def _rows(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """What OpenCV returns: x, y, width, height, five points, score in each row."""
         height, width = pixels.shape[:2]
-        self._network.setInputSize((width, height))
-        _, rows = self._network.detect(np.ascontiguousarray(pixels[..., ::-1]))  # OpenCV's order is BGR
+        network = self._network.own
+        network.setInputSize((width, height))
+        _, rows = network.detect(np.ascontiguousarray(pixels[..., ::-1]))  # OpenCV's order is BGR
         return np.zeros((0, 15)) if rows is None else np.asarray(rows, np.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,11 +65,10 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
     """Open a picture; whatever its decoder raises, then or later, becomes an ImageError that begins with `name`."""
     try:
         with (
-            warnings.catch_warnings(),
+            _quiet(),  # the pixel limit is ours, and is checked before decoding
             # never by name: Pillow would map some TIFFs into memory, and then misreads those that are rotated
             source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
         ):
-            warnings.simplefilter("ignore")  # the pixel limit is ours, and is checked before decoding
             _register_heif(file, name)
             with Image.open(file) as image:
                 yield image
@@ -85,6 +85,32 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
         raise ImageError(
             f"{name}: is damaged, cut short or of an unknown kind ({reason}); copy it again or convert it to PNG"
         ) from error
+
+
+class _Quiet:
+    """Silences warnings while any thread is inside; `warnings.catch_warnings` alone mixes threads' filters up."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._caught = threading.Lock(), 0, warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
 
 
 def _register_heif(file: IO[bytes], name: str | Path) -> None:

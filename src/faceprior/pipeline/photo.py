@@ -22,8 +22,9 @@ from faceprior.pipeline.face_prior import AUTO_SCALES, low_resolution
 from faceprior.priors import ModelCard
 
 _COLOUR_SIDE = 8  # pixels across a face that its colour and lighting are kept at
-_CROP_OVERLAP = 0.7  # share of a picture that the square of an aligned crop covers, and the other way round
+_CROP_ERROR = 0.15  # how far a corner of an aligned crop may be from where it belongs, as a fraction of the side
 _CROP_SIDES = 1.1  # an aligned crop in which no face is found is at most this oblong, and at most R pixels large
+_UNIT_SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ def is_aligned_crop(photo: Image.Image, found: Sequence[DetectedFace], card: Mod
     _check_template(card)
     side = min(width, height)
     fractions = alignment(found[0].landmarks, card.template, 1)
-    corners = np.array([[0, 0], [side, 0], [side, side], [0, side]]) + ((width - side) / 2, (height - side) / 2)
+    left, top = (width - side) / 2, (height - side) / 2
+    corners = np.array([(left + x * side, top + y * side) for x, y in _UNIT_SQUARE])
     placed = corners @ fractions[:, :2].T + fractions[:, 2]
-    return bool(np.abs(placed - [[0, 0], [1, 0], [1, 1], [0, 1]]).max() < 1 - _CROP_OVERLAP)
+    return bool(np.abs(placed - _UNIT_SQUARE).max() < _CROP_ERROR)
