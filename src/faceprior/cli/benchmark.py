@@ -22,6 +22,7 @@ from faceprior.cli.speed import growth, speed
 
 if TYPE_CHECKING:
     from faceprior.benchmark.report import About
+    from faceprior.benchmark.results import Row
     from faceprior.benchmark.summary import MethodSummary
     from faceprior.pipeline import FacePriorPipeline
 
@@ -223,7 +224,10 @@ def benchmark(
     for table in _tables(summaries, about):
         target.print(table)
     say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")
-    failed = [row for row in rows if row["error"] is not None]
+    _report_failures([row for row in rows if row["error"] is not None])
+
+
+def _report_failures(failed: Sequence[Row]) -> None:
     for row in failed:
         say(errors, f"{row['face']} ({row['method']}): {row['error']}", label="failed")
     if failed:
@@ -237,7 +241,9 @@ def _refuse_options(context: typer.Context) -> None:
         if source is not None and source.name == "COMMANDLINE":
             within = context.invoked_subcommand
             raise typer.BadParameter(
-                f"stands before {within}; options of `faceprior benchmark {within}` come after it", context, parameter
+                f"stands before {within}; options of `faceprior benchmark {within}` come after it",
+                context,
+                param_hint=f"'{parameter.opts[0]}'",
             )
 
 

@@ -42,7 +42,9 @@ def speed(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")] = None,
     prior: Annotated[
         list[str] | None,
-        typer.Option(help="As for restore, or random:ffhq, random:SIDE; several may be given.", show_default="embedded"),
+        typer.Option(
+            help="As for restore, or random:ffhq, random:SIDE; several may be given.", show_default="embedded"
+        ),
     ] = None,
     corrector: Annotated[
         list[str] | None, typer.Option(help="auto, none, name, folder or hub id; several.", show_default="auto")
@@ -57,9 +59,7 @@ def speed(
     ] = None,
     device: Annotated[list[DeviceName] | None, typer.Option(help="Several.", show_default="auto")] = None,
     dtype: Annotated[list[DtypeName] | None, typer.Option(help="Several.", show_default="auto")] = None,
-    runs: Annotated[
-        int | None, typer.Option(min=1, help="Measurements of each case.", show_default="5")
-    ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Measurements of each case.", show_default="5")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch.", show_default="all cores")] = None,
     scale: Annotated[
         float | None, typer.Option(min=2, max=32, help="Resolution over the side of the inputs.", show_default="8")
@@ -125,12 +125,18 @@ def _print(report: SpeedReport) -> None:
     target = console if console.is_terminal else Console(width=_WIDTH)
     target.print(str(report.machine), highlight=False)
     for table in (*_case_tables(report.cases), *_duel_table(report.duels), *_start_up_table(report.start_up)):
-        target.print()
-        target.print(table)
+        _show(target, table)
+
+
+def _show(target: Console, table: Table) -> None:
+    title, table.title = table.title, None  # Rich would wrap it to the table's width
+    target.print()
+    target.print(title, highlight=False, soft_wrap=True)
+    target.print(table)
 
 
 def _new_table(title: str, *columns: str, words: int) -> Table:
-    table = Table(title=title, box=box.SIMPLE if console.is_terminal else box.MARKDOWN, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE if console.is_terminal else box.MARKDOWN)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < words else "right", no_wrap=number < words)
     return table
@@ -143,7 +149,7 @@ def _case_tables(cases: list[CaseResult]) -> Iterator[Table]:
     table = _new_table(
         "Restoring: medians, and the range of the runs",
         *words,
-        *("evaluations", "batch", "s/face", "faces/s", "s/step", "CPU s/face", "outside", "MB"),
+        *("evaluations", "batch", "s/face", "faces/s", "s/step", "CPU s/face", "outside", "to float32", "MB"),
         words=len(words),
     )
     limits = _new_table(
@@ -164,6 +170,7 @@ def _case_tables(cases: list[CaseResult]) -> Iterator[Table]:
             f"{own.step_seconds.median:.3g}",
             f"{own.cpu_seconds.median:.3g}",
             f"{own.share_outside.median:.1%}",
+            "–" if case.float32_db is None else f"{case.float32_db:.1f} dB",
             "–" if own.peak_memory_mb is None else f"{own.peak_memory_mb:.0f}",
         )
         limits.add_row(
@@ -188,13 +195,16 @@ def _profile_table(case: CaseResult) -> Table:
 
     kinds = by_kind(case.operations)
     networks = case.networks
-    title = f"{networks.prior} {case.method}, {networks.device} {networks.dtype}, batch {case.batch_size}: bound by "
-    table = _new_table(title + BOUND_BY[next(iter(kinds))], "operation", "kind", "calls", "s", "share", words=2)
+    largest = next(iter(kinds))
+    title = (
+        f"{networks.prior} {case.method}, {networks.device} {networks.dtype}, batch {case.batch_size}:"
+        f" {kinds[largest]:.0%} {largest}, bound by {BOUND_BY[largest]}"
+    )
+    table = _new_table(title, "operation", "kind", "calls", "s", "share", words=2)
     for operation in case.operations[:_SHOWN_OPERATIONS]:
         table.add_row(
             operation.name, operation.kind, str(operation.calls), f"{operation.seconds:.3g}", f"{operation.share:.1%}"
         )
-    table.add_section()
     for kind, share in kinds.items():
         table.add_row("all", kind, "", "", f"{share:.1%}")
     return table
@@ -264,8 +274,7 @@ def growth(
     write_growth(output, found, shlex.join(["faceprior", *sys.argv[1:]]))
     target = console if console.is_terminal else Console(width=_WIDTH)
     for own in found:
-        target.print(_growth_table(own))
-        target.print()
+        _show(target, _growth_table(own))
     say(console, f"the plot is {output / PLOT_FILE}")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -71,35 +71,31 @@ def clock_of(device: torch.device) -> Clock:
 
 
 class NetworkTimes:
-    """Measures, while it is entered, every call of some networks, and gradients that are taken through them.
+    """Measures every call of some networks, and gradients that are taken through them, until it is stopped.
 
     Args:
         networks: by name.
         clock: of the device that they are on.
 
     Attributes:
-        images: images that each network was given since it was entered, however many at a time.
+        images: images that each network was given, however many at a time.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], clock: Clock) -> None:
-        self._networks, self._clock = networks, clock
+        self._clock = clock
         self._handles: list[RemovableHandle] = []
-        self._spans: dict[str, list[tuple[Any, Any]]] = {}
-        self.images: dict[str, int] = {}
-
-    def __enter__(self) -> NetworkTimes:
-        self._spans = {name: [] for name in self._networks}
-        self.images = dict.fromkeys(self._networks, 0)
-        for name, network in self._networks.items():
+        self._spans: dict[str, list[tuple[Any, Any]]] = {name: [] for name in networks}
+        self.images = dict.fromkeys(networks, 0)
+        for name, network in networks.items():
             self._watch(name, network)
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def stop(self) -> None:
+        """Let the networks go; what was measured stays."""
         while self._handles:
             self._handles.pop().remove()
 
     def seconds(self) -> dict[str, float]:
-        """Return the time inside each network since it was entered."""
+        """Return the time inside each network."""
         return {
             name: sum(self._clock.seconds(start, end) for start, end in spans) for name, spans in self._spans.items()
         }
@@ -123,6 +119,16 @@ class NetworkTimes:
         started: list[Any] = []
         output.register_hook(lambda _: started.append(self._clock.mark()))
         entry.register_hook(lambda _: self._spans[name].append((started.pop(), self._clock.mark())))
+
+
+@contextmanager
+def time_inside(networks: Mapping[str, nn.Module], clock: Clock) -> Iterator[NetworkTimes]:
+    """Measure networks while the context lasts."""
+    times = NetworkTimes(networks, clock)
+    try:
+        yield times
+    finally:
+        times.stop()
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import torch
 
 from faceprior.errors import FacePriorError
 
+
 def import_deepinv() -> Any:
     """Import deepinv.
 
     It imports torchvision, whose wheels on the package index fit CUDA builds of torch only. Beside a CPU build they
     cannot be imported, and diffusers, which imports torchvision where it finds it, cannot either. All that is missing
-    are two operators that torchvision describes to torch and deepinv's samplers never call, so their names are declared.
-    Call this before anything imports diffusers.
+    are two operators that torchvision describes to torch and that deepinv's samplers never call: their names are
+    declared here. Call this before anything imports diffusers.
 
     Raises:
         FacePriorError: it is not installed, or cannot be imported.
@@ -45,5 +46,3 @@ def _declare_torchvision_operators() -> None:
         del sys.modules[module]  # half-imported
     for name in ("nms", "qnms"):
         _TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-

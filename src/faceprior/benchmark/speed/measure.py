@@ -12,7 +12,7 @@ from torch import nn
 
 from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.speed.ceiling import Ceiling, count_flops, measure_ceiling
-from faceprior.benchmark.speed.clock import NetworkTimes, Spread, clock_of
+from faceprior.benchmark.speed.clock import Spread, clock_of, time_inside
 from faceprior.errors import DeviceError
 from faceprior.images import resize
 from faceprior.methods import Preset, find_method
@@ -90,7 +90,7 @@ def measure(
     scale: float = 8.0,
     whole: bool = False,
     on_run: Callable[[], object] = lambda: None,
-) -> Speed:
+) -> tuple[Speed, torch.Tensor]:
     """Restore a batch of faces several times.
 
     Args:
@@ -102,6 +102,9 @@ def measure(
         whole: let the networks see whole batches on a CPU too.
         on_run: called after each run, the first included.
 
+    Returns:
+        The figures, and the restored faces, (B, 3, R, R) in [-1, 1].
+
     Raises:
         OptionError: the preset does not fit the prior.
         DeviceError: the batch does not fit into the device's memory.
@@ -110,7 +113,7 @@ def measure(
     work = make_work(pipeline, preset, batch_size, scale, whole=whole)
     memory = PeakMemory(pipeline.prior.device)
     try:
-        work()  # allocates memory, chooses kernels
+        images = work()  # allocates memory, chooses kernels
         on_run()
         measured = []
         for _ in range(runs):
@@ -122,7 +125,8 @@ def measure(
         ) from error
     method = find_method(preset.method)
     each = count_flops(pipeline.prior, pipeline.corrector, differentiates=method.differentiates)
-    return summarise(measured, batch_size, pipeline.evaluations(preset), each, memory.megabytes())
+    speed = summarise(measured, batch_size, pipeline.evaluations(preset), each, memory.megabytes())
+    return speed, images.squeeze(1)
 
 
 def make_work(
@@ -150,7 +154,7 @@ def networks_of(pipeline: FacePriorPipeline) -> dict[str, nn.Module]:
 def _run(pipeline: FacePriorPipeline, work: Callable[[], object]) -> Run:
     device = pipeline.prior.device
     clock = clock_of(device)
-    with NetworkTimes(networks_of(pipeline), clock) as inside:
+    with time_inside(networks_of(pipeline), clock) as inside:
         cpu, start = time.process_time(), clock.mark()
         work()
         seconds = clock.seconds(start, clock.mark())

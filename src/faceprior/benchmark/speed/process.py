@@ -75,4 +75,6 @@ def run_statements(statements: str) -> ProcessRun:
 
 def run_command(arguments: Sequence[str]) -> ProcessRun:
     """Run a command line of faceprior in a new process, as `faceprior ARGUMENTS` does."""
-    return run_statements(f"import sys; from faceprior.cli import main; sys.argv = {['faceprior', *arguments]}; main()")
+    return run_statements(
+        f"import sys; from faceprior.cli import main; sys.argv = {['faceprior', *arguments]}; main()"
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 _KINDS = {
-    "matrix products": ("conv", "mm", "matmul", "linear", "attention", "bmm", "einsum"),
+    "matrix products": ("conv", "mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "attention", "einsum"),
     "norms": ("norm", "var", "mean", "moments"),
     "moving data": ("copy", "cat", "to", "contiguous", "clone", "fill", "zero", "index", "upsample", "pad", "stack"),
     "random numbers": ("normal", "randn", "rand", "uniform", "random"),
@@ -17,8 +17,8 @@ _KINDS = {
 _OTHERS = "elementwise and the rest"
 
 BOUND_BY = {
-    "matrix products": "arithmetic: fewer or cheaper evaluations of the networks make it faster, and little else",
-    "norms": "memory: the norms read and write whole feature maps for little arithmetic",
+    "matrix products": "arithmetic",
+    "norms": "memory: norms read and write whole feature maps for little arithmetic",
     "moving data": "memory: copies between layouts and number formats",
     "random numbers": "the drawing of noise",
     _OTHERS: "memory and calls: elementwise operations read and write whole feature maps for little arithmetic",
@@ -67,7 +67,7 @@ def profile(work: Callable[[], object], device: torch.device) -> list[Operation]
 
 def kind_of(name: str) -> str:
     """Return what kind of operation torch's name stands for, a key of `BOUND_BY`."""
-    plain = name.split("::")[-1].strip("_")
+    plain = name.rsplit("::", maxsplit=1)[-1].strip("_")
     words = set(plain.split("_"))
     for kind, parts in _KINDS.items():
         if words & set(parts) or any(len(part) > 3 and part in plain for part in parts):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from faceprior.benchmark.speed.clock import Clock, NetworkTimes, Spread, clock_of
+from faceprior.benchmark.speed.clock import Clock, Spread, clock_of, time_inside
 from faceprior.benchmark.speed.deepinv_package import import_deepinv
 from faceprior.benchmark.speed.measure import make_work, networks_of
 from faceprior.errors import FacePriorError
@@ -25,7 +25,7 @@ RIVAL_METHODS = ("ddrm", "diffpir", "dps")
 
 @dataclass(frozen=True)
 class Duel:
-    """One method by both, in turns: ours, theirs, ours, theirs, …
+    """One method by both, in turns: ours, theirs, ours, theirs.
 
     Attributes:
         rival: package and version.
@@ -73,8 +73,9 @@ def compare(
 ) -> list[Duel]:
     """Run deepinv's samplers and ours on one network.
 
-    Both get the same network, number format, reduction (with its singular value decomposition, which makes each of its
-    steps exact and cheap), batch and number of evaluations, and let the network see the whole batch at once.
+    Both get the same network, number format, reduction (with its singular value decomposition, which makes all that
+    they do with it exact and cheap), batch and number of evaluations. Networks see whole batches, but for our DPS on
+    a CPU, which keeps the graph of one face at a time.
 
     Args:
         pipeline: whose prior is used.
@@ -126,7 +127,7 @@ def _duel(
 
 def take_turn(task: Callable[[], object], pipeline: FacePriorPipeline, clock: Clock) -> Turn:
     """Run a sampler once."""
-    with NetworkTimes({"prior": networks_of(pipeline)["prior"]}, clock) as inside:
+    with time_inside({"prior": networks_of(pipeline)["prior"]}, clock) as inside:
         start = clock.mark()
         task()
         seconds = clock.seconds(start, clock.mark())

@@ -19,7 +19,9 @@ from faceprior.benchmark.speed.rivals import RIVAL_METHODS, Duel, compare
 from faceprior.benchmark.speed.start_up import TASKS, StartUp, measure_start_up
 from faceprior.benchmark.speed.subjects import load_subject
 from faceprior.errors import OutputError
+from faceprior.evaluation.metrics import psnr
 from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.results import EXACT
 
 _KEPT_OPERATIONS = 12  # of a profile, in the file
 
@@ -55,6 +57,8 @@ class CaseResult:
         options: all its options.
         batch_size: faces that are restored together.
         speed: the figures.
+        float32_db: PSNR in dB of the restored faces against those in float32, the mean; None where float32 was not
+            measured before on the same device, or is itself what was measured.
         operations: where the time goes, if that was asked for.
     """
 
@@ -63,6 +67,7 @@ class CaseResult:
     options: dict[str, Any]
     batch_size: int
     speed: Speed
+    float32_db: float | None
     operations: list[Operation]
 
 
@@ -139,11 +144,11 @@ def run_speed(config: SpeedConfig, on_run: Callable[[str], object] = lambda _wha
     machine, cases, duels = this_machine(), list[CaseResult](), list[DuelResult]()
     start_up = measure_start_up(config.runs, lambda: on_run("start-up")) if config.start_up else []
     for grid in config.chosen_grids():
-        own = list(grid.cases())
+        own, exact = list(grid.cases()), dict[tuple[Any, ...], torch.Tensor]()
         for subject, pipeline in _subjects(own):
             chosen = [case for case in own if case.subject == subject]
             for case in chosen:
-                cases.append(_measure(pipeline, case, config, on_run))
+                cases.append(_measure(pipeline, case, config, exact, on_run))
             if config.against:
                 duels += _compare(pipeline, chosen, config, on_run)
     return SpeedReport(machine, cases, duels, start_up)
@@ -155,10 +160,15 @@ def _subjects(cases: list[Case]) -> Iterator[tuple[Subject, FacePriorPipeline]]:
 
 
 def _measure(
-    pipeline: FacePriorPipeline, case: Case, config: SpeedConfig, on_run: Callable[[str], object]
+    pipeline: FacePriorPipeline,
+    case: Case,
+    config: SpeedConfig,
+    exact: dict[tuple[Any, ...], torch.Tensor],
+    on_run: Callable[[str], object],
 ) -> CaseResult:
+    """Measure a case; `exact` remembers what float32 restored."""
     what = f"{pipeline.prior.card.name} {case.method} {case.batch_size}"
-    speed = measure(
+    speed, images = measure(
         pipeline,
         case.preset,
         case.batch_size,
@@ -167,13 +177,18 @@ def _measure(
         whole=config.whole_batches,
         on_run=lambda: on_run(what),
     )
+    networks = describe(pipeline)
+    key = (case.subject.prior, case.subject.corrector, networks.device, case.preset, case.batch_size)
+    in_float32 = networks.dtype == "float32"
+    if in_float32:
+        exact[key] = images
+    agreement = None if in_float32 or key not in exact else float(psnr(images, exact[key]).clamp(max=EXACT).mean())
     operations = []
     if config.profile:
         work = make_work(pipeline, case.preset, case.batch_size, config.scale, whole=config.whole_batches)
         operations = profile(work, pipeline.prior.device)
-    return CaseResult(
-        describe(pipeline), case.method, case.preset.as_dict(), case.batch_size, speed, operations
-    )
+    options = case.preset.as_dict()
+    return CaseResult(networks, case.method, options, case.batch_size, speed, agreement, operations)
 
 
 def _compare(

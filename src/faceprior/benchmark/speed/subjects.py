@@ -26,8 +26,8 @@ def load_subject(prior: str, corrector: str, device: str, dtype: str) -> FacePri
     """Load what is to be measured onto a device.
 
     Args:
-        prior: as `--prior`, "" for the embedded one; or "random:ffhq", the paper's 256×256 network and corrector with random
-            weights; or "random:SIDE", a small network for pictures of that side without a corrector.
+        prior: as `--prior`, "" for the embedded one; or "random:ffhq", the paper's 256×256 network and corrector with
+            random weights; or "random:SIDE", a small network for pictures of that side without a corrector.
         corrector: as `--corrector`; of a random prior only "auto" and "none".
         device: "auto", "cpu", "cuda" or "mps".
         dtype: "auto", "float32", "bfloat16" or "float16".
