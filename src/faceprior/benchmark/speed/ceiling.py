@@ -72,7 +72,7 @@ def count_flops(prior: Prior, corrector: ConditionCorrector | None, *, different
 
     def ask() -> None:
         with torch.set_grad_enabled(differentiates):
-            x = image.clone().requires_grad_(differentiates)
+            x = image.clone().requires_grad_(differentiates).clone()  # the counter stumbles over a leaf's gradient
             x0 = prior(x, t).x0
             if differentiates:
                 torch.autograd.grad(x0.sum(), x)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-_KINDS = {
+_KINDS = {  # the first that fits: "normal" has "norm" in it
+    "random numbers": ("normal", "randn", "rand", "uniform", "random"),
     "matrix products": ("conv", "mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "attention", "einsum"),
     "norms": ("norm", "var", "mean", "moments"),
     "moving data": ("copy", "cat", "to", "contiguous", "clone", "fill", "zero", "index", "upsample", "pad", "stack"),
-    "random numbers": ("normal", "randn", "rand", "uniform", "random"),
 }
 _OTHERS = "elementwise and the rest"
 
