@@ -90,9 +90,9 @@ def test_a_row_is_what_the_pipeline_restores_with_the_faces_own_seed(pipeline, f
     assert found == pytest.approx(expected, abs=0.02)
 
 
-def test_the_mean_of_one_sample_is_the_sample_and_of_several_is_not(pipeline, faces):
+def test_several_samples_have_a_mean_which_is_not_the_first_of_them(pipeline, faces):
     one, three = measure(pipeline, faces, samples=1), measure(pipeline, faces, samples=3)
-    assert figures_of(one, "sample") == figures_of(one, "mean")
+    assert not figures_of(one, "mean")
     assert figures_of(three, "sample") == pytest.approx(figures_of(one, "sample"), abs=0.02)
     assert figures_of(three, "mean") != pytest.approx(figures_of(three, "sample"), abs=0.02)
 
@@ -149,11 +149,11 @@ def test_the_corrector_can_be_left_out_beside_it(folder, tiny, faces):
     options = {"samples": 1, "steps": 4}
     evaluation = measure(whole, faces, without_corrector=True, on_faces=done.append, **options)
     assert sum(done) == 2 * len(faces)
-    means = [row for row in evaluation.rows if row.case.estimate == "mean"]
-    without = [row.psnr for row in means if row.case.corrector is False]
-    with_it = [row.psnr for row in means if row.case.corrector is True]
-    assert without == figures_of(measure(bare, faces, **options), "mean")
-    assert with_it == figures_of(measure(whole, faces, **options), "mean")
+    samples = [row for row in evaluation.rows if row.case.estimate == "sample"]
+    without = [row.psnr for row in samples if row.case.corrector is False]
+    with_it = [row.psnr for row in samples if row.case.corrector is True]
+    assert without == figures_of(measure(bare, faces, **options), "sample")
+    assert with_it == figures_of(measure(whole, faces, **options), "sample")
     assert with_it != pytest.approx(without, abs=0.001)
     assert len(figures_of(evaluation, "bicubic")) == len(faces)
 

@@ -52,7 +52,7 @@ def evaluate_held_out(
     regions: Mapping[str, torch.Tensor] | None = None,
     on_faces: Callable[[int], object] = lambda _: None,
 ) -> Evaluation:
-    """Measure bicubic enlargement, one sample and the mean of the samples for every face and damage.
+    """Measure bicubic enlargement, one sample and, of several, their mean for every face and damage.
 
     Networks see whole batches, on a CPU too; so the last bits of a result depend on `batch_size`.
 
@@ -95,10 +95,9 @@ def evaluate_held_out(
                 with whole_batches():
                     images = used.restore(list(inputs), generators, samples, preset, batch_size)  # (b, N, 3, R, R)
                 seconds = (time.perf_counter() - started) / len(chosen)
-                estimates: list[tuple[Estimate, torch.Tensor, float]] = [
-                    ("sample", images[:, 0], seconds / samples),
-                    ("mean", images.mean(1), seconds),
-                ]
+                estimates: list[tuple[Estimate, torch.Tensor, float]] = [("sample", images[:, 0], seconds / samples)]
+                if samples > 1:
+                    estimates.append(("mean", images.mean(1), seconds))
                 for estimate, results, taken in estimates:
                     measure(chosen, Case(*damage, estimate, corrector), results, inputs, taken)
                 on_faces(len(chosen))
