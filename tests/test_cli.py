@@ -76,6 +76,13 @@ def restore(prior, tmp_path):
     return lambda *arguments: faceprior("restore", "--output", tmp_path / "out", "--prior", prior, *QUICK, *arguments)
 
 
+def copies(picture, folder, count):
+    """A folder with so many links to one picture."""
+    folder.mkdir()
+    for number in range(count):
+        os.link(picture, folder / f"{number}.png")
+
+
 def one_line_of(text):
     """The only line of an error."""
     lines = text.strip().splitlines()
@@ -98,7 +105,7 @@ def test_a_face_is_restored_and_the_result_is_named(restore, face, tmp_path):
 
 def test_what_was_done_to_the_file_is_said(restore, tmp_path):
     Image.fromarray(smooth_picture(0, 40)[:30]).save(tmp_path / "wide.jpg")
-    result = restore(tmp_path / "wide.jpg")
+    result = restore(tmp_path / "wide.jpg", "--aligned")
     assert ", cropped to the central square of 40×30, reduced from 30×30 to 8×8)" in result.stdout
 
 
@@ -126,7 +133,7 @@ def test_one_bad_input_does_not_stop_the_others(restore, tmp_path, bad, others, 
     assert failed.startswith(f"failed {inputs[0]}: ")
     assert last == summary
     assert len(result.stdout.splitlines()) == others
-    log = [json.loads(line) for line in (tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()]
+    _, *log = [json.loads(line) for line in (tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()]
     assert [(line["input"], line["status"]) for line in log] == [
         (str(path), "failed" if path == inputs[0] else "done") for path in inputs
     ]
@@ -168,6 +175,15 @@ USAGE = {
     "start": (("--start", "0"), "start is 0.0; it must lie above 0"),
     "end": (("--end", "-0.1"), "end is -0.1; it must be at least 0"),
     "end that is not below start": (("--start", "0.5", "--end", "0.5"), "end is 0.5; it must be at least 0 and lie"),
+    "faces": (("--faces", "none"), "faces is none; choose all, largest or a number of 1 or more"),
+    "no faces": (("--faces", "0"), "faces is 0; choose all, largest or a number of 1 or more"),
+    "blend": (("--blend", "1.1"), "--blend"),
+    "upscale": (("--upscale", "3"), "'3' is not one of '1', '2', '4'"),
+    "smallest face": (("--min-face", "2"), "--min-face"),
+    "detector": (("--detector", "eyes"), "'eyes' is not one of"),
+    "model of dlib": (("--detector", "dlib", "--detector-model", "x.onnx"), "dlib's detector takes no model file"),
+    "two kinds": (("--photo", "--aligned"), "--photo and --aligned contradict each other; leave one out"),
+    "degraded photographs": (("--photo", "--degrade"), "wants sharp aligned faces; leave out --photo or --degrade"),
     "samples": (("--samples", "0"), "--samples"),
     "too many samples": (("--samples", "1000000"), "--samples"),
     "seed": (("--seed", "-1"), "--seed"),
@@ -343,6 +359,7 @@ def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
     metadata = read_metadata(tmp_path / "out" / "face-2.png")
     sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2}
     own = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": True}
+    own["crt_once"] = False
     assert metadata["options"] == {**sampling, **own}
     assert (metadata["scale"], metadata["seed"], metadata["sample"]) == (8.0, 12, 2)
     assert (metadata["preset"], metadata["corrector"], metadata["dtype"]) == ("paper-ddim", None, "bfloat16")
@@ -361,6 +378,101 @@ def test_the_same_command_line_writes_the_same_bytes(restore, face, tmp_path):
         written.append({path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")})
     assert written[0] == written[1]
     assert len(written[0]) == 5
+
+
+# --- photographs and folders
+
+
+@pytest.fixture(scope="module")
+def astronaut(tmp_path_factory):
+    data = pytest.importorskip("skimage.data")
+    path = tmp_path_factory.mktemp("photo") / "astronaut.jpg"
+    Image.fromarray(data.astronaut()).resize((256, 256)).save(path, quality=90)
+    return path
+
+
+EMBEDDED = ("--steps", "1", "--device", "cpu", "--dtype", "float32", "--min-face", "40")
+
+
+def test_a_photograph_is_restored_without_a_word_about_what_it_is(astronaut, tmp_path):
+    result = faceprior("restore", astronaut, "--output", tmp_path, *EMBEDDED)
+    assert result.exit_code == 0
+    assert one_line_of(result.stdout).startswith(
+        f"{astronaut} → {tmp_path / 'astronaut.jpg'}  (1 face restored, agrees with the input to "
+    )
+    with Image.open(tmp_path / "astronaut.jpg") as restored:
+        assert (restored.format, restored.size) == ("JPEG", (256, 256))
+    (face,) = json.loads(faceprior("explain", tmp_path / "astronaut.jpg").stdout)["faces"]
+    left, top, right, bottom = face["box"]
+    assert 80 < left < 120 < right < 150
+    assert 25 < top < 60 < bottom < 100
+
+
+def test_the_options_of_photographs_reach_the_work(astronaut, tmp_path):
+    options = ("--upscale", "2", "--blend", "0.5", "--faces", "largest", "--detector", "dlib", "--photo", "--sheet")
+    assert faceprior("restore", astronaut, "--output", tmp_path, *EMBEDDED, *options).exit_code == 0
+    manifest = (tmp_path / "restore.jsonl").read_text("utf-8").splitlines()
+    settings, record = json.loads(manifest[0])["settings"], json.loads(manifest[1])
+    assert Image.open(tmp_path / "astronaut.jpg").size == (512, 512)
+    assert [written["file"] for written in record["outputs"]] == ["astronaut.jpg", "astronaut-sheet.png"]
+    expected = {"upscale": 2, "blend": 0.5, "faces": "largest", "min_face": 40, "detector": "dlib", "kind": "photo"}
+    assert expected.items() <= settings.items()
+    assert faceprior("restore", astronaut, "--output", tmp_path / "only", *EMBEDDED, "--only-faces").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "only").iterdir()) == ["astronaut-face1.png", "restore.jsonl"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [((), 0), (("--strict",), 3)])
+def test_no_face_is_said_and_fails_only_when_that_is_wanted(arguments, code, tmp_path):
+    photo = tmp_path / "sky.png"
+    Image.fromarray(smooth_picture(0, 200)[:150]).save(photo)
+    result = faceprior("restore", photo, "--output", tmp_path / "out", *EMBEDDED, *arguments)
+    assert result.exit_code == code
+    assert one_line_of(result.stdout) == f"{photo} → {tmp_path / 'out' / 'sky.png'}  (no face found)"
+    assert (tmp_path / "out" / "sky.png").read_bytes() == photo.read_bytes()
+    assert not arguments or one_line_of(result.stderr) == "no face found in 1 of 1 (--strict)"
+
+
+def test_a_folder_that_would_hold_its_own_results_is_refused(prior, face):
+    result = faceprior("restore", face.parent, "--output", face.parent, "--prior", prior, *QUICK)
+    assert result.exit_code == 2
+    assert "choose another --output" in one_line_of(result.stderr)
+
+
+def test_a_killed_command_goes_on_with_resume_and_redoes_nothing(prior, face, tmp_path):
+    copies(face, tmp_path / "faces", 40)
+    output = tmp_path / "out"
+    arguments = ("restore", tmp_path / "faces", "--prior", prior, *QUICK, "--batch-size", "1")
+    process = faceprior_process(*arguments, "--output", output, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    manifest = output / "restore.jsonl"
+    lines = 0  # the first says the settings
+    while lines < 3 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+        lines = manifest.read_text("utf-8").count("\n") if manifest.exists() else 0
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    whole = manifest.read_text("utf-8").splitlines(keepends=True)[1:]
+    done = [json.loads(line)["outputs"][0]["file"] for line in whole if line.endswith("\n")]
+    assert 1 <= len(done) < 40
+    inodes = {name: (output / name).stat().st_ino for name in done}
+    result = faceprior(*arguments, "--output", output, "--resume")
+    assert result.exit_code == 0
+    assert one_line_of(result.stderr) == f"{len(done)} of 40 were done before"
+    assert len(result.stdout.splitlines()) == 40 - len(done)
+    assert {name: (output / name).stat().st_ino for name in done} == inodes
+    assert faceprior(*arguments, "--output", tmp_path / "whole").exit_code == 0
+    assert len(list(output.iterdir())) == 41
+    for path in output.glob("*.png"):
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_a_prior_that_does_not_say_where_faces_stand_restores_aligned_ones_only(restore, astronaut, face, tmp_path):
+    result = restore(astronaut, face)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(
+        f"failed {astronaut}: the card of prior tiny does not say where a face must stand"
+    )
+    assert (tmp_path / "out" / "face.png").exists()
 
 
 # --- explain
@@ -687,9 +799,11 @@ def test_a_bar_is_drawn_on_the_terminal_while_results_go_to_the_pipe(prior, face
 
 
 def test_on_a_terminal_results_stand_above_the_bar(prior, face, tmp_path):
-    arguments = ("restore", face, face, face, "--output", tmp_path / "out", "--prior", prior, *QUICK)
+    folder = tmp_path / "faces"
+    copies(face, folder, 3)
+    arguments = ("restore", folder, "--output", tmp_path / "out", "--prior", prior, *QUICK)
     terminal, _ = on_a_terminal(*arguments, "--batch-size", 1, results=True)
-    before = re.findall(r"(.{4})" + re.escape(f"{face} → "), terminal, re.DOTALL)
+    before = re.findall(r"(.{4})" + re.escape(f"{folder}/") + r"\d+.png → ", terminal, re.DOTALL)
     assert before == ["\x1b[2K"] * 3  # the bar's line was erased first
 
 
@@ -704,9 +818,9 @@ def heeding_ctrl_c():
 @pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tmp_path):
     output = tmp_path / "out"
-    inputs = [face] * 3000
+    copies(face, tmp_path / "faces", 3000)
     process = faceprior_process(
-        *("restore", *inputs, "--output", output, "--prior", prior, *QUICK, "--batch-size", "1"),
+        *("restore", tmp_path / "faces", "--output", output, "--prior", prior, *QUICK, "--batch-size", "1"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -716,9 +830,9 @@ def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tm
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert one_line_of(err) == "stopped"
+    assert re.fullmatch(r"stopped; \d+ of 3000 are done, the same command with --resume goes on", one_line_of(err))
     assert {path.suffix for path in output.iterdir()} == {".png", ".jsonl"}
     for path in output.glob("*.png"):
         read_image(path)
-    for line in (output / "restore.jsonl").read_text("utf-8").splitlines():
+    for line in (output / "restore.jsonl").read_text("utf-8").splitlines()[1:]:
         assert json.loads(line)["status"] == "done"

@@ -11,7 +11,7 @@ from torch import nn
 from faceprior.corrector import ConditionCorrector, load_corrector, make_condition, save_corrector
 from faceprior.errors import FacePriorError, OptionError, WeightsError
 from faceprior.methods import PRESETS, Preset, SamplingOptions, find_preset
-from faceprior.methods.dpi import DPI, DPIOptions, adaptive_mask, edge_strength, interpolate
+from faceprior.methods.dpi import DPI, DPIOptions, adaptive_mask, edge_strength, enlarge_grid, interpolate
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.sampling import NoiseSource, make_solver, sample, spaced_steps
@@ -364,6 +364,80 @@ def test_a_run_without_constraint_is_the_prior_alone(tiny):
     assert torch.equal(*results)
 
 
+# --- the corrector asked once ---
+
+
+class Counted:
+    """A corrector whose network notes what it is asked."""
+
+    def __init__(self, corrector):
+        self.asked = []
+        corrector.network.register_forward_pre_hook(lambda module, given: self.asked.append(given))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("start", "first"), [(0.5, 375), (1.0, 750)])
+def test_a_corrector_asked_once_sees_the_start_alone(tiny, start, first):
+    prior, corrector, low = tiny.gaussian_prior(), tiny.corrector(), faces(1, 8)
+    counted = Counted(corrector)
+    options = DPIOptions(tau=0.0, crt_once=True)
+    method = DPI(list(low), prior, options, corrector)
+    conditions = []
+
+    def watch(step, x_prev, x0):
+        conditions.append(method.condition)
+        return x_prev
+
+    steps = spaced_steps(prior.schedule, 4, start)
+    sample(prior, method, make_solver("ddim"), steps, NoiseSource(generators(1), CPU), on_step=watch)
+    (x, t, condition) = counted.asked[0]
+    uncorrected = DPI(list(low), prior, options).start(steps[0], NoiseSource(generators(1), CPU))
+    assert len(counted.asked) == 1
+    assert torch.equal(x, uncorrected)
+    assert t.tolist() == [first + 1]
+    assert torch.equal(condition, make_condition(low, 32, 2, "sampled"))
+    assert all(torch.equal(one, corrector.network(x, t, condition)) for one in conditions)
+
+
+@torch.no_grad()
+def test_a_corrector_asked_once_of_pure_noise_at_t_is_asked_about_a_level_that_it_knows(tiny):
+    corrector = tiny.corrector()
+    counted = Counted(corrector)
+    method = DPI(list(faces(1, 8)), tiny.gaussian_prior(), DPIOptions(crt_once=True), corrector)
+    step = spaced_steps(SCHEDULE, 1000)[0]
+    found = method.start(step, NoiseSource(generators(1), CPU))
+    assert torch.equal(found[0], torch.randn(3, 32, 32, generator=generators(1)[0]))
+    assert counted.asked[0][1].tolist() == [999]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [2, 4])
+def test_a_warm_start_with_a_corrector_asked_once_is_the_noised_corrected_face(tiny, stride):
+    method = dpi(tiny, faces(2, 8), DPIOptions(stride=stride, crt_once=True), tiny.corrector())
+    step = spaced_steps(tiny.gaussian_prior().schedule, 10, 0.3)[0]
+    found = method.start(step, NoiseSource(generators(1, 2), CPU))
+    z = NoiseSource(generators(1, 2), CPU).normal(3, 32, 32)
+    clean = (found - math.sqrt(1 - step.alphas_cumprod) * z) / math.sqrt(step.alphas_cumprod)
+    torch.testing.assert_close(clean[..., ::stride, ::stride], method.condition, atol=1e-5, rtol=1e-5)
+    change = clean - method.enlarged
+    assert change.abs().max() > 0.01
+    own = change[..., ::stride, ::stride].abs().amax((1, 2, 3))
+    assert (change.abs().amax((1, 2, 3)) < 1.5 * own).all()  # between the grid's pixels nothing comes out of nowhere
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_an_enlarged_grid_keeps_its_pixels_and_follows_lines_between_them(rng, stride):
+    values = torch.randn(2, 3, 8, 8, generator=rng)
+    found = enlarge_grid(values, stride)
+    assert found.shape == (2, 3, 8 * stride, 8 * stride)
+    torch.testing.assert_close(found[..., ::stride, ::stride], values)
+    places = torch.arange(8 * stride, dtype=torch.float32)
+    ramp = places[::stride].expand(1, 3, 8, 8)
+    inner = slice(2 * stride, 5 * stride)
+    for filled in (enlarge_grid(ramp, stride), enlarge_grid(ramp.mT, stride).mT):
+        torch.testing.assert_close(filled[0, 0, 3, inner], places[inner], atol=0.05 * stride, rtol=0)
+
+
 # --- the condition ---
 
 
@@ -467,7 +541,7 @@ def test_a_preset_takes_options_by_name_and_leaves_the_rest():
     assert DDIM_PRESET.options.tau == 0.4
     with pytest.raises(OptionError, match="sharpness"):
         DDIM_PRESET.with_options(sharpness=1)
-    with pytest.raises(OptionError, match=r"paper.*default, paper-ddim, paper-ddpm"):
+    with pytest.raises(OptionError, match=r"paper.*default, fast, paper-ddim, paper-ddpm"):
         find_preset("paper")
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
 from faceprior import images
 from faceprior.errors import ImageError, OutputError
@@ -110,7 +111,7 @@ HANDLED = {
         0,
         ("transparency laid over white",),
     ),
-    "cmyk jpeg": (adobe_cmyk_jpeg(), gradient(), 8, ()),
+    "cmyk jpeg": (adobe_cmyk_jpeg(), gradient(), 8, ("CMYK turned into RGB",)),
     "alpha": (
         encode(half_transparent("RGBA"), "PNG"),
         over_white(gradient()),
@@ -163,7 +164,7 @@ HANDLED = {
         rgb_png_of_16_bits(np.asarray(gradient()).astype(np.uint16) * 257),
         gradient(),
         1,
-        (),
+        ("scaled to 8 bits",),
     ),
     "rotated by exif": (rotated_by_exif(), gradient(), 0, ()),
     "animated gif": (animation("GIF"), gradient(), 40, ("first frame of several",)),
@@ -248,7 +249,7 @@ def test_what_cannot_be_a_face_is_refused_in_one_line_that_names_the_file(kind, 
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = tmp_path / "huge.png"
     path.write_bytes(REFUSED["20,000×20,000"][0])
-    monkeypatch.setattr(images, "to_rgb", lambda _image: pytest.fail("decoded"))
+    monkeypatch.setattr(images.reading, "samples_of", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="crop"):
         read_image(path)
 
@@ -368,7 +369,7 @@ def test_metadata_of_other_files_is_refused_in_one_line(content, message, tmp_pa
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
-        info = images.PngInfo()
+        info = PngInfo()
         info.add_itxt(images.METADATA_KEY, content)
         gradient().save(path, pnginfo=info)
     with pytest.raises(ImageError, match=message) as caught:

@@ -776,7 +776,9 @@ def test_an_unknown_method_is_refused_with_the_known_ones(installed):
     installed(Point("halfway", "halves", HALFWAY))
     with pytest.raises(OptionError, match=r"'best' is not known; choose bicubic, .*, dpi, halfway"):
         find_method("best")
-    with pytest.raises(OptionError, match="preset 'best' is not known; choose default, paper-ddim, paper-ddpm or"):
+    with pytest.raises(
+        OptionError, match="preset 'best' is not known; choose default, fast, paper-ddim, paper-ddpm or"
+    ):
         find_preset("best")
 
 

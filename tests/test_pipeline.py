@@ -176,13 +176,18 @@ def test_every_option_changes_the_result(request, name, change):
 
 
 def test_no_option_is_left_out_of_the_test_above():
-    tested = {name for change in CHANGES for name in change} | {"crt"}  # crt needs a corrector
+    tested = {name for change in CHANGES for name in change} | {"crt", "crt_once"}  # they need a corrector
     assert tested == {*asdict(PRESET.sampling), *asdict(PRESET.options)}
 
 
 def test_without_crt_the_corrector_changes_nothing(plain, corrected):
     assert torch.equal(restore(corrected, crt=False).images, restore(plain).images)
     assert not torch.equal(restore(corrected, crt=True).images, restore(plain).images)
+
+
+def test_crt_once_changes_the_result_where_there_is_a_corrector(plain, corrected):
+    assert not torch.equal(restore(corrected, crt_once=True).images, restore(corrected, crt_once=False).images)
+    assert torch.equal(restore(plain, crt_once=True).images, restore(plain, crt_once=False).images)
 
 
 def test_scale_preset_and_corrector_change_the_result(plain, corrected):

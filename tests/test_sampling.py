@@ -1,10 +1,11 @@
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,7 +24,7 @@ from faceprior.sampling import (
     spaced_steps,
     spawn_generators,
 )
-from faceprior.sampling.solvers import DDIM, AncestralDDPM
+from faceprior.sampling.solvers import DDIM, AncestralDDPM, DPMSolverPP2M, UniPC
 
 SCHEDULE = NoiseSchedule.linear()
 CPU = torch.device("cpu")
@@ -196,18 +197,119 @@ def test_an_ancestral_step_draws_from_the_posterior_of_bayes_rule(rng, count):
         torch.testing.assert_close(learned.double(), mean + mixed**0.5 * z, atol=1e-5, rtol=1e-5)
 
 
+# --- multistep solvers ---
+
+MULTISTEP = ["dpmpp-2m", "unipc"]
+
+
+def curved_estimate(x, t):
+    """Some x0 that depends on x_t and t, neither linearly; float64."""
+    return torch.tanh((1 + t / 1000) * x + math.sin(t / 90))
+
+
+def run_on_curved_estimates(solver, steps, x):
+    for step in steps:
+        level, x0 = step.alphas_cumprod, curved_estimate(x, step.t)
+        eps = (x - math.sqrt(level) * x0) / math.sqrt(1 - level)
+        x = solver.step(Denoised(x, x0, eps, None), step, noise_source())
+        yield x
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("dpmpp-2m", partial(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++")),
+        ("unipc", partial(UniPCMultistepScheduler, solver_type="bh2", predict_x0=True)),
+    ],
+)
+def test_a_multistep_solver_is_that_of_diffusers(rng, name, scheduler):
+    scheduler = scheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        solver_order=2,
+        prediction_type="sample",
+        timestep_spacing="leading",
+        final_sigmas_type="zero",
+        lower_order_final=True,
+    )
+    scheduler.set_timesteps(9)
+    steps = spaced_steps(SCHEDULE, 9, 1.0, 0.1)
+    assert scheduler.timesteps.tolist() == [step.t for step in steps]
+    x = expected = torch.randn(1, 3, 8, 8, generator=rng, dtype=torch.float64)
+    for t, found in zip(scheduler.timesteps, run_on_curved_estimates(make_solver(name), steps, x), strict=True):
+        expected = scheduler.step(curved_estimate(expected, int(t)), t, expected).prev_sample
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("ddim", 1.5, 3.5), ("dpmpp-2m", 4.5, 9), ("unipc", 4.5, 20)])
+def test_errors_of_a_solver_of_order_p_fall_with_the_pth_power_of_the_steps(name, least, most):
+    """On a Gaussian prior, from level 600 to 100 in 10 and in 25 steps: 2.5 times as many."""
+
+    def run(count):
+        steps = spaced_steps(SCHEDULE, count + 1, 0.1 + 0.5 * (count + 1) / count, 0.1)
+        assert (steps[0].t, steps[-1].t) == (600, 100)
+        start = Given(torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+        return sample(block_prior(), start, make_solver(name), steps, noise_source(0), clip=False)
+
+    exact = run(500)
+    few, more = ((run(count) - exact).norm().item() for count in (10, 25))
+    assert least < few / more < most
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_multistep_solver_begins_and_ends_with_ddim(rng, name):
+    x = torch.randn(1, 3, 8, 8, generator=rng, dtype=torch.float64)
+    for count in (1, 2):
+        steps = spaced_steps(SCHEDULE, count)
+        found, ddim = (list(run_on_curved_estimates(make_solver(own), steps, x)) for own in (name, "ddim"))
+        for one, other in zip(found, ddim, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_multistep_solver_forgets_what_lies_before_a_rise_or_another_run(rng, name):
+    x, solver = torch.randn(1, 3, 8, 8, generator=rng, dtype=torch.float64), make_solver(name)
+    steps = spaced_steps(SCHEDULE, 10)
+    expected = list(run_on_curved_estimates(make_solver(name), steps, x))
+    *_, half_way = run_on_curved_estimates(solver, steps[:5], x)
+    assert torch.equal(half_way, expected[4])
+    again = list(run_on_curved_estimates(solver, steps, x))  # as after a rise to the first level
+    assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_multistep_solver_goes_on_from_what_a_method_made_of_x(rng, name):
+    """A restoration may change x_{t−1}: the change stays in, times √ᾱ' · … of the DDIM step."""
+    x, change = (torch.randn(1, 3, 4, 4, generator=rng, dtype=torch.float64) for _ in range(2))
+    steps, x0s = spaced_steps(SCHEDULE, 10)[:3], torch.randn(3, 1, 3, 4, 4, generator=rng, dtype=torch.float64)
+
+    def run(changed):
+        solver, current = make_solver(name), x
+        for index, (step, x0) in enumerate(zip(steps, x0s, strict=True)):
+            current = current + changed * (index == 2)
+            level = step.alphas_cumprod
+            eps = (current - math.sqrt(level) * x0) / math.sqrt(1 - level)
+            current = solver.step(Denoised(current, x0, eps, None), step, noise_source())
+        return current
+
+    last = steps[2]
+    share = math.sqrt((1 - last.alphas_cumprod_prev) / (1 - last.alphas_cumprod))
+    torch.testing.assert_close(run(change) - run(0), share * change)
+
+
 def test_the_last_step_draws_no_noise_and_returns_the_clipped_estimate(rng):
     x, eps = (torch.randn(1, 3, 4, 4, generator=rng) for _ in range(2))
     step = spaced_steps(SCHEDULE, 10)[-1]
     x0 = (x.double() - math.sqrt(1 - step.alphas_cumprod) * eps) / math.sqrt(step.alphas_cumprod)
-    for solver in (DDIM(0.0), DDIM(1.0), AncestralDDPM()):
+    for solver in (DDIM(0.0), DDIM(1.0), AncestralDDPM(), make_solver("dpmpp-2m"), make_solver("unipc")):
         found = one_step(solver, eps, x, step)
         torch.testing.assert_close(found.double(), x0.clamp(-1, 1), atol=1e-5, rtol=1e-5)
         assert torch.equal(found, one_step(solver, eps, x, step, seed=6))
 
 
 @pytest.mark.parametrize(
-    ("name", "eta"), [("ddim", -0.1), ("ddim", 1.1), ("ddim", math.nan), ("ddpm", 0.5), ("euler", 0.0), ("", 0.0)]
+    ("name", "eta"),
+    [("ddim", -0.1), ("ddim", 1.1), ("ddim", math.nan), ("ddpm", 0.5), ("unipc", 0.5), ("euler", 0.0), ("", 0.0)],
 )
 def test_an_unknown_solver_or_eta_is_refused(name, eta):
     with pytest.raises(OptionError):
@@ -217,6 +319,9 @@ def test_an_unknown_solver_or_eta_is_refused(name, eta):
 def test_solvers_are_made_by_name():
     assert make_solver("ddim", 0.3) == DDIM(0.3)
     assert make_solver("ddpm") == AncestralDDPM()
+    assert isinstance(make_solver("dpmpp-2m"), DPMSolverPP2M)
+    assert isinstance(make_solver("unipc"), UniPC)
+    assert make_solver("unipc") is not make_solver("unipc")  # they remember their steps
 
 
 # --- a prior whose posterior is known ---

@@ -26,6 +26,7 @@ from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.studies.corrector import study_corrector
 from faceprior.studies.held_out import HeldOut, Measured
 from faceprior.studies.networks import study_networks
+from faceprior.studies.speed import SOLVERS, speed_settings
 from faceprior.studies.stride import corrected_strides, study_stride
 from faceprior.studies.tables import draw_lines
 from faceprior.studies.tau import INPUTS, study_tau
@@ -356,6 +357,35 @@ def test_identity_that_cannot_be_measured_stays_empty(run, weights, tmp_path):
     assert_a_plot(tmp_path / "corrector.png")
 
 
+# speed
+
+
+def test_the_study_of_speed_has_the_figures_that_evaluate_finds(run, weights, tmp_path):
+    chosen = ("--prior", weights / "one", "--corrector", weights / "corrector-2", "--scale", 8)
+    grid = ("--steps", 3, "--steps", 2, "--solver", "ddim", "--solver", "dpmpp-2m", "--start", 0.2, "--start", 0.4)
+    output = run("study", "speed", "--output", tmp_path, *grid, *chosen)
+    rows = read(tmp_path / "speed.csv")
+    default = find_preset("default").sampling
+    expected = [(f"{default.start}", default.solver, f"{default.steps}")]
+    expected += [(start, solver, steps) for start in ("0.2", "0.4") for solver in SOLVERS[:2] for steps in ("2", "3")]
+    assert [(row["start"], row["solver"], row["steps"]) for row in rows[::3]] == expected
+    run("evaluate", "--output", tmp_path, "--start", 0.4, "--solver", "dpmpp-2m", "--steps", 2, *chosen)
+    own = [row for row in rows if (row["start"], row["solver"], row["steps"]) == ("0.4", "dpmpp-2m", "2")]
+    assert_the_rows_are_those_of_evaluate(own, tmp_path)
+    assert_a_plot(tmp_path / "speed.png")
+    assert output.count("×8 bicubic") == 1
+    for row, first in zip(rows[3:], rows[:3] * len(expected), strict=False):
+        gain = float(row["psnr"]) - float(first["psnr"])
+        assert float(row["psnr_gain"]) == pytest.approx(gain, abs=1e-9)
+    assert {row["psnr_gain"] for row in rows[:3]} == {""}
+
+
+def test_a_setting_that_is_the_default_is_measured_once(pipeline):
+    default = find_preset("default").sampling
+    settings = speed_settings(pipeline, (default.steps, 4, 4), (default.solver,), (default.start,))
+    assert [preset.sampling.steps for preset in settings] == [default.steps, 4]
+
+
 # networks
 
 
@@ -413,7 +443,7 @@ def test_a_killed_study_of_networks_trains_only_what_is_missing(packed, tmp_path
 # errors
 
 
-@pytest.mark.parametrize("study", ["tau", "stride", "corrector", "networks"])
+@pytest.mark.parametrize("study", ["tau", "stride", "corrector", "speed", "networks"])
 def test_without_matplotlib_a_study_says_so_before_any_work(study, configs, packed, weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     output = tmp_path / "study"
@@ -429,3 +459,4 @@ def test_a_value_out_of_range_is_a_usage_error(run, weights, tmp_path):
     chosen = ("--prior", weights / "one", "--output", tmp_path)
     assert "--tau" in run("study", "tau", "--tau", 1.5, *chosen, expect=2)
     assert "--scale" in run("study", "stride", "--scale", 1, *chosen, expect=2)
+    assert "steps is 50" in run("study", "speed", "--steps", 50, "--start", 0.05, *chosen, expect=2)

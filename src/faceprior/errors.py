@@ -15,6 +15,10 @@ class ImageError(FacePriorError, ValueError):
     """A picture cannot be read, or is not one that can be restored."""
 
 
+class VideoError(FacePriorError, ValueError):
+    """A clip cannot be read, or is no video."""
+
+
 class WeightsError(FacePriorError, ValueError):
     """A prior, a corrector or a checkpoint cannot be found, trusted or understood."""
 
@@ -29,3 +33,7 @@ class DataError(FacePriorError, ValueError):
 
 class OutputError(FacePriorError, OSError):
     """A result cannot be written."""
+
+
+class CancelledError(FacePriorError):
+    """The work was stopped from outside before it was finished."""

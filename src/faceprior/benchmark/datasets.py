@@ -18,9 +18,9 @@ from faceprior.evaluation.groups import face_labels, group_faces
 from faceprior.evaluation.identity import CHIP_SIDE, CHIP_TEMPLATE
 from faceprior.evaluation.pose import PoseMeter
 from faceprior.faces import Points, align
-from faceprior.images import read_image, resize, square, to_pil, to_tensor
+from faceprior.images import IMAGE_SUFFIXES, read_image, resize, square, to_pil, to_tensor
 from faceprior.priors.card import FFHQ_TEMPLATE, Landmarks
-from faceprior.training.shards import IMAGE_SUFFIXES, MANIFEST, PackedFaces
+from faceprior.training.shards import MANIFEST, PackedFaces
 
 EXTREME_POSE = 0.2
 """Offset of the nose from the middle of the eyes, in distances between the eyes, from which a pose counts as

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from faceprior.cli import options
 from faceprior.cli.benchmark import benchmark_app
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
 from faceprior.cli.evaluate import evaluate, figures_table
-from faceprior.cli.options import DegradationName, DeviceName, DtypeName
+from faceprior.cli.restore import restore
 from faceprior.cli.study import study_app
 from faceprior.cli.training import data_app, train_app
 
@@ -35,115 +34,21 @@ app.add_typer(study_app, name="study")
 app.add_typer(benchmark_app, name="benchmark")
 
 
-class ScaleName(str, Enum):
-    """Scales that `restore` offers."""
-
-    x4, x8, x16, auto = "4", "8", "16", "auto"
-
-
-@app.command()
-def restore(
-    faces: Annotated[list[Path], typer.Argument(help="Aligned face crops, any picture format.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    scale: Annotated[
-        ScaleName,
-        typer.Option(help="How much is missing: the face is taken to have resolution/scale pixels a side."),
-    ] = ScaleName.auto,
-    prior: options.Prior = None,
-    adm_config: options.ADMConfigFile = None,
-    corrector: options.Corrector = "auto",
-    method: options.Method = None,
-    preset: options.PresetOption = None,
-    method_options: options.MethodOptions = None,
-    solver: options.Solver = None,
-    steps: options.Steps = None,
-    start: options.Start = None,
-    end: options.End = None,
-    tau: options.Tau = None,
-    stride: options.Stride = None,
-    edge_exponent: options.EdgeExponent = None,
-    late_weight: options.LateWeight = None,
-    eta: options.Eta = None,
-    samples: options.Samples = 1,
-    seed: options.Seed = 0,
-    device: options.Device = DeviceName.auto,
-    dtype: options.Dtype = DtypeName.auto,
-    batch_size: options.BatchSize = 8,
-    degrade: Annotated[
-        bool, typer.Option("--degrade", help="Make a low-resolution face out of each (sharp) input first.")
-    ] = False,
-    degradation: Annotated[
-        DegradationName, typer.Option(help="How --degrade does it (×8 if the scale is auto).")
-    ] = DegradationName.bicubic,
-    sheet: Annotated[bool, typer.Option("--sheet", help="Also write everything side by side.")] = False,
-) -> None:
-    """Restore aligned face crops.
-
-    Writes DIR/<stem>.png for every input (with --samples N also <stem>-2.png …, <stem>-mean.png and
-    <stem>-spread.png) and DIR/restore.jsonl. Exit code: 0 all done, 3 some failed, 2 wrong usage.
-    """
-    from faceprior.cli.progress import steps_progress
-    from faceprior.pipeline.restore import RestoreOptions, restore_files
-
-    chosen = options.make_preset(
-        preset,
-        solver,
-        method=method,
-        method_options=method_options,
-        steps=steps,
-        start=start,
-        end=end,
-        tau=tau,
-        stride=stride,
-        edge_exponent=edge_exponent,
-        late_weight=late_weight,
-        eta=eta,
-    )
-    how = RestoreOptions(
-        scale="auto" if scale is ScaleName.auto else float(scale.value),
-        preset=chosen,
-        preset_name=options.preset_name(preset, method),
-        samples=samples,
-        seed=seed,
-        batch_size=batch_size,
-        degradation=degradation.value if degrade else None,
-        write_sheet=sheet,
-    )
-    pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
-    pipeline.check(chosen)
-
-    failed, steps_each = 0, samples * pipeline.evaluations(chosen)
-    with steps_progress(len(faces) * steps_each) as progress:
-        for record in restore_files(pipeline, faces, output, how, progress.advance):
-            if record["status"] == "failed":
-                failed += 1
-                progress.skip(steps_each)
-                say(errors, record["error"], label="failed")
-            else:
-                say(console, _summary(record, output))
-    if failed:
-        say(errors, f"{failed} of {len(faces)} failed" + ("; the others are done" if failed < len(faces) else ""))
-        raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _summary(record: dict[str, Any], output: Path) -> str:
-    first, *others = record["outputs"]
-    more = f" and {len(others)} more" if others else ""
-    agreement = f"agrees with the input to {record['lr_consistency'][0]:.1f} dB"
-    remarks = ", ".join([f"×{record['scale']:.3g}", agreement, *record["notes"]])
-    return f"{record['input']} → {output / first}{more}  ({remarks})"
+app.command()(restore)
 
 
 @app.command()
 def explain(
-    result: Annotated[Path, typer.Argument(help="A PNG that faceprior wrote.", show_default=False)],
+    result: Annotated[Path, typer.Argument(help="A PNG or a clip that faceprior wrote.", show_default=False)],
 ) -> None:
     """Print how a result was made: prior, corrector, method, options, seed, version."""
     import json
 
+    from faceprior.clips import is_clip, read_clip_metadata
     from faceprior.images import read_metadata
 
-    console.print_json(json.dumps(read_metadata(result), ensure_ascii=False))
+    made = read_clip_metadata(result) if is_clip(result) else read_metadata(result)
+    console.print_json(json.dumps(made, ensure_ascii=False))
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from faceprior.benchmark.photos import ASTRONAUT_LANDMARKS
 from faceprior.cli.progress import steps_progress
 from faceprior.degradations import bicubic_downscale
 from faceprior.errors import FacePriorError, OutputError
@@ -15,17 +16,13 @@ from faceprior.images import to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, find_preset
 from faceprior.pipeline.devices import choose_device, choose_dtype
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.restore import RestoreOptions, describe
+from faceprior.pipeline.recipe import RestoreOptions, describe
 from faceprior.pipeline.results import Restored, sheet, spread_picture
 from faceprior.sampling import Step
 
 SCALE = 8
 SAMPLES = 4
 SEED = 0
-
-ASTRONAUT_LANDMARKS = ((204.2, 101.2), (247.0, 103.3), (225.0, 126.7), (205.0, 140.8), (243.8, 141.3))
-"""In pixels of scikit-image's `astronaut` (NASA portrait of Eileen Collins, public domain): image-left eye,
-image-right eye, nose tip, image-left and image-right mouth corner."""
 
 
 def run_demo(output: Path) -> dict[str, dict[str, float]]:
@@ -63,7 +60,7 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     restored = Restored(low_resolution, sharp, images)
 
     options = RestoreOptions(scale=SCALE, preset=preset, samples=SAMPLES, seed=SEED, degradation="bicubic")
-    made = describe(pipeline, Path("skimage.data.astronaut"), low_resolution, options)
+    made = {**describe(pipeline, options), "input": "skimage.data.astronaut", "scale": float(SCALE), "notes": []}
     samples = [to_pil(image) for image in images]
     write_png(output / "original.png", original)
     write_png(output / "low-resolution.png", to_pil(low_resolution))

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class PresetName(str, Enum):
     """Named sets of options."""
 
-    default, paper_ddim, paper_ddpm = "default", "paper-ddim", "paper-ddpm"
+    default, fast, paper_ddim, paper_ddpm = "default", "fast", "paper-ddim", "paper-ddpm"
 
 
 class SolverName(str, Enum):
     """Rules of one reverse-diffusion step."""
 
-    ddim, ddpm = "ddim", "ddpm"
+    ddim, ddpm, dpmpp_2m, unipc = "ddim", "ddpm", "dpmpp-2m", "unipc"
 
 
 class DeviceName(str, Enum):

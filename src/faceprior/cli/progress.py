@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from faceprior.cli.console import progress_bar
+from faceprior.cli.console import errors, progress_bar, say
 
 
 class StepsProgress:
@@ -20,10 +20,34 @@ class StepsProgress:
         """A step is done for so many faces."""
         self._progress.advance(self._task, faces)
 
-    def skip(self, steps: int) -> None:
-        """So many steps will not happen."""
+    def expect(self, steps: int) -> None:
+        """So many steps more, or fewer, than it was thought will happen."""
         total = self._progress.tasks[0].total or 0
-        self._progress.update(self._task, total=total - steps)
+        self._progress.update(self._task, total=total + steps)
+
+
+class RestoreProgress:
+    """A bar over the steps of files whose faces are counted as they are read: a watcher of `restore_files`.
+
+    Args:
+        progress: the bar, which stands at one face for each file.
+        steps_each: steps for a face, all its samples together.
+    """
+
+    def __init__(self, progress: StepsProgress, steps_each: int) -> None:
+        self._progress, self._steps_each = progress, steps_each
+
+    def on_faces(self, faces: int) -> None:
+        """An input turned out to have so many faces to restore."""
+        self._progress.expect((faces - 1) * self._steps_each)
+
+    def on_step(self, samples: int) -> None:
+        """A step is done for so many samples."""
+        self._progress.advance(samples)
+
+    def on_notice(self, text: str) -> None:
+        """Tell the user."""
+        say(errors, text)
 
 
 @contextmanager

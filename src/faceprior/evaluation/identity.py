@@ -5,17 +5,14 @@ The network is `dlib_face_recognition_resnet_model_v1` (CC0), from the PyPI pack
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from faceprior.errors import FacePriorError
 from faceprior.faces import align
+from faceprior.faces.dlib_models import load_dlib, model_file
 from faceprior.images import to_pil
 from faceprior.priors.card import Landmarks
 
@@ -38,7 +35,6 @@ CHIP_TEMPLATE: Landmarks = (
 """Where the five landmarks of a card stand in dlib's face chips (padding 0.25), as fractions of the side: the
 median place over 600 faces of what dlib's own 5-point predictor and `get_face_chip` cut out."""
 
-_PACKAGE = "face_recognition_models"
 _MODEL = "dlib_face_recognition_resnet_model_v1.dat"
 
 
@@ -72,26 +68,3 @@ class FaceEmbedder:
 def identity(embeddings: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Cosine similarity of embeddings, (B, 128) and (B, 128) → (B,) in [-1, 1]; 1 for the same picture."""
     return F.cosine_similarity(embeddings, others)
-
-
-def load_dlib() -> Any:
-    """Import dlib; raises FacePriorError if the extra "faces" is not installed."""
-    try:
-        import dlib
-    except ImportError as error:
-        raise FacePriorError(_missing("dlib-bin")) from error
-    return dlib
-
-
-def model_file(name: str) -> Path:
-    """Return a model of the package `face_recognition_models`; raises FacePriorError if it is not installed."""
-    # the package itself cannot be imported: it needs pkg_resources, which setuptools no longer has
-    found = importlib.util.find_spec(_PACKAGE)
-    for folder in (found.submodule_search_locations if found else None) or ():
-        if (path := Path(folder) / "models" / name).is_file():
-            return path
-    raise FacePriorError(_missing(_PACKAGE))
-
-
-def _missing(package: str) -> str:
-    return f"identity needs {package}, which is not installed: pip install 'faceprior[faces]'"

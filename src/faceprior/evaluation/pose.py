@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from faceprior.errors import ImageError
-from faceprior.evaluation.identity import CHIP_SIDE, load_dlib, model_file
+from faceprior.evaluation.identity import CHIP_SIDE
+from faceprior.faces.dlib_models import load_dlib, model_file
 from faceprior.images import to_pil
 
 _MODEL = "shape_predictor_5_face_landmarks.dat"

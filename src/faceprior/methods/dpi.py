@@ -40,6 +40,8 @@ class DPIOptions:
         placement: how the condition gets onto the grid: "resized" as in the paper, or "sampled", without its
             half-pixel shift (see `faceprior.corrector.make_condition`).
         crt: whether the corrector, where there is one, corrects the condition between the steps.
+        crt_once: whether it is asked once, at the start, rather than after every step; a warm start then begins
+            with the corrected face.
 
     Raises:
         OptionError: a value is out of its range.
@@ -51,6 +53,7 @@ class DPIOptions:
     stride: int = 2
     placement: Placement = "sampled"
     crt: bool = True
+    crt_once: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
@@ -119,15 +122,29 @@ class DPI(Enlarged):
             x_t=interpolate(denoised.x_t, noised, weight, stride),
         )
 
+    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
+        """Pure noise or the noised bicubic face; if the corrector is asked once, the face that it corrected."""
+        x = super().start(step, noise)
+        if self.corrector is None or not self.options.crt_once:
+            return x
+        self.condition = self._corrected(self.corrector, x, step.t)
+        if step.pure_noise:
+            return x
+        stride = self.options.stride
+        change = enlarge_grid(self.condition - self.enlarged[..., ::stride, ::stride], stride)
+        return x + math.sqrt(step.alphas_cumprod) * change
+
     def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
         """Let the corrector look at x_{t_prev} and predict the next condition."""
-        if self.corrector is not None and not step.last:
-            # trained on (x_{t−1}, t)
-            t = torch.full((len(x_prev),), step.t_prev + 1, device=x_prev.device)
-            corrected = map_images(self.corrector.network, x_prev, t, self.first_condition)
-            skip = self.options.stride // self.corrector.network.stride
-            self.condition = corrected[..., ::skip, ::skip]
+        if self.corrector is not None and not self.options.crt_once and not step.last:
+            self.condition = self._corrected(self.corrector, x_prev, step.t_prev)
         return x_prev
+
+    def _corrected(self, corrector: Corrector, x: torch.Tensor, t: int) -> torch.Tensor:
+        # trained on (x_{t−1}, t), t below T
+        after = torch.full((len(x),), min(t + 1, len(corrector.network.schedule) - 1), device=x.device)
+        skip = self.options.stride // corrector.network.stride
+        return map_images(corrector.network, x, after, self.first_condition)[..., ::skip, ::skip]
 
 
 def interpolate(
@@ -145,6 +162,13 @@ def interpolate(
     grid = moved[..., ::stride, ::stride]
     grid += weight * (condition - grid)
     return moved
+
+
+def enlarge_grid(values: torch.Tensor, stride: int) -> torch.Tensor:
+    """Fill the pixels between those of the grid bicubically: (B, 3, R/k, R/k) → (B, 3, R, R)."""
+    side = stride * (values.shape[-1] - 1) + 1  # from the grid's first pixel to its last
+    filled = F.interpolate(values, size=(side, side), mode="bicubic", align_corners=True)
+    return F.pad(filled, (0, stride - 1, 0, stride - 1), mode="replicate")
 
 
 def edge_strength(condition: torch.Tensor) -> torch.Tensor:
@@ -184,5 +208,6 @@ METHOD = Method(
     restoration=DPI,
     options=DPIOptions(tau=0.0, late_weight=1.0),
     sampling=SamplingOptions(steps=20, start=0.3, end=0.04),
+    solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
     uses_corrector=True,
 )

@@ -27,11 +27,17 @@ class Enlarged(Restoration):
 
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior) -> None:
         self.enlarged = torch.cat([resize(face[None], prior.resolution) for face in low_resolution])
+        self._initial: torch.Tensor | None = None
+
+    def start_from(self, images: torch.Tensor) -> None:
+        """Take these faces, (B, 3, R, R), for the bicubic ones in a warm start."""
+        self._initial = images
 
     def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
         """Pure noise if the sampler starts at T; else the bicubic face, noised to the first level (warm start)."""
-        z = noise.normal(*self.enlarged.shape[1:])
-        return z if step.pure_noise else noised(self.enlarged, z, step.alphas_cumprod)
+        initial = self.enlarged if self._initial is None else self._initial
+        z = noise.normal(*initial.shape[1:])
+        return z if step.pure_noise else noised(initial, z, step.alphas_cumprod)
 
 
 class Measured(Enlarged):

@@ -21,7 +21,7 @@ class SamplingOptions:
     """How the reverse diffusion runs, whatever the method.
 
     Attributes:
-        solver: "ddim" or "ddpm" (ancestral).
+        solver: "ddim", "ddpm" (ancestral), or one of the second order, "dpmpp-2m" and "unipc".
         steps: number of noise levels, 1 to (start − end) · T; a method that does not travel in time evaluates
             the prior once at each.
         start: noise level at which the sampler starts, as a fraction of T, above 0 and at most 1. 1 is pure
@@ -100,7 +100,7 @@ class Method:
         return [] if sampling is None else self.plan(schedule, sampling, options)
 
     def solver(self, sampling: SamplingOptions | None) -> Solver:
-        """Return the solver.
+        """Return a new solver, for one run on one batch.
 
         Raises:
             OptionError: it is unknown, eta does not suit it, or the method does not work with it.

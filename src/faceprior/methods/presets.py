@@ -1,4 +1,4 @@
-"""Named sets of options: each method's own, and for DPI the two published ones and our default."""
+"""Named sets of options: each method's own, and for DPI the two published ones, our default and a fast one."""
 
 from __future__ import annotations
 
@@ -76,6 +76,11 @@ class Preset:
 
 PRESETS = {
     DEFAULT_PRESET: Preset.of(dpi.METHOD),
+    "fast": Preset(
+        "dpi",
+        SamplingOptions(solver="dpmpp-2m", steps=4, start=0.1, end=0.04),
+        DPIOptions(tau=0.0, late_weight=1.0, crt_once=True),
+    ),
     "paper-ddim": Preset(
         "dpi",
         SamplingOptions(solver="ddim", steps=20),

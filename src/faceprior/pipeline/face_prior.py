@@ -230,7 +230,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             callback_on_step_end_tensor_inputs: the tensors that it gets: "sample" (x_{t−1}) and "x0" (the
                 corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
             **options: options of the preset by name: `solver`, `start`, `end`, `eta`, and the method's own, for DPI
-                `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`; None leaves them to the preset.
+                `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`, `crt_once`; None leaves them
+                to the preset.
 
         Raises:
             ImageError: an input is not an image that can be restored.
@@ -284,6 +285,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         preset: Preset,
         batch_size: int,
         on_step: OnStep | None = None,
+        initial: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Restore low-resolution faces as they are; what `__call__` and the workflow over files share.
 
@@ -294,12 +296,14 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             preset: all options.
             batch_size: samples that go through the networks together.
             on_step: see `faceprior.sampling.sample`.
+            initial: clean faces to start from, each (3, R, R) in [-1, 1], for methods that start from a noised face
+                (`faceprior.sampling.Restoration.start_from`); None leaves the start to the method.
 
         Returns:
             (B, N, 3, R, R) in [-1, 1], on the CPU.
         """
         method, steps = find_method(preset.method), self._steps(preset)
-        solver, corrector = method.solver(preset.sampling), self._corrector(method)
+        corrector = self._corrector(method)
         device, batch_size = self.prior.device, self._batch_size(preset, batch_size)
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]
@@ -308,7 +312,11 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             batch = slice(first, first + batch_size)
             conditions = [face.to(device) for face in repeated[batch]]
             restoration = method.begin(conditions, self.prior, preset.options, corrector)
+            if initial is not None:
+                starts = [face for face in initial for _ in range(num_samples)]
+                restoration.start_from(torch.stack(starts[batch]).to(device))
             noise = NoiseSource(sources[batch], device)
+            solver = method.solver(preset.sampling)
             found = sample(self.prior, restoration, solver, steps, noise, on_step=on_step)
             restored.append(found.clamp(-1, 1).cpu())
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))

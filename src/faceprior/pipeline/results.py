@@ -77,6 +77,10 @@ class Restored:
 
     def sheet(self) -> Image.Image:
         """Original (if known), input, bicubic, samples, mean and spread side by side, labelled."""
+        return sheet(self.pictures())
+
+    def pictures(self) -> list[tuple[str, Image.Image]]:
+        """What stands on the sheet: label and picture."""
         side = self.low_resolution.shape[-1]
         pictures = [("original", to_pil(self.sharp))] if self.sharp is not None else []
         pictures += [
@@ -88,7 +92,7 @@ class Restored:
         if len(self.images) > 1:
             pictures.append((f"mean of {len(self.images)} samples", to_pil(self.mean)))
             pictures.append(("where samples disagree", spread_picture(self.spread)))
-        return sheet(pictures)
+        return pictures
 
 
 def sheet(pictures: Sequence[tuple[str, Image.Image]], side: int = 256, columns: int = 4) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from faceprior.sampling.loop import Denoised, OnStep, Restoration, map_images, sample, whole_batches
-from faceprior.sampling.noise import NoiseSource, spawn_generators
+from faceprior.sampling.noise import NoiseSource, face_generator, spawn_generators
 from faceprior.sampling.solvers import Solver, make_solver
 from faceprior.sampling.steps import Step, spaced_steps, time_travel
 
@@ -14,6 +14,7 @@ __all__ = [
     "Restoration",
     "Solver",
     "Step",
+    "face_generator",
     "make_solver",
     "map_images",
     "sample",

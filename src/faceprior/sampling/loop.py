@@ -53,6 +53,9 @@ class Restoration:
         """Return x_t for the first step, (B, 3, R, R); the result, where there is no step at all."""
         raise NotImplementedError
 
+    def start_from(self, images: torch.Tensor) -> None:
+        """Start from these clean faces, (B, 3, R, R), instead of the method's own guess, if it has one."""
+
     def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:  # noqa: ARG002
         """Bend the prior's estimate towards the measurement."""
         return denoised

@@ -6,8 +6,9 @@ x0 and eps are the (corrected) estimates at level t; ᾱ' is the level of the re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 
@@ -18,11 +19,11 @@ from faceprior.sampling.steps import Step
 if TYPE_CHECKING:
     from faceprior.sampling.loop import Denoised
 
-SolverName = Literal["ddim", "ddpm"]
+SolverName = Literal["ddim", "ddpm", "dpmpp-2m", "unipc"]
 
 
 class Solver(Protocol):
-    """A rule from (x_t, x0, eps) to x_{t_prev}."""
+    """A rule from (x_t, x0, eps) to x_{t_prev}; one object serves one run on one batch: it may remember its steps."""
 
     eps_from_clipped: ClassVar[bool]
     """Whether eps is derived again from the clipped x0 before the step."""
@@ -79,18 +80,110 @@ class AncestralDDPM:
         return mean + torch.exp(0.5 * (share * math.log(beta) + (1 - share) * log_posterior)) * z
 
 
+class _Past(NamedTuple):
+    """What a multistep solver remembers of a step: the step and its corrected x0, (B, 3, R, R)."""
+
+    step: Step
+    x0: torch.Tensor
+
+
+class DPMSolverPP2M:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), second order from two estimates of x0.
+
+    With λ = log(√ᾱ / √(1 − ᾱ)) and h = λ' − λ its first-order part is DDIM; the second-order part follows the
+    line through the last two estimates. The first step after the start or a rise, and the one to the clean image,
+    where h is infinite, are DDIM.
+    """
+
+    eps_from_clipped: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._past: _Past | None = None
+
+    def step(self, denoised: Denoised, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
+        """Step by x' = √ᾱ' · x0 + √(1 − ᾱ') · eps + √ᾱ' · (1 − e^{−h}) · h / (2 h_past) · (x0 − x0_past)."""
+        past, self._past = _before(self._past, step), _Past(step, denoised.x0)
+        return _multistep(denoised, step, past)
+
+
+class UniPC:
+    """UniPC (Zhao et al. 2023, arXiv 2302.04867), order 2 on x0 with B(h) = e^h − 1.
+
+    Its predictor UniP is DPM-Solver++(2M). Its corrector UniC moves the x_t that was predicted by what the estimate
+    made there tells of the step before, and asks the prior nothing. The move goes into eps, so that what a method
+    has made of x_t stays.
+    """
+
+    eps_from_clipped: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._past: _Past | None = None
+        self._older: _Past | None = None
+
+    def step(self, denoised: Denoised, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
+        """Correct x_t (UniC), then step from it (UniP)."""
+        past = _before(self._past, step)
+        older = None if past is None else _before(self._older, past.step)
+        self._older, self._past = past, _Past(step, denoised.x0)
+        if past is not None:
+            moved = _unic(older, past, denoised.x0)
+            denoised = denoised._replace(eps=denoised.eps + moved / math.sqrt(1 - step.alphas_cumprod))
+        return _multistep(denoised, step, past)
+
+
+def _before(past: _Past | None, step: Step) -> _Past | None:
+    """What is remembered, if it led to this step: not after a rise."""
+    return past if past is not None and past.step.t_prev == step.t else None
+
+
+def _multistep(denoised: Denoised, step: Step, past: _Past | None) -> torch.Tensor:
+    level_prev = step.alphas_cumprod_prev
+    x_prev = math.sqrt(level_prev) * denoised.x0 + math.sqrt(1 - level_prev) * denoised.eps
+    return x_prev if past is None or step.last else x_prev + _second_order(past, denoised.x0, step)
+
+
+def _second_order(past: _Past, x0: torch.Tensor, step: Step) -> torch.Tensor:
+    h = _width(step)
+    return math.sqrt(step.alphas_cumprod_prev) * -math.expm1(-h) * h / (2 * _width(past.step)) * (x0 - past.x0)
+
+
+def _unic(older: _Past | None, past: _Past, x0: torch.Tensor) -> torch.Tensor:
+    """UniC less UniP: how far x_t is off, now that x0 there is known."""
+    h, scale = _width(past.step), math.sqrt(past.step.alphas_cumprod_prev) * -math.expm1(-_width(past.step))
+    if older is None:
+        return scale / 2 * (x0 - past.x0)
+    # ρ solves ρ_1 + ρ_2 = b_1 and r ρ_1 + ρ_2 = b_2: the estimate before `past` lies r · h from it, x0 lies h from it
+    r = -_width(older.step) / h
+    first = 1 / -h - 1 / math.expm1(-h)
+    b_1, b_2 = first, 2 * (first / -h - 0.5 / math.expm1(-h))
+    rho_1 = (b_1 - b_2) / (1 - r)
+    corrected = rho_1 / r * (older.x0 - past.x0) + (b_1 - rho_1) * (x0 - past.x0)
+    return scale * corrected - _second_order(older, past.x0, past.step)
+
+
+def _width(step: Step) -> float:
+    """h = λ' − λ of a step that does not lead to the clean image."""  # noqa: D403
+    return _log_snr(step.alphas_cumprod_prev) - _log_snr(step.alphas_cumprod)
+
+
+def _log_snr(alphas_cumprod: float) -> float:
+    """λ = log(√ᾱ / √(1 − ᾱ))."""
+    return (math.log(alphas_cumprod) - math.log1p(-alphas_cumprod)) / 2
+
+
 def make_solver(name: SolverName, eta: float = 0.0) -> Solver:
-    """Return the solver of that name.
+    """Return a new solver of that name, for one run on one batch.
 
     Raises:
         OptionError: the name is unknown, eta is outside 0 to 1, or given to a solver that has none.
     """
     if not 0 <= eta <= 1:
         raise OptionError(f"eta is {eta}; it must lie in 0 to 1")
+    if name not in (names := get_args(SolverName)):
+        raise OptionError(f"solver {name!r} is not known; choose {', '.join(names[:-1])} or {names[-1]}")
     if name == "ddim":
         return DDIM(eta)
-    if name == "ddpm":
-        if eta:
-            raise OptionError("eta belongs to the solver ddim; ddpm always draws the whole ancestral noise")
-        return AncestralDDPM()
-    raise OptionError(f"solver {name!r} is not known; choose ddim or ddpm")
+    if eta:
+        raise OptionError("eta belongs to the solver ddim; the others have their own share of noise, all or none")
+    solvers: dict[str, Callable[[], Solver]] = {"ddpm": AncestralDDPM, "dpmpp-2m": DPMSolverPP2M, "unipc": UniPC}
+    return solvers[name]()

@@ -29,6 +29,7 @@ LABELS = {
     "tau": "τ",
     "stride": "stride k",
     "scale": "scale R/n",
+    "steps": "steps",
 }
 """What columns are called in tables and plots."""
 

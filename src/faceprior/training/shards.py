@@ -21,26 +21,14 @@ import torch
 from PIL import Image
 
 from faceprior.errors import DataError, ImageError
-from faceprior.images import read_image, square, to_rgb
+from faceprior.images import IMAGE_SUFFIXES, decode_image, read_image, square
 
 MANIFEST = "manifest.json"
 FORMAT = "faceprior-shards/1"
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 FACES_PER_SHARD = 4096
 
 _COLUMNS = "shard, source, terms and licence"
 _DESCRIBING = frozenset({"shard", "file", "source", "terms", "licence", None})  # None: cells beyond the header
-
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    MemoryError,
-    ArithmeticError,
-    LookupError,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)
@@ -180,12 +168,9 @@ def _tar_pictures(path: Path, problems: list[str]) -> Iterator[tuple[str, Image.
                 if file is None or Path(member.name).suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 try:
-                    with Image.open(io.BytesIO(file.read())) as image:
-                        rgb = to_rgb(image)
-                except _UNREADABLE as error:
-                    problems.append(f"{path}: {member.name} cannot be read ({error})")
-                    continue
-                yield member.name, rgb
+                    yield member.name, decode_image(file.read(), f"{path}: {member.name}")
+                except ImageError as error:
+                    problems.append(str(error))
     except (tarfile.TarError, OSError) as error:
         problems.append(f"{path}: is damaged or cut short ({error})")
 

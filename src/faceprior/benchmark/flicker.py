@@ -1,0 +1,192 @@
+"""Flicker of restored clips: ours, against restoring every frame as a photograph of its own.
+
+Both are measured on the frames as a viewer sees them, at faces that are aligned by the same smooth landmarks; on a
+clip that was made from a photograph the truth is known too, and with it the PSNR.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from faceprior.clips import Frame, read_frames, write_clip
+from faceprior.errors import DataError, FacePriorError
+from faceprior.evaluation.flicker import flicker
+from faceprior.evaluation.metrics import psnr
+from faceprior.faces import FaceDetector, Points, align
+from faceprior.faces.tracking import Place
+from faceprior.images import to_tensor
+from faceprior.pipeline.cast import find_cast
+from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.video import ClipRestorer, VideoOptions
+
+Motion = Literal["still", "moving"]
+MOTIONS: tuple[Motion, ...] = get_args(Motion)
+
+SIDE = 224  # of a made clip, in pixels
+REDUCTION = 4
+NOISE = 3.0  # standard deviation, in grey levels of 255
+RATE = 25
+
+Truth = Callable[[int], NDArray[np.uint8]]
+"""The sharp frame of an index."""
+
+
+@dataclass
+class ClipFigures:
+    """What was measured on one clip, for the input and for each way to restore it.
+
+    Attributes:
+        name: of the clip.
+        frames: of the clip.
+        flicker: of consecutive faces, in grey levels of 255, by way.
+        psnr: against the true faces, in dB, by way; empty where the truth is not known.
+        true_flicker: of the true faces, in grey levels; None where the truth is not known.
+    """
+
+    name: str
+    frames: int
+    flicker: dict[str, float]
+    psnr: dict[str, float] = field(default_factory=dict)
+    true_flicker: float | None = None
+
+
+def measure_clip(
+    pipeline: FacePriorPipeline,
+    path: Path,
+    detector: FaceDetector,
+    options: VideoOptions,
+    truth: Truth | None = None,
+    on_frame: Callable[[int], object] = lambda _frames: None,
+) -> ClipFigures:
+    """Restore a clip in both ways and measure them; nothing is written.
+
+    Args:
+        pipeline: prior and corrector.
+        path: the clip.
+        detector: finds the faces.
+        options: how both restore.
+        truth: the sharp frames, if they are known.
+        on_frame: called after every frame that was restored, with their number so far.
+
+    Raises:
+        VideoError: the clip cannot be read.
+        DataError: no face is seen in two frames in a row.
+    """
+    card = pipeline.prior.card
+    cast = find_cast(read_frames(path), detector, card, options.photo)
+    ours, alone = ClipRestorer(pipeline, options), _FrameByFrame(pipeline, detector, options)
+    changes: dict[str, list[float]] = {}
+    fidelity: dict[str, list[float]] = {}
+    before: dict[int, dict[str, torch.Tensor]] = {}
+    for frame in read_frames(path):
+        places = [place for place in cast.places.get(frame.index, ()) if place.left_alone is None]
+        pictures = {"input": frame.pixels, "frame by frame": alone(frame), "tracked": ours(frame.pixels, places)}
+        if truth is not None:
+            pictures["truth"] = truth(frame.index)
+        now = {place.track: _faces(pictures, place, card.template, pipeline.resolution) for place in places}
+        for track, faces in now.items():
+            for way, face in faces.items():
+                if track in before:
+                    changes.setdefault(way, []).append(float(flicker(before[track][way][None], face[None])))
+                if truth is not None and way != "truth":
+                    fidelity.setdefault(way, []).append(float(psnr(face[None], faces["truth"][None])))
+        before = now
+        on_frame(frame.index + 1)
+    if not changes:
+        raise DataError(f"{path}: no face to restore is seen in two frames in a row; choose another clip")
+    mean = {way: fmean(values) for way, values in changes.items()}
+    return ClipFigures(
+        path.stem,
+        cast.frames,
+        {way: value for way, value in mean.items() if way != "truth"},
+        {way: fmean(values) for way, values in fidelity.items()},
+        mean.get("truth"),
+    )
+
+
+class _FrameByFrame:
+    """Restores every frame as if it were a photograph: found anew, with other noise."""
+
+    def __init__(self, pipeline: FacePriorPipeline, detector: FaceDetector, options: VideoOptions) -> None:
+        self._restorer = ClipRestorer(pipeline, options)
+        self._card, self._detector, self._options = pipeline.prior.card, detector, options
+        self._seen = 0
+
+    def __call__(self, frame: Frame) -> NDArray[np.uint8]:
+        cast = find_cast([replace(frame, index=0)], self._detector, self._card, self._options.photo)
+        own = [replace(place, track=self._seen + number) for number, place in enumerate(cast.places.get(0, ()))]
+        self._seen += len(own)  # a face that was never seen has no past, and a seed of its own
+        return self._restorer(frame.pixels, own)
+
+
+def _faces(
+    pictures: dict[str, NDArray[np.uint8]], place: Place, template: Points, side: int
+) -> dict[str, torch.Tensor]:
+    return {
+        way: to_tensor(align(Image.fromarray(pixels), place.landmarks.tolist(), template, side))
+        for way, pixels in pictures.items()
+    }
+
+
+@contextmanager
+def made_clip(motion: Motion, frames: int, seed: int = 0) -> Iterator[tuple[Path, Truth]]:
+    """Make a clip of scikit-image's astronaut: a blurred, noisy, compressed face, and the sharp frames to it.
+
+    Every frame is reduced to a quarter, gets fresh Gaussian noise, is enlarged again and goes through H.264 (CRF 23).
+
+    Args:
+        motion: "still", or "moving": the camera sways, turns by ±4° and zooms by ±5 %.
+        frames: how many, 25 a second.
+        seed: of the noise.
+
+    Yields:
+        The clip, which is gone afterwards, and its truth.
+
+    Raises:
+        FacePriorError: scikit-image is not installed.
+    """
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise FacePriorError(
+            "the made clips' photograph comes with scikit-image: pip install 'faceprior[demo]'"
+        ) from error
+    photo, generator = Image.fromarray(astronaut()), np.random.default_rng(seed)
+
+    def truth(index: int) -> NDArray[np.uint8]:
+        return np.asarray(_view(photo, index / RATE if motion == "moving" else 0.0))
+
+    def bad() -> Iterator[NDArray[np.uint8]]:
+        for index in range(frames):
+            small = Image.fromarray(truth(index)).resize((SIDE // REDUCTION,) * 2, Image.Resampling.BICUBIC)
+            noisy = np.asarray(small) + generator.normal(0, NOISE, (*small.size, 3))
+            small = Image.fromarray(np.clip(np.round(noisy), 0, 255).astype(np.uint8))
+            yield np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+    with tempfile.TemporaryDirectory(prefix="faceprior-") as folder:
+        path = Path(folder) / f"{motion}.mp4"
+        write_clip(path, bad(), RATE, quality=23)
+        yield path, truth
+
+
+def _view(photo: Image.Image, seconds: float) -> Image.Image:
+    """What a swaying camera sees around the face at a time; at 0 it looks straight."""
+    turn = math.radians(4 * math.sin(2 * seconds))
+    zoom = 1 + 0.05 * math.sin(3 * seconds)
+    middle_x, middle_y = 224 + 8 * math.sin(2.5 * seconds), 140 + 5 * math.sin(4 * seconds)
+    a, b = zoom * math.cos(turn), zoom * math.sin(turn)
+    half = SIDE / 2
+    matrix = (a, b, middle_x - half * (a + b), -b, a, middle_y - half * (a - b))
+    return photo.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)

@@ -1,0 +1,34 @@
+"""dlib and its models (King 2017, CC0), from the PyPI packages `dlib-bin` and `face_recognition_models`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from faceprior.errors import FacePriorError
+
+_PACKAGE = "face_recognition_models"
+
+
+def load_dlib() -> Any:
+    """Import dlib; raises FacePriorError if the extra "faces" is not installed."""
+    try:
+        import dlib
+    except ImportError as error:
+        raise FacePriorError(_missing("dlib-bin")) from error
+    return dlib
+
+
+def model_file(name: str) -> Path:
+    """Return a model of the package `face_recognition_models`; raises FacePriorError if it is not installed."""
+    # the package itself cannot be imported: it needs pkg_resources, which setuptools no longer has
+    found = importlib.util.find_spec(_PACKAGE)
+    for folder in (found.submodule_search_locations if found else None) or ():
+        if (path := Path(folder) / "models" / name).is_file():
+            return path
+    raise FacePriorError(_missing(_PACKAGE))
+
+
+def _missing(package: str) -> str:
+    return f"faces are found and compared with {package}, which is not installed: pip install 'faceprior[faces]'"

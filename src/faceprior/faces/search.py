@@ -1,0 +1,147 @@
+"""Looking for faces of every size and turn with a detector that knows upright faces of one size.
+
+The photograph is searched at several scales, an octave apart, in tiles, so that memory does not grow with it; its
+border is continued, so that faces cut by it are found; and turned copies are searched for faces that are turned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+TILE, _OVERLAP = 2048, 256  # pixels of the searched scale; the overlap holds the faces that only this scale finds
+_BORDER = 0.5  # of the detector's window: how far the photograph is continued
+
+UPRIGHT_PIXELS = 200e6
+"""Largest scaled photograph that is searched: it bounds the time, and the smallest face of a large photograph."""
+
+TURNED_PIXELS, TURNED_PIXELS_ALONE = 2e6, 12e6
+"""The same for each turned copy: where upright faces were found, and where none was."""
+
+TURNS = (60.0, 120.0, 180.0, 240.0, 300.0)
+"""By how many degrees the copies are turned; a detector of upright faces covers 30 degrees to either side."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A square in which a face may be.
+
+    Attributes:
+        centre: (x, y) in the photograph.
+        side: in pixels of the photograph.
+        turn: of the face, clockwise, in degrees.
+        score: of the detector.
+    """
+
+    centre: tuple[float, float]
+    side: float
+    turn: float
+    score: float
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of the square, held upright."""
+        (x, y), half = self.centre, self.side / 2
+        return x - half, y - half, x + half, y + half
+
+
+class Seen(NamedTuple):
+    """A face in a picture that a detector looked at: its centre, side and score, pixels from the outer corner."""
+
+    x: float
+    y: float
+    side: float
+    score: float
+
+
+Look = Callable[[NDArray[np.uint8]], list[Seen]]
+"""A detector of upright faces in RGB, (H, W, 3)."""
+
+
+def search(photo: Image.Image, look: Look, window: int, min_face: int) -> list[Candidate]:
+    """Look for faces; the same face may be found more than once.
+
+    Args:
+        photo: RGB.
+        look: finds upright faces of `window` pixels and more.
+        window: side of the smallest face that `look` finds.
+        min_face: smallest face to look for, in pixels of the photograph.
+    """
+    scale = window / min_face
+    found = list(_search(photo, look, window, scale, UPRIGHT_PIXELS, 0.0))
+    most = TURNED_PIXELS if found else TURNED_PIXELS_ALONE
+    for turn in TURNS:
+        found += _search(photo, look, window, scale, most, turn)
+    return found
+
+
+def _search(
+    photo: Image.Image, look: Look, window: int, scale: float, most: float, turn: float
+) -> Iterator[Candidate]:
+    scale = min(scale, math.sqrt(most / (photo.width * photo.height)))
+    rotation = np.exp(1j * math.radians(turn))
+    while True:
+        level, to_photo, border = _level(photo, scale, round(_BORDER * window))
+        # places are complex numbers x + iy, so a turned and enlarged plane is a factor and a shift
+        factor = rotation * min(1.0, 1 / scale)  # of a plane pixel in pixels of the level
+        middle = complex(level.width, level.height) / 2
+        extent = _extent(level.width, level.height, factor)
+        for left, top, width, height in _tiles(*extent):
+            origin = middle + factor * (complex(left, top) - complex(*extent) / 2)
+            matrix = (factor.real, -factor.imag, origin.real, factor.imag, factor.real, origin.imag)
+            tile = level.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+            for x, y, side, score in look(np.asarray(tile)):
+                place = (origin + factor * complex(x, y) - complex(border, border)) * to_photo
+                yield Candidate((place.real, place.imag), side * abs(factor) * to_photo, turn, score)
+        if max(extent) < 2 * window:
+            return
+        scale /= 2
+
+
+def _level(photo: Image.Image, scale: float, border: int) -> tuple[Image.Image, float, int]:
+    """Return the photograph, reduced where the scale asks for it, with its border continued, and how to go back."""
+    if scale < 1:
+        size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+        reduced = photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    else:
+        reduced, border = photo, math.ceil(border / scale)
+    continued = np.pad(np.asarray(reduced), ((border, border), (border, border), (0, 0)), mode="edge")
+    return Image.fromarray(continued), photo.width / reduced.width, border
+
+
+def _extent(width: int, height: int, factor: complex) -> tuple[int, int]:
+    size = abs(factor) ** 2
+    cosine, sine = abs(factor.real) / size, abs(factor.imag) / size
+    return math.ceil(width * cosine + height * sine), math.ceil(width * sine + height * cosine)
+
+
+def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    step = TILE - _OVERLAP
+    for top in range(0, max(1, height - _OVERLAP), step):
+        for left in range(0, max(1, width - _OVERLAP), step):
+            yield left, top, min(TILE, width - left), min(TILE, height - top)
+
+
+def suppress(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Keep the best of the candidates that show one face (non-maximum suppression).
+
+    Two show one face if they share more than half of the smaller one.
+    """
+    kept: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda one: -one.score):
+        if all(_shared(candidate, better) <= 0.5 for better in kept):
+            kept.append(candidate)
+    return kept
+
+
+def _shared(one: Candidate, other: Candidate) -> float:
+    smaller = min(one.side, other.side)
+    reach = (one.side + other.side) / 2
+    overlaps = (min(smaller, max(0.0, reach - abs(a - b))) for a, b in zip(one.centre, other.centre, strict=True))
+    return math.prod(overlaps) / smaller**2

@@ -1,0 +1,119 @@
+"""YuNet (Wu, Peng and Yu 2023), a small face detection network, run by OpenCV."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from faceprior.errors import FacePriorError, WeightsError
+from faceprior.faces.closer_look import find
+from faceprior.faces.detection import MIN_FACE, DetectedFace
+from faceprior.faces.search import Seen
+from faceprior.faces.threads import PerThread
+
+MODEL_ID = "opencv/face_detection_yunet"
+"""Hub id of the published model."""
+
+MODEL_FILE = "face_detection_yunet_2023mar.onnx"
+MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+"""Of the published file, as OpenCV's model collection (opencv_zoo) records it."""
+
+_FIRST_SCORE, _OVERLAP, _MOST = 0.5, 0.3, 5000  # of OpenCV's own selection
+
+
+class YuNetDetector:
+    """Finds faces with YuNet.
+
+    Args:
+        model: ONNX file, or hub id; None takes the published one from the hub.
+
+    Raises:
+        FacePriorError: the extra "yunet" is not installed.
+        WeightsError: the model cannot be found, is not the published one, or OpenCV cannot read it.
+    """
+
+    name = "yunet"
+    window = 20
+    least_score = 0.7
+
+    def __init__(self, model: str | Path | None = None) -> None:
+        cv2 = _load_cv2()
+        path = _model_file(MODEL_ID if model is None else model)
+        try:
+            self._network = PerThread(
+                lambda: cv2.FaceDetectorYN.create(
+                    str(path), "", (320, 320), score_threshold=_FIRST_SCORE, nms_threshold=_OVERLAP, top_k=_MOST
+                )
+            )
+        except cv2.error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WeightsError(f"{path}: OpenCV cannot read it as a YuNet model ({reason}); get it again") from error
+
+    def __call__(self, photo: Image.Image, min_face: int = MIN_FACE) -> list[DetectedFace]:
+        """Find the faces of a photograph; see `FaceDetector`."""
+        return find(self, photo, min_face)
+
+    def look(self, pixels: NDArray[np.uint8]) -> list[Seen]:
+        """Find upright faces of 20 pixels and more in RGB, (H, W, 3)."""
+        return [
+            Seen(float(x + width / 2), float(y + height / 2), float((width * height) ** 0.5), float(score))
+            for x, y, width, height, *_, score in self._rows(pixels)
+            if width > 0 and height > 0
+        ]
+
+    def landmarks(self, pixels: NDArray[np.uint8], seen: Seen) -> NDArray[np.float64]:
+        """Return the five landmarks of a face that was seen, (5, 2)."""
+        rows = self._rows(pixels)
+        centres = rows[:, :2] + rows[:, 2:4] / 2
+        nearest = np.hypot(*(centres - (seen.x, seen.y)).T).argmin()
+        # the person's right eye first, so image-left, as in a template; a box starts at a pixel's outer corner
+        return rows[nearest, 4:14].reshape(5, 2)
+
+    def _rows(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """What OpenCV returns: x, y, width, height, five points, score in each row."""
+        height, width = pixels.shape[:2]
+        network = self._network.own
+        network.setInputSize((width, height))
+        _, rows = network.detect(np.ascontiguousarray(pixels[..., ::-1]))  # OpenCV's order is BGR
+        return np.zeros((0, 15)) if rows is None else np.asarray(rows, np.float64)
+
+
+def _load_cv2() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise FacePriorError(
+            "the detector yunet needs OpenCV, which is not installed: pip install 'faceprior[yunet]'"
+        ) from error
+    return cv2
+
+
+def _model_file(model: str | Path) -> Path:
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path
+    if str(model).count("/") != 1 or path.exists() or path.suffix:
+        raise WeightsError(
+            f"{model}: is not a file; download {MODEL_FILE} from https://huggingface.co/{MODEL_ID} and name its path"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(str(model), MODEL_FILE))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{model}: the hub did not deliver {MODEL_FILE} ({type(error).__name__}); check the connection, or"
+            " download the file and name its path"
+        ) from error
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != MODEL_SHA256:
+        raise WeightsError(
+            f"{path}: its sha256 {found[:12]}… is not the published {MODEL_SHA256[:12]}…;"
+            " the file is damaged or was exchanged: get it again"
+        )
+    return path

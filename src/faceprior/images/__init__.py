@@ -1,0 +1,34 @@
+"""Pictures in and out: any file that Pillow reads becomes upright RGB; results are written atomically.
+
+Tensors are RGB float32 in [-1, 1], shape (3, H, W) for one image and (B, 3, H, W) for a batch.
+"""
+
+from faceprior.images.limits import MAX_PIXELS, MIN_SIDE
+from faceprior.images.metadata import METADATA_KEY, read_metadata
+from faceprior.images.picture import IMAGE_SUFFIXES, SUFFIXES, Picture
+from faceprior.images.reading import decode_image, read_image, read_picture, to_rgb
+from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
+from faceprior.images.writing import FORMATS, copy_file, write_picture, write_png
+
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "METADATA_KEY",
+    "MIN_SIDE",
+    "SUFFIXES",
+    "Picture",
+    "copy_file",
+    "decode_image",
+    "read_image",
+    "read_metadata",
+    "read_picture",
+    "resize",
+    "square",
+    "to_pil",
+    "to_rgb",
+    "to_tensor",
+    "to_uint8",
+    "write_picture",
+    "write_png",
+]

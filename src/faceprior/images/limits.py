@@ -1,0 +1,127 @@
+"""What is accepted as a picture, and how a file that is not is refused: one line with the file and the remedy."""
+
+from __future__ import annotations
+
+import io
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from faceprior.errors import ImageError
+
+MAX_PIXELS = 100_000_000
+"""Largest picture that is decoded, in pixels: 300 MB of RGB."""
+
+MIN_SIDE = 4
+"""Smallest side that is accepted, in pixels: below it nothing of a face is left."""
+
+_MEGAPIXELS = MAX_PIXELS // 1_000_000
+
+_SEPARATE = 2  # TIFF's word for planes
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file with something in it.
+
+    Raises:
+        ImageError: the file is missing, a folder, a pipe or empty.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror}); check the name") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path}: is a folder; name the pictures inside it, for example {path}/*.png")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path}: is not a regular file; save the picture to a file first")
+    if status.st_size == 0:
+        raise ImageError(f"{path}: is empty (0 bytes); copy the picture again")
+
+
+def check_size(name: str | Path, width: int, height: int) -> None:
+    """Refuse pictures before they are decoded that are larger than `MAX_PIXELS` or smaller than `MIN_SIDE`."""
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}×{height} is more than {_MEGAPIXELS} megapixels; crop the face first")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"{name}: {width}×{height} is too small; a face needs at least {MIN_SIDE}×{MIN_SIDE} pixels")
+
+
+def check_layout(name: str | Path, image: Image.Image) -> None:
+    """Refuse 16-bit colour in planes, one after the other, which Pillow misreads without a word."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE and max(tags[TiffImagePlugin.BITSPERSAMPLE]) > 8:
+        raise ImageError(f"{name}: is a 16-bit TIFF with separate colour planes; save it with interleaved ones")
+
+
+@contextmanager
+def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever its decoder raises, then or later, becomes an ImageError that begins with `name`."""
+    try:
+        with (
+            _quiet(),  # the pixel limit is ours, and is checked before decoding
+            # never by name: Pillow would map some TIFFs into memory, and then misreads those that are rotated
+            source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
+        ):
+            _register_heif(file, name)
+            with Image.open(file) as image:
+                yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: is not an image that Pillow can read; convert it to PNG or JPEG") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: is more than {_MEGAPIXELS} megapixels; crop the face first") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise ImageError(f"{name}: cannot be opened ({error.strerror}); check its name and permissions") from error
+    except Exception as error:  # decoders raise anything on a damaged file, struct.error for one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{name}: is damaged, cut short or of an unknown kind ({reason}); copy it again or convert it to PNG"
+        ) from error
+
+
+class _Quiet:
+    """Silences warnings while any thread is inside; `warnings.catch_warnings` alone mixes threads' filters up."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._caught = threading.Lock(), 0, warnings.catch_warnings()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+def _register_heif(file: IO[bytes], name: str | Path) -> None:
+    head = file.read(64)
+    file.seek(0)
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
+        return
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            f'{name}: is HEIC, which needs a plugin; pip install "faceprior[heic]", or convert it to JPEG'
+        ) from error
+    pillow_heif.register_heif_opener()

@@ -1,0 +1,117 @@
+"""Samples of any Pillow image as grey or RGB arrays of 8 or 16 bits, with opacity apart."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Pixels (H, W, C), C 1 or 3, and opacity (H, W) or None, of one type; with what they leave out of the file."""
+
+    pixels: NDArray[Any]
+    alpha: NDArray[Any] | None
+    lost: tuple[str, ...] = ()
+
+
+def samples_of(image: Image.Image, rawmode: str | None, open_again: Callable[[], Image.Image] | None) -> Samples:
+    """Return the samples of an image, upright, at their own depth.
+
+    Args:
+        image: any Pillow image but CMYK.
+        rawmode: what `sixteen_bit_rawmode` said of it before it was loaded.
+        open_again: opens its file anew; without it 16-bit colour comes out in 8 bits, as Pillow decodes it.
+    """
+    transparent = image.info.get("transparency")
+    upright = ImageOps.exif_transpose(image)
+    if rawmode and open_again and not rawmode.startswith("RGBa"):  # premultiplied: bytes say nothing on their own
+        return _sixteen_bit_colour(upright, rawmode, open_again, transparent)
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels, lost = _sixteen_bits(np.asarray(upright), image.mode)
+        return Samples(pixels[..., None], _keyed_alpha(pixels[..., None], transparent), lost)
+    lost = ("16-bit samples scaled to 8 bits",) if rawmode else ()
+    grey = upright.mode in ("1", "L", "LA", "La")
+    if upright.has_transparency_data:
+        split = np.asarray(upright.convert("LA" if grey else "RGBA"))
+        return Samples(np.ascontiguousarray(split[..., :-1]), np.ascontiguousarray(split[..., -1]), lost)
+    return Samples(
+        np.asarray(upright.convert("L"))[..., None] if grey else np.asarray(upright.convert("RGB")), None, lost
+    )
+
+
+def eight_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return samples of 8 or 16 bits as 8 bits, rounded to the nearest."""
+    if samples.dtype == np.uint8:
+        return samples
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def as_image(samples: NDArray[Any]) -> Image.Image:
+    """Return (H, W), (H, W, 1) or (H, W, 3) samples as an 8-bit Pillow image, "L" or "RGB"."""
+    return Image.fromarray(eight_bits(samples[..., 0] if samples.ndim == 3 and samples.shape[-1] == 1 else samples))
+
+
+def sixteen_bit_rawmode(image: Image.Image) -> str | None:
+    """Pillow's name for how 16-bit colour lies in a file that was not decoded yet; of others None."""
+    tiles = getattr(image, "tile", None)
+    if not tiles or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return None
+    arguments = tiles[0].args
+    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    return rawmode if isinstance(rawmode, str) and rawmode[:-1].endswith(";16") else None
+
+
+def _sixteen_bit_colour(
+    high: Image.Image, rawmode: str, open_again: Callable[[], Image.Image], transparent: object
+) -> Samples:
+    # Pillow has no 16-bit colour, and its decoders keep one byte of each sample: the high one. With the other byte
+    # order named as the file's, they keep the low one.
+    with open_again() as image:
+        if not isinstance(image, ImageFile.ImageFile):  # what Image.open gives
+            raise TypeError(type(image))
+        low_rawmode = "RGBA" if rawmode == "LA;16B" else rawmode[:-1] + _OTHER_BYTE[rawmode[-1]]
+        image.tile = [
+            tile._replace(args=(low_rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else low_rawmode)
+            for tile in image.tile
+        ]
+        low = np.asarray(ImageOps.exif_transpose(image))
+    if rawmode == "LA;16B":  # here "low" is all four bytes: grey high and low, opacity high and low
+        whole = low[..., ::2].astype(np.uint16) * 256 + low[..., 1::2]
+    else:
+        whole = np.asarray(high).astype(np.uint16) * 256 + low
+    if whole.shape[-1] in (2, 4):
+        return Samples(np.ascontiguousarray(whole[..., :-1]), np.ascontiguousarray(whole[..., -1]))
+    return Samples(whole, _keyed_alpha(whole, transparent))
+
+
+def _keyed_alpha(pixels: NDArray[np.uint16], transparent: object) -> NDArray[np.uint16] | None:
+    """Opacity where one colour of a PNG stands for transparency."""
+    if not isinstance(transparent, int | tuple):
+        return None
+    return np.where((pixels == transparent).all(-1), 0, 65535).astype(np.uint16)
+
+
+def _sixteen_bits(samples: NDArray[Any], mode: str) -> tuple[NDArray[np.uint16], tuple[str, ...]]:
+    if samples.dtype.itemsize == 2 and samples.dtype.kind == "u":
+        return samples.astype(np.uint16), ()
+    values = np.nan_to_num(samples.astype(np.float64), posinf=0.0, neginf=0.0)
+    tops = (65535.0,) if mode.startswith("I") else (1.0, 255.0, 65535.0)  # the ranges that programs write
+    low, high = values.min(), values.max()
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    if top == 65535.0 and samples.dtype.kind in "iu":
+        return values.astype(np.uint16), ()
+    if top is None:  # no known range: use its own
+        values, top = values - low, max(high - low, 1e-12)
+    kind = "floating-point" if samples.dtype.kind == "f" else "32-bit"
+    return np.round(values * (65535.0 / top)).astype(np.uint16), (f"{kind} samples scaled to 16 bits",)

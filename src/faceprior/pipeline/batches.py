@@ -1,0 +1,148 @@
+"""Faces through the networks, in batches as large as the device's memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from faceprior.errors import CancelledError, DeviceError, FacePriorError
+from faceprior.methods import Preset
+from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.sampling import Step, face_generator
+
+OnFacesStep = Callable[[Step, torch.Tensor, Sequence[int]], object]
+"""Called after a step with the step, the corrected x0 (B, 3, R, R) in [-1, 1], and for each of the B rows the
+position of its face among those that were asked for."""
+
+_FULL = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class FaceInput:
+    """A face for the networks.
+
+    Attributes:
+        low_resolution: (3, n, n) in [-1, 1].
+        seed: of the noise in its photograph.
+        index: its number in its photograph, from 0.
+    """
+
+    low_resolution: torch.Tensor
+    seed: int
+    index: int = 0
+
+
+class BatchSampler:
+    """Samples faces; a batch that does not fit into the device's memory is halved, and stays so.
+
+    No face's result depends on its batch-mates, so on a CPU a smaller batch changes nothing but the time.
+
+    Args:
+        pipeline: prior and corrector.
+        preset: the method and all its options.
+        samples: samples N of each face.
+        batch_size: samples that go through the networks together at first.
+        on_step: see `OnFacesStep`; what it raises stops the work.
+        on_notice: called with a sentence for the user when the batch is halved.
+    """
+
+    def __init__(
+        self,
+        pipeline: FacePriorPipeline,
+        preset: Preset,
+        samples: int,
+        batch_size: int,
+        on_step: OnFacesStep | None = None,
+        on_notice: Callable[[str], object] | None = None,
+    ) -> None:
+        self._pipeline, self._preset, self._samples = pipeline, preset, samples
+        self._evaluations = pipeline.evaluations(preset)
+        self._on_step, self._on_notice = on_step, on_notice
+        self.batch_size = batch_size
+
+    @property
+    def faces_at_once(self) -> int:
+        """Faces that fill a batch."""
+        return max(1, self.batch_size // self._samples)
+
+    def __call__(self, faces: Sequence[FaceInput]) -> list[torch.Tensor | FacePriorError]:
+        """Sample faces, any number of them.
+
+        Returns:
+            For each face its samples, (N, 3, R, R) in [-1, 1], or why there are none.
+
+        Raises:
+            CancelledError: `on_step` raised it.
+        """
+        results: list[torch.Tensor | FacePriorError] = []
+        alone = 0  # so many faces are tried one by one: one of them is refused by the method
+        while len(results) < len(faces):
+            batch = faces[len(results) :][: 1 if alone else self.faces_at_once]
+            sampled = self._try(batch, len(results))
+            together = min(self.batch_size, len(batch) * self._samples)
+            if isinstance(sampled, list):
+                results += sampled
+            elif isinstance(sampled, _OutOfMemoryError) and together > 1:
+                self._shrink(together)
+                continue
+            elif len(batch) > 1:
+                alone = len(batch)
+                continue
+            else:
+                results.append(sampled)
+            alone = max(0, alone - len(batch))
+        return results
+
+    def _try(self, batch: Sequence[FaceInput], first: int) -> list[torch.Tensor | FacePriorError] | FacePriorError:
+        rows = [first + position for position in range(len(batch)) for _ in range(self._samples)]
+        calls = passed = 0
+
+        def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+            nonlocal calls, passed
+            if self._on_step is not None:
+                self._on_step(step, x0, rows[passed : passed + len(x0)])
+            calls += 1
+            if calls % self._evaluations == 0:  # the pipeline goes on with its next batch
+                passed += len(x0)
+            return x_prev
+
+        generators = [face_generator(face.seed, face.index) for face in batch]
+        inputs = [face.low_resolution for face in batch]
+        try:
+            return list(
+                self._pipeline.restore(inputs, generators, self._samples, self._preset, self.batch_size, stepped)
+            )
+        except CancelledError:
+            raise
+        except FacePriorError as error:
+            return error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _OutOfMemoryError(
+                f"one face does not fit into the memory of {self._pipeline.prior.device};"
+                " close other programs, or compute elsewhere with --device"
+            )
+
+    def _shrink(self, together: int) -> None:
+        self.batch_size = together // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if self._on_notice is not None:
+            self._on_notice(
+                f"{together} faces at once do not fit into the memory of {self._pipeline.prior.device};"
+                f" going on with {self.batch_size}"
+            )
+
+
+class _OutOfMemoryError(DeviceError):
+    pass
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full, whichever device it is."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FULL)

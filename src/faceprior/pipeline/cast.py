@@ -1,0 +1,127 @@
+"""Who is seen in a clip: its faces, found and followed from the first frame to the last."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from faceprior.clips import Frame
+from faceprior.faces import FaceDetector
+from faceprior.faces.tracking import MIN_SIGHTINGS, FaceTracker, Place, Sighting, distance, extent, look, smooth
+from faceprior.images import MIN_SIDE, resize
+from faceprior.pipeline.photo import PhotoFace, PhotoOptions, find_faces
+from faceprior.priors import ModelCard
+
+SEARCH_EVERY = 0.2
+"""How often a whole frame is searched for faces, in seconds; in between, known faces are sought where they were."""
+
+_AROUND = (
+    2.5  # half the side of the part of the frame that a known face is looked for in, in extents of its landmarks
+)
+_SMALLEST = 1.0  # side of the smallest box that is taken for it, in the same extents: at rest it is about 1.5
+_LOOK = 16  # side at which faces are compared from frame to frame
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who is seen in a clip, and where.
+
+    Attributes:
+        places: of the faces in each frame; a frame without any is missing.
+        frames: of the clip.
+        tracks: faces that were followed.
+    """
+
+    places: Mapping[int, Sequence[Place]]
+    frames: int
+    tracks: int
+
+
+def find_cast(
+    frames: Iterable[Frame],
+    detector: FaceDetector,
+    card: ModelCard,
+    options: PhotoOptions,
+    on_frame: Callable[[int], object] = lambda _frames: None,
+) -> Cast:
+    """Follow the faces of a clip from its first frame to its last.
+
+    Args:
+        frames: of the clip, in order; only one is held at a time.
+        detector: finds the faces of a frame.
+        card: of the prior, which says how faces are aligned.
+        options: which faces are wanted.
+        on_frame: called after every frame with their number so far.
+    """
+    tracker, times, searched = FaceTracker(), list[float](), -math.inf
+    for frame in frames:
+        known = tracker.live(frame.time)
+        photo = Image.fromarray(frame.pixels)
+        found = [face for last in known for face in _near(photo, frame, last, detector, card, options)]
+        if len(found) < len(known) or frame.time >= searched + SEARCH_EVERY:
+            found, searched = _everywhere(photo, frame, detector, card, options), frame.time
+        tracker.update(frame.time, found)
+        times.append(frame.time)
+        on_frame(len(times))
+    enough = min(MIN_SIGHTINGS, len(times))
+    tracks = [track for track in tracker.tracks if len(track.sightings) >= enough]
+    places = _wanted([smooth(track, times) for track in tracks], options.faces)
+    by_frame = defaultdict[int, list[Place]](list)
+    for own in places:
+        for index, place in own.items():
+            by_frame[index].append(place)
+    return Cast(dict(by_frame), len(times), len(places))
+
+
+Seen = tuple[Sighting, NDArray[np.float32]]
+
+
+def _everywhere(
+    photo: Image.Image, frame: Frame, detector: FaceDetector, card: ModelCard, options: PhotoOptions
+) -> list[Seen]:
+    return [_seen(frame, face) for face in find_faces(photo, detector, card, replace(options, faces="all"))]
+
+
+def _near(
+    photo: Image.Image, frame: Frame, last: Sighting, detector: FaceDetector, card: ModelCard, options: PhotoOptions
+) -> list[Seen]:
+    """The face that is nearest to where a known one was, if there is any: much cheaper than a search."""
+    size = extent(last.landmarks)
+    middle = last.landmarks.mean(0)
+    low = np.clip(np.floor(middle - _AROUND * size), 0, photo.size).astype(int)
+    high = np.clip(np.ceil(middle + _AROUND * size), 0, photo.size).astype(int)
+    if (high - low < MIN_SIDE).any():
+        return []
+    part = photo.crop((*low.tolist(), *high.tolist()))
+    here = replace(options, faces="all", min_face=max(options.min_face, round(_SMALLEST * size)))
+    seen = [_seen(frame, face, low) for face in find_faces(part, detector, card, here)]
+    return sorted(seen, key=lambda own: distance(last, own[0]))[:1]
+
+
+def _seen(frame: Frame, face: PhotoFace, offset: NDArray[np.int_] | tuple[int, int] = (0, 0)) -> Seen:
+    landmarks = np.asarray(face.found.landmarks, np.float64) + offset
+    sighting = Sighting(frame.index, frame.time, landmarks, face.effective_side, face.left_alone)
+    return sighting, look(resize(face.low_resolution[None], _LOOK)[0].mean(0).numpy())
+
+
+def _wanted(tracks: list[dict[int, Place]], faces: int | str) -> list[dict[int, Place]]:
+    """Those tracks that are among the `faces` largest in at least half of their frames."""
+    if faces == "all":
+        return tracks
+    count = 1 if faces == "largest" else int(faces)
+    sizes = defaultdict[int, list[float]](list)
+    for track in tracks:
+        for index, place in track.items():
+            sizes[index].append(extent(place.landmarks))
+    limits = {index: sorted(own, reverse=True)[:count][-1] for index, own in sizes.items()}
+    return [
+        track
+        for track in tracks
+        if 2 * sum(extent(place.landmarks) >= limits[index] for index, place in track.items()) >= len(track)
+    ]

@@ -1,0 +1,168 @@
+"""Which pictures a restoration is asked for, and what their results are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path, PurePath
+
+from faceprior.errors import OptionError
+from faceprior.images import IMAGE_SUFFIXES
+
+_IS_PATTERN = re.compile(r"[*?\[]")
+_FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-spread|-sheet)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a restoration.
+
+    Attributes:
+        path: the file, as the user would name it.
+        folder: where its results go, below the output folder, with slashes; "" is that folder itself.
+        problem: why nothing can be read there, or None.
+    """
+
+    path: Path
+    folder: str = ""
+    problem: str | None = None
+
+
+def find_inputs(arguments: Sequence[Path], output: Path) -> list[Input]:
+    """Find the pictures that files, folders and patterns stand for.
+
+    A folder is walked, sorted, without what is hidden and without the output folder; the results of what lies in
+    its subfolders go into subfolders of the same names. A pattern (`*`, `?`, `[…]`, `**`) that no file is called
+    by is expanded; what its fixed beginning leaves of the path is kept in the same way. A picture that several
+    arguments name is taken once. A folder or pattern without pictures stays an input, with its `problem`.
+
+    Raises:
+        OptionError: the output folder is one of the folders that are walked.
+    """
+    found = dict[str, Input]()
+    for argument in arguments:
+        for candidate in _expand(argument, output):
+            found.setdefault(os.path.abspath(candidate.path), candidate)  # noqa: PTH100 - a link is a picture of its own
+    return list(found.values())
+
+
+def _expand(argument: Path, output: Path) -> Iterator[Input]:
+    if argument.is_dir():
+        yield from _walk(argument, output)
+    elif _IS_PATTERN.search(str(argument)) and not os.path.lexists(argument):
+        yield from _match(argument, output)
+    else:
+        yield Input(argument)
+
+
+def _walk(folder: Path, output: Path, below: str = "") -> Iterator[Input]:
+    skipped = os.path.realpath(output)
+    if os.path.realpath(folder) == skipped:
+        raise OptionError(
+            f"{folder}: the results would lie among the pictures and be taken for some the next time;"
+            " choose another --output"
+        )
+    empty = True
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and os.path.realpath(Path(parent) / name) != skipped
+        )
+        place = Path(parent)
+        for name in sorted(files):
+            if name[0] != "." and PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
+                empty = False
+                yield Input(place / name, _relative(place, folder, below))
+    if empty:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        yield Input(folder, below, f"{folder}: holds no pictures ({kinds})")
+
+
+def _match(pattern: Path, output: Path) -> Iterator[Input]:
+    fixed = Path(*_fixed_parts(pattern))
+    matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 - wants no root
+    if "**" not in pattern.parts:  # which lists the folders and all that is in them
+        for folder in matches:
+            if folder.is_dir():
+                yield from _walk(folder, output, _relative(folder, fixed))
+    files = [match for match in matches if not match.is_dir()]
+    if "**" in pattern.parts and pattern.name == "**":
+        files = [match for match in files if match.suffix.lower() in IMAGE_SUFFIXES]
+    for path in files:
+        yield Input(path, _relative(path.parent, fixed))
+    if not matches:
+        yield Input(pattern, problem=f"{pattern}: matches no file; check the pattern")
+
+
+def _relative(folder: Path, to: Path, below: str = "") -> str:
+    place = (PurePath(below) / folder.relative_to(to)).as_posix()
+    return "" if place == "." else place
+
+
+def _fixed_parts(pattern: Path) -> Iterator[str]:
+    for part in pattern.parts:
+        if _IS_PATTERN.search(part):
+            return
+        yield part
+
+
+def output_names(
+    inputs: Sequence[Input], output: Path, suffixes: Sequence[str], kept: Mapping[int, str] | None = None
+) -> list[str]:
+    """Choose what the results of each input are called, so that none meets another's or an input.
+
+    An input keeps its own stem if it can. Names are compared without their endings, because the ending of a result
+    is known only when its input has been read, and without case, as some file systems do.
+
+    Args:
+        inputs: in any order; it does not change a name.
+        output: folder of the results.
+        suffixes: what is appended to a name to make the stems of an input's results, "" first.
+        kept: names that inputs, by position, have from an earlier run.
+
+    Returns:
+        For each input the path of its results below the output folder, without suffix and ending.
+    """
+    kept = kept or {}
+    places = {parent: _folded(os.path.realpath(parent)) for parent in {given.path.parent for given in inputs}}
+    folders = {folder: _folded(os.path.realpath(output / folder)) for folder in {given.folder for given in inputs}}
+    taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
+    for given in inputs:  # an input is never written over
+        stem = _folded(given.path.stem)
+        taken[places[given.path.parent]].update((stem, _FACE_SUFFIX.sub("", stem)))
+    for position, name in kept.items():
+        stem = _folded(PurePath(name).name)
+        taken[folders[inputs[position].folder]].update(stem + suffix for suffix in suffixes)
+    numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
+    names = [kept.get(position, "") for position in range(len(inputs))]
+    for position in sorted(range(len(inputs)), key=lambda i: str(inputs[i].path)):  # whatever order they came in
+        if position in kept:
+            continue
+        given = inputs[position]
+        others = taken[folders[given.folder]]
+        for name in _candidates(given, numbers):
+            stems = {_folded(name) + suffix for suffix in suffixes}
+            if not stems & others:
+                others |= stems
+                names[position] = f"{given.folder}/{name}" if given.folder else name
+                break
+    return names
+
+
+def _candidates(given: Input, numbers: Mapping[tuple[str, str], Iterator[int]]) -> Iterator[str]:
+    path = given.path
+    kind = path.suffix.lstrip(".")
+    yield path.stem
+    yield f"{path.stem}_{kind}"
+    yield f"{path.parent.name}_{path.stem}"
+    yield from (f"{path.stem}_{kind}_{number}" for number in numbers[given.folder, path.name])
+
+
+def _folded(name: str) -> str:
+    # alike for two names that one file system may take for one
+    return unicodedata.normalize("NFC", name).casefold()

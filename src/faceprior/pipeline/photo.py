@@ -1,0 +1,214 @@
+"""One photograph: find its faces, prepare them for the networks, put the restored ones back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from faceprior.errors import ImageError, OptionError, WeightsError
+from faceprior.faces import DetectedFace, FaceDetector
+from faceprior.faces.alignment import alignment, cut_out
+from faceprior.faces.detection import MIN_FACE
+from faceprior.faces.paste import FaceMask, paste, photographed
+from faceprior.faces.sharpness import effective_side
+from faceprior.images import resize, to_tensor
+from faceprior.pipeline.face_prior import AUTO_SCALES, low_resolution
+from faceprior.priors import ModelCard
+
+_COLOUR_SIDE = 8  # pixels across a face that its colour and lighting are kept at
+_CROP_ERROR = 0.15  # how far a corner of an aligned crop may be from where it belongs, as a fraction of the side
+_CROP_SIDES = 1.1  # an aligned crop in which no face is found is at most this oblong, and at most R pixels large
+_UNIT_SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1))
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """How a photograph is treated.
+
+    Attributes:
+        faces: how many of the faces are restored, the largest first: "all", "largest" or a number.
+        min_face: smallest face to look for, side of its box in pixels.
+        blend: share of the restored face against the photograph, 0 to 1.
+        upscale: by how much the photograph is enlarged (Lanczos outside the faces): 1, 2 or 4.
+        scale: R/n of the faces, 2 to 32; "auto" takes what each face's effective resolution says.
+    """
+
+    faces: int | Literal["largest", "all"] = "all"
+    min_face: int = MIN_FACE
+    blend: float = 1.0
+    upscale: Literal[1, 2, 4] = 1
+    scale: float | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.faces not in ("all", "largest") and not (isinstance(self.faces, int) and self.faces >= 1):
+            raise OptionError(f"faces is {self.faces!r}; choose all, largest or a number from 1 on")
+        if self.min_face < 8:
+            raise OptionError(f"the smallest face is {self.min_face} pixels; choose 8 or more")
+        if not 0 <= self.blend <= 1:
+            raise OptionError(f"blend is {self.blend:g}; choose a number from 0 to 1")
+        if self.upscale not in (1, 2, 4):
+            raise OptionError(f"upscale is {self.upscale}; choose 1, 2 or 4")
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoFace:
+    """One face of a photograph, ready for the networks.
+
+    Attributes:
+        found: where it is.
+        transform: 2×3, pixels of the photo to the aligned square of side R.
+        effective_side: pixels across the aligned square that carry detail; at most its size in pixels of the photo.
+        scale: R / n.
+        low_resolution: (3, n, n) in [-1, 1].
+        left_alone: why it is not restored; None if it is.
+    """
+
+    found: DetectedFace
+    transform: NDArray[np.float64]
+    effective_side: float
+    scale: float
+    low_resolution: torch.Tensor
+    left_alone: str | None = None
+
+
+def find_faces(
+    photo: Image.Image, detector: FaceDetector, card: ModelCard, options: PhotoOptions = PhotoOptions()
+) -> list[PhotoFace]:
+    """Find the faces of a photograph and align them to a prior's own template.
+
+    Args:
+        photo: RGB.
+        detector: finds them.
+        card: of the prior.
+        options: which faces, and how.
+
+    Returns:
+        The faces, the largest first; those that are left alone say why.
+
+    Raises:
+        OptionError: the scale is out of its range.
+        WeightsError: the card has no template.
+    """
+    _check_template(card)
+    found = detector(photo, options.min_face)
+    if options.faces != "all":
+        found = found[: 1 if options.faces == "largest" else options.faces]
+    return [_prepared(photo, face, card, options) for face in found]
+
+
+def _check_template(card: ModelCard) -> None:
+    if not card.template:
+        raise WeightsError(
+            f"the card of prior {card.name} does not say where a face must stand (template), so faces of"
+            " photographs cannot be aligned for it; add the template to its card.json, or give aligned crops"
+        )
+
+
+def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: PhotoOptions) -> PhotoFace:
+    resolution = card.resolution
+    transform = alignment(face.landmarks, card.template, resolution)
+    size = resolution / float(np.hypot(*transform[:, 0]))  # of the aligned square, in pixels of the photo
+    # twice the prior's resolution is enough to tell whether a face has more than that
+    measured = int(np.clip(round(size), 8, 2 * resolution))
+    aligned = cut_out(photo, transform * (measured / resolution), measured)
+    effective = min(size, effective_side(aligned))
+    small = _reduced(aligned, effective, options.scale, resolution)
+    left_alone = None
+    if effective >= resolution:
+        left_alone = f"already sharper than the {resolution} pixels of the prior"
+    elif face.side < options.min_face:
+        left_alone = f"smaller than {options.min_face} pixels"
+    return PhotoFace(face, transform, effective, resolution / small.shape[-1], small, left_alone)
+
+
+def _reduced(aligned: Image.Image, effective: float, scale: float | Literal["auto"], resolution: int) -> torch.Tensor:
+    if scale == "auto":
+        scale = float(np.clip(resolution / effective, *AUTO_SCALES))
+    return low_resolution(to_tensor(aligned), scale, resolution)
+
+
+def paste_faces(
+    photo: NDArray[Any],
+    faces: Sequence[PhotoFace],
+    restored: Sequence[torch.Tensor],
+    options: PhotoOptions = PhotoOptions(),
+) -> NDArray[Any]:
+    """Put restored faces back into their photograph.
+
+    The face keeps the photograph's colour and lighting, and whatever detail of the photograph is finer than the
+    input that the prior saw.
+
+    Args:
+        photo: (H, W, C), uint8 or uint16, C = 1 (grey) or 3, upright, in any colour space.
+        faces: those that were restored.
+        restored: of each, (3, R, R) in [-1, 1].
+        options: blend and upscale.
+
+    Returns:
+        (H · upscale, W · upscale, C), of the photograph's depth; with upscale 1, bit for bit the photograph
+        outside the faces.
+
+    Raises:
+        ImageError: the photograph has an unknown shape or depth, or is too large to be enlarged.
+    """
+    if photo.ndim != 3 or photo.shape[2] not in (1, 3) or photo.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"a photograph of shape {photo.shape} and type {photo.dtype} is not understood;"
+            " give (H, W, 1) or (H, W, 3) of uint8 or uint16"
+        )
+    top = float(np.iinfo(photo.dtype).max)
+    pixels, masks = [], []
+    for face, image in zip(faces, restored, strict=True):
+        side = image.shape[-1]
+        mask = FaceMask(face.found.landmarks, face.transform / side)
+        samples = _channels(image, photo.shape[2])
+        own = torch.from_numpy(photographed(photo, mask, side)).permute(2, 0, 1) * (2 / top) - 1
+        kept = _keep(samples, own, face)
+        pixels.append(((kept + 1) * (top / 2)).permute(1, 2, 0).numpy())
+        masks.append(mask)
+    return paste(photo, pixels, masks, options.upscale, options.blend)
+
+
+def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:
+    image = image.float().cpu()
+    if channels == 3:
+        return image
+    weights = torch.tensor([0.299, 0.587, 0.114])  # as Pillow makes grey of RGB
+    return (image * weights[:, None, None]).sum(0, keepdim=True)
+
+
+def _keep(restored: torch.Tensor, own: torch.Tensor, face: PhotoFace) -> torch.Tensor:
+    """Replace what the photograph knows better: colour and lighting, and detail that the input lacked."""
+    side, known = restored.shape[-1], round(face.effective_side)
+    kept = min(known, side) if known > face.low_resolution.shape[-1] else _COLOUR_SIDE
+    difference = resize((own - restored)[None], kept)
+    return restored + resize(difference, side)[0]
+
+
+def is_aligned_crop(photo: Image.Image, found: Sequence[DetectedFace], card: ModelCard) -> bool:
+    """Say whether a picture is an aligned crop, as the prior knows them, rather than a photograph.
+
+    It is if the square of its largest face, cut as the card's template says, is the picture's own central square;
+    and where no face is found, if the picture is about square and no larger than the prior's resolution R.
+
+    Args:
+        photo: the picture.
+        found: what a detector finds in it, the largest first.
+        card: of the prior.
+    """
+    width, height = photo.size
+    if not found:
+        return max(width, height) <= min(card.resolution, _CROP_SIDES * min(width, height))
+    _check_template(card)
+    side = min(width, height)
+    fractions = alignment(found[0].landmarks, card.template, 1)
+    left, top = (width - side) / 2, (height - side) / 2
+    corners = np.array([(left + x * side, top + y * side) for x, y in _UNIT_SQUARE])
+    placed = corners @ fractions[:, :2].T + fractions[:, 2]
+    return bool(np.abs(placed - _UNIT_SQUARE).max() < _CROP_ERROR)

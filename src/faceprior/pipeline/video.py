@@ -1,0 +1,297 @@
+"""Restoring the faces of a clip, so that they do not flicker.
+
+Frame by frame, a face would flicker for four reasons: other noise in the sampler, other noise in the input, landmarks
+that jitter, and a scale that jumps. So a clip is read twice: first its faces are found and followed
+(`faceprior.pipeline.cast`), then each track is restored with one seed, from landmarks that are smooth in time,
+at a scale that holds, from inputs averaged where the face stands still, each starting from the last result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+import faceprior
+from faceprior.clips import QUALITY, Frame, read_frames, rewrite
+from faceprior.errors import DeviceError, OptionError
+from faceprior.faces import DetectedFace, FaceDetector, align
+from faceprior.faces.alignment import alignment
+from faceprior.faces.tracking import Place
+from faceprior.images import resize, to_tensor
+from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
+from faceprior.pipeline.cast import find_cast
+from faceprior.pipeline.face_prior import AUTO_SCALES, FacePriorPipeline, low_resolution
+from faceprior.pipeline.photo import PhotoFace, PhotoOptions, paste_faces
+
+NO_FACE = "no face found"
+
+_KEPT = 0.85  # share of the past in an input where the face stands still
+_GATE = 0.75  # how large a difference to the past is taken for noise, in standard deviations of the noise
+_MEDIAN_OF_NORMAL = 0.6745  # of the absolute value, in standard deviations
+_NOISE_RATE = 0.2  # how fast the estimate of the noise follows
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How clips are restored.
+
+    Attributes:
+        photo: which faces are restored, and how they are blended in; as of photographs.
+        preset: the method and all its options.
+        preset_name: where they came from.
+        seed: of the first face's noise; the next face that appears has the next one.
+        quality: x264's constant rate factor, 0 (lossless) to 51.
+
+    Raises:
+        OptionError: quality is out of its range.
+    """
+
+    photo: PhotoOptions = field(default_factory=PhotoOptions)
+    preset: Preset = find_preset(DEFAULT_PRESET)
+    preset_name: str = DEFAULT_PRESET
+    seed: int = 0
+    quality: int = QUALITY
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quality <= 51:
+            raise OptionError(f"quality is {self.quality}; it must lie in 0 (lossless) to 51")
+
+
+def restore_video(
+    pipeline: FacePriorPipeline,
+    path: Path,
+    output: Path,
+    options: VideoOptions,
+    detector: FaceDetector,
+    on_frame: Callable[[str, int], object] = lambda _stage, _frames: None,
+) -> dict[str, Any]:
+    """Restore the faces of one clip; sound, times of frames and everything outside the faces stay.
+
+    Args:
+        pipeline: prior and corrector.
+        path: the clip.
+        output: file to write, with the suffix `faceprior.clips.output_suffix(path)`.
+        options: how.
+        detector: finds the faces.
+        on_frame: called after every frame with "finding" or "restoring" and the number of frames that are done.
+
+    Returns:
+        "input", "output", "frames", "faces" (how many were followed), "restored" (how many faces in how many frames),
+        "notes" and "seconds".
+
+    Raises:
+        VideoError: the clip cannot be read.
+        OutputError: the result cannot be written; nothing half-written is left behind.
+        DeviceError: the networks overflowed.
+    """
+    started = time.perf_counter()
+    cast = find_cast(
+        read_frames(path),
+        detector,
+        pipeline.prior.card,
+        options.photo,
+        lambda frames: on_frame("finding", frames),
+    )
+    restorer = ClipRestorer(pipeline, options)
+
+    def change(frame: Frame) -> NDArray[np.uint8]:
+        changed = restorer(frame.pixels, cast.places.get(frame.index, ()))
+        on_frame("restoring", frame.index + 1)
+        return changed
+
+    made = _made(pipeline, path, options, detector)
+    notes = rewrite(path, output, change, quality=options.quality, metadata=made)
+    return {
+        "input": str(path),
+        "output": str(output),
+        "frames": cast.frames,
+        "faces": cast.tracks,
+        "restored": restorer.restored,
+        "notes": [*notes, *([] if cast.tracks else [NO_FACE])],
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _made(pipeline: FacePriorPipeline, path: Path, options: VideoOptions, detector: FaceDetector) -> dict[str, Any]:
+    """How the result was made, for its metadata: nothing in it changes from one run to the next."""
+    method, corrector = find_method(options.preset.method), pipeline.corrector_card
+    prior = {"name": pipeline.prior.card.name, "sha256": pipeline.prior.card.sha256}
+    used = corrector if method.uses_corrector else None
+    return {
+        "faceprior": faceprior.__version__,
+        "input": path.name,
+        "content": "video",
+        "method": method.name,
+        "preset": options.preset_name,
+        "options": options.preset.as_dict(),
+        "photo": asdict(options.photo),
+        "quality": options.quality,
+        "detector": detector.name,
+        "seed": options.seed,
+        "prior": prior if method.uses_prior else None,
+        "corrector": {"name": used.name, "sha256": used.sha256} if used else None,
+        "device": str(pipeline.prior.device.type),
+        "dtype": str(next(pipeline.unet.parameters()).dtype).removeprefix("torch."),
+    }
+
+
+@dataclass
+class _Past:
+    """What is known of a track from the frame before; images in [-1, 1].
+
+    Attributes:
+        seen: its input, (3, n, n).
+        steady: its input, averaged over time.
+        restored: (3, R, R).
+        noise: standard deviation of the input's noise.
+    """
+
+    seen: torch.Tensor
+    steady: torch.Tensor
+    restored: torch.Tensor
+    noise: float | None = None
+
+
+class ClipRestorer:
+    """Restores one frame after the other; what it knows of a face it forgets when the face is gone.
+
+    Args:
+        pipeline: prior and corrector.
+        options: how.
+
+    Attributes:
+        restored: faces restored so far, counted in every frame.
+    """
+
+    def __init__(self, pipeline: FacePriorPipeline, options: VideoOptions) -> None:
+        self.restored = 0
+        self._pipeline, self._options = pipeline, options
+        self._past: dict[int, _Past] = {}
+
+    def __call__(self, pixels: NDArray[np.uint8], places: Sequence[Place]) -> NDArray[np.uint8]:
+        """Restore the faces of the next frame.
+
+        Args:
+            pixels: RGB, (H, W, 3).
+            places: its faces.
+
+        Returns:
+            (H · upscale, W · upscale, 3).
+
+        Raises:
+            DeviceError: the networks overflowed.
+        """
+        places = [place for place in places if place.left_alone is None]
+        faces = [self._face(pixels, place) for place in places]
+        restored = self._restore(places, [face.low_resolution for face in faces]) if faces else []
+        self.restored += len(faces)
+        return paste_faces(pixels, faces, restored, self._options.photo)
+
+    def _face(self, pixels: NDArray[np.uint8], place: Place) -> PhotoFace:
+        resolution, template = self._pipeline.resolution, self._pipeline.prior.card.template
+        landmarks = [(float(x), float(y)) for x, y in place.landmarks]
+        aligned = to_tensor(align(Image.fromarray(pixels), landmarks, template, resolution))
+        scale = self._options.photo.scale
+        if scale == "auto":
+            low, high = AUTO_SCALES
+            scale = min(max(resolution / place.effective_side, low), high)
+        small = low_resolution(aligned, scale, resolution)
+        (left, top), (right, bottom) = place.landmarks.min(0).tolist(), place.landmarks.max(0).tolist()
+        return PhotoFace(
+            found=DetectedFace((left, top, right, bottom), landmarks, 1.0),
+            transform=alignment(landmarks, template, resolution),
+            effective_side=place.effective_side,
+            scale=resolution / small.shape[-1],
+            low_resolution=small,
+            left_alone=None,
+        )
+
+    def _restore(self, places: Sequence[Place], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        past = [self._past.get(place.track) for place in places]
+        steadied = [steady(seen, before) for seen, before in zip(inputs, past, strict=True)]
+        generators = [torch.Generator().manual_seed((self._options.seed + place.track) % 2**63) for place in places]
+        restored = self._pipeline.restore(
+            [own.input for own in steadied],
+            generators,
+            1,
+            self._options.preset,
+            len(places),
+            initial=[self._initial(own, before) for own, before in zip(steadied, past, strict=True)],
+        )[:, 0]
+        if not bool(torch.isfinite(restored).all()):
+            raise DeviceError("the networks overflowed; choose --dtype float32")
+        self._past = {
+            place.track: _Past(seen, own.input, result, own.noise)
+            for place, seen, own, result in zip(places, inputs, steadied, restored, strict=True)
+        }
+        return list(restored)
+
+    def _initial(self, steadied: _Steadied, past: _Past | None) -> torch.Tensor:
+        """The last result where the face stands still, the enlarged input where it moves."""
+        enlarged = resize(steadied.input[None], self._pipeline.resolution)[0]
+        if past is None:
+            return enlarged
+        still = resize(steadied.still[None], self._pipeline.resolution)[0].clamp(0, 1)
+        return enlarged + still * (past.restored - enlarged)
+
+
+@dataclass(frozen=True)
+class _Steadied:
+    """An input, averaged with its past.
+
+    Attributes:
+        input: (3, n, n).
+        still: where the face stands still, 0 to 1, (1, n, n).
+        noise: standard deviation of the noise; None before the second frame.
+    """
+
+    input: torch.Tensor
+    still: torch.Tensor
+    noise: float | None
+
+
+def steady(seen: torch.Tensor, past: _Past | None) -> _Steadied:
+    """Average an input with its past where nothing but noise has changed.
+
+    A pixel whose surroundings differ from the past by more than the noise explains is taken from the new frame
+    alone: the face moves there. The noise is measured on the difference of two frames (`noise_of`), so that a clip
+    without noise is left as it is.
+
+    Args:
+        seen: the new input, (3, n, n) in [-1, 1].
+        past: the face in the frame before, of any side; None for its first frame.
+    """
+    if past is None:
+        return _Steadied(seen, torch.zeros_like(seen[:1]), None)
+    side = seen.shape[-1]
+    before, average = (resize(image[None], side)[0] for image in (past.seen, past.steady))
+    noise = noise_of(seen - before)
+    if past.noise is not None:
+        noise = past.noise + _NOISE_RATE * (noise - past.noise)
+    moved = (
+        F.avg_pool2d(F.pad((seen - average)[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
+        .abs()
+        .mean(0, keepdim=True)
+    )
+    still = torch.exp(-((moved / (_GATE * noise + 1e-6)) ** 2))
+    return _Steadied(seen + _KEPT * still * (average - seen), still, noise)
+
+
+def noise_of(difference: torch.Tensor) -> float:
+    """Standard deviation of the noise of one of two frames, from their difference (Immerkær 1996, by the median).
+
+    Args:
+        difference: (3, n, n).
+    """
+    kernel = difference.new_tensor(((1, -2, 1), (-2, 4, -2), (1, -2, 1))).expand(3, 1, 3, 3)
+    rough = F.conv2d(difference[None], kernel, groups=3).abs()
+    return float(rough.median()) / (_MEDIAN_OF_NORMAL * 6 * 2**0.5)  # 6 is the kernel's norm; two frames, √2

@@ -1,0 +1,634 @@
+"""Whole photographs and folders of them: what is found, written, noted down, resumed and survived."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from errno import ENOSPC
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faceprior.errors import CancelledError, DeviceError, OptionError, OutputError
+from faceprior.faces import DetectedFace, load_detector
+from faceprior.images import read_metadata, read_picture
+from faceprior.methods import find_preset
+from faceprior.pipeline import stages
+from faceprior.pipeline.batches import BatchSampler, FaceInput
+from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.inputs import Input, find_inputs
+from faceprior.pipeline.manifest import MANIFEST_NAME, Manifest
+from faceprior.pipeline.recipe import RestoreOptions
+from faceprior.pipeline.restore import restore_files
+from faceprior.pipeline.restore_photo import restore_photo
+from faceprior.pipeline.stages import NoWatcher
+from faceprior.priors.card import TIGHT_TEMPLATE
+from faceprior.sampling import face_generator
+from tiny_faces import smooth_picture
+
+SHORT = find_preset("default").with_options(steps=3, eta=0.5)
+OPTIONS = RestoreOptions(preset=SHORT, kind="photo")
+SIDES = (20, 14)  # of the aligned squares of the faces in a photograph
+
+
+@dataclass
+class CornerDetector:
+    """Finds a face in the top left corner of a picture, and a smaller one beside it where there is room."""
+
+    name: str = "corner"
+
+    def __call__(self, photo, min_face=24):
+        faces, left = [], 2
+        for side in SIDES:
+            if left + side <= photo.width and side >= min_face:
+                points = [(left + x * side, 2 + y * side) for x, y in TIGHT_TEMPLATE]
+                faces.append(DetectedFace((left, 2, left + side, 2 + side), points, 1.0))
+            left += side + 2
+        return faces
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    prior, corrector = tiny.gaussian_prior(), tiny.corrector()
+    scheduler = FacePriorPipeline.from_pretrained("faces-128", corrector=None).scheduler
+    scheduler = type(scheduler).from_config({**tiny.scheduler_config(), "prediction_type": "sample"})
+    card = replace(prior.card, template=TIGHT_TEMPLATE)
+    return FacePriorPipeline(prior.network, scheduler, corrector.network, card, corrector.card)
+
+
+def save_photo(path, width=44, height=30, seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(smooth_picture(seed, 64)[:height, :width]).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Photographs of two, one and no faces in three formats, and a file that is none."""
+    folder = tmp_path / "album"
+    save_photo(folder / "b.jpg", seed=1, quality=90)
+    save_photo(folder / "a.png", 30, seed=2)
+    save_photo(folder / "trip" / "c.webp", seed=3)
+    save_photo(folder / "trip" / "empty.png", 18, seed=4)
+    (folder / "trip" / "broken.jpg").write_text("no picture")
+    (folder / "notes.txt").write_text("no picture, and not called one")
+    return folder
+
+
+class Seen(NoWatcher):
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.notices = []
+
+    def on_notice(self, text):
+        self.notices.append(text)
+
+
+def run(pipeline, inputs, output, options=OPTIONS, *, resume=False, watcher=None, **changes):
+    options = replace(options, **{"min_face": 8, **changes})
+    if isinstance(inputs, Path):
+        inputs = find_inputs([inputs], output)
+    return list(restore_files(pipeline, inputs, output, options, CornerDetector(), resume=resume, watcher=watcher))
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+
+
+def read_manifest(output):
+    return [json.loads(line) for line in (output / MANIFEST_NAME).read_text("utf-8").splitlines()]
+
+
+def without_seconds(records):
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+# --- which inputs
+
+
+def found(arguments, output="/nowhere"):
+    return [(str(one.path), one.folder) for one in find_inputs([Path(a) for a in arguments], Path(output))]
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png", "sub/c.webp", ".cache/d.png", "sub/deep/e.tif"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "in"
+
+
+def test_a_folder_stands_for_its_pictures_and_their_places(tree):
+    everything = [("in/a.png", ""), ("in/b.JPG", ""), ("in/sub/c.webp", "sub"), ("in/sub/deep/e.tif", "sub/deep")]
+    assert found(["in"]) == everything
+    assert found(["in", "in/a.png", str(tree)]) == everything
+    assert found(["in/sub/c.webp"]) == [("in/sub/c.webp", "")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("in/*.png", [("in/a.png", "")]),
+        ("in/**/[ce].*", [("in/sub/c.webp", "sub"), ("in/sub/deep/e.tif", "sub/deep")]),
+        ("in/s*", [("in/sub/c.webp", "sub"), ("in/sub/deep/e.tif", "sub/deep")]),
+        ("in/**", [("in/a.png", ""), ("in/b.JPG", ""), ("in/sub/c.webp", "sub"), ("in/sub/deep/e.tif", "sub/deep")]),
+    ],
+)
+def test_a_pattern_that_the_shell_did_not_expand_is_expanded(tree, pattern, expected):
+    assert found([pattern]) == expected
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tree):
+    (tree / "[x].png").touch()
+    assert found(["in/[x].png"]) == [("in/[x].png", "")]
+
+
+def test_what_stands_for_no_picture_is_an_input_with_a_problem(tree):
+    (tree / "none").mkdir()
+    empty, pattern, missing = find_inputs([Path("in/none"), Path("in/*.bmp"), Path("in/no.png")], Path("out"))
+    assert empty.problem.startswith("in/none: holds no pictures (.")
+    assert pattern.problem == "in/*.bmp: matches no file; check the pattern"
+    assert missing.problem is None  # reading it says so
+
+
+def test_results_inside_the_folder_are_no_inputs_and_it_cannot_be_its_own_output(tree):
+    (tree / "sub" / "out").mkdir()
+    (tree / "sub" / "out" / "a.png").touch()
+    assert ("in/sub/out/a.png", "sub/out") not in found(["in"], "in/sub/out")
+    with pytest.raises(OptionError, match="choose another --output"):
+        found(["in"], "in/../in")
+
+
+def test_a_detector_finds_the_same_on_several_threads_at_once():
+    photo = Image.fromarray(pytest.importorskip("skimage.data").astronaut()).resize((160, 160))
+    detector = load_detector("dlib")
+    alone = detector(photo, 30)
+    assert len(alone) == 1
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda _: detector(photo, 30), range(6))) == [alone] * 6
+
+
+def test_reading_on_several_threads_leaves_the_filters_of_warnings_alone(tmp_path):
+    photo = save_photo(tmp_path / "x.png", 60, 60)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: read_picture(photo), range(200)))
+    assert warnings.filters == before
+
+
+# --- what is written
+
+
+def test_an_album_is_restored_in_its_own_formats_and_folders(pipeline, album, tmp_path):
+    records = run(pipeline, album, tmp_path / "out")
+    assert sorted(contents(tmp_path / "out")) == ["a.png", "b.jpg", "trip/c.webp", "trip/empty.png"]
+    by_name = {Path(record["input"]).name: record for record in records}
+    assert [len(by_name[name]["faces"]) for name in ("b.jpg", "a.png", "c.webp", "empty.png")] == [2, 1, 2, 0]
+    for name, kind in (("b.jpg", "JPEG"), ("a.png", "PNG"), ("trip/c.webp", "WEBP")):
+        with Image.open(tmp_path / "out" / name) as result, Image.open(album / name) as photo:
+            assert (result.format, result.size) == (kind, photo.size)
+        metadata = read_metadata(tmp_path / "out" / name)
+        assert metadata["faces"] == by_name[Path(name).name]["faces"]
+        assert (metadata["input"], metadata["seed"], metadata["options"]) == (Path(name).name, 0, SHORT.as_dict())
+    before, after = (np.asarray(Image.open(folder / "a.png")).astype(int) for folder in (album, tmp_path / "out"))
+    changed = np.abs(before - after).max(-1) > 0
+    assert changed[8:16, 8:16].mean() > 0.5
+    assert not changed[:, 24:].any()
+
+
+def test_the_manifest_has_the_settings_and_then_a_line_for_each_input_in_order(pipeline, album, tmp_path):
+    records = run(pipeline, album, tmp_path / "out", samples=2, seed=7)
+    first, *lines = read_manifest(tmp_path / "out")
+    assert lines == records
+    assert [Path(line["input"]).name for line in lines] == ["a.png", "b.jpg", "broken.jpg", "c.webp", "empty.png"]
+    assert first["settings"]["prior"]["name"] == "tiny"
+    assert (first["settings"]["seed"], first["settings"]["detector"], first["settings"]["blend"]) == (7, "corner", 1)
+    broken, photo = lines[2], lines[1]
+    assert broken == {"input": str(album / "trip/broken.jpg"), "status": "failed", "error": broken["error"]}
+    assert broken["error"].startswith(f"{album / 'trip/broken.jpg'}: is not an image")
+    assert (photo["status"], photo["kind"], photo["seed"], photo["name"]) == ("done", "photo", 7, "b")
+    assert photo["file"]["bytes"] == (album / "b.jpg").stat().st_size
+    for face, side in zip(photo["faces"], SIDES, strict=True):
+        assert face["box"][2] - face["box"][0] == side
+        assert np.shape(face["landmarks"]) == (5, 2)
+        assert 4 <= face["scale"] <= 8
+        assert len(face["lr_consistency"]) == 2
+        assert face["spread"] > 0
+    for record in lines:
+        for written in record.get("outputs", ()):
+            content = (tmp_path / "out" / written["file"]).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (written["bytes"], written["sha256"])
+    assert [written["file"] for written in photo["outputs"]] == ["b.jpg", "b-2.jpg", "b-mean.jpg"]
+
+
+def test_a_photograph_without_a_face_is_copied_or_only_enlarged(pipeline, album, tmp_path):
+    empty = Input(album / "trip" / "empty.png")
+    (record,) = run(pipeline, [empty], tmp_path / "out", samples=2)
+    assert (record["status"], record["faces"]) == ("done", [])
+    assert record["notes"][0].startswith("no face found")
+    assert contents(tmp_path / "out") == {"empty.png": empty.path.read_bytes()}
+    (record,) = run(pipeline, [empty], tmp_path / "large", samples=2, upscale=2)
+    assert list(contents(tmp_path / "large")) == ["empty.png"]
+    assert Image.open(tmp_path / "large" / "empty.png").size == (36, 60)
+    (record,) = run(pipeline, [empty], tmp_path / "faces", only_faces=True)
+    assert (record["outputs"], contents(tmp_path / "faces")) == ([], {})
+
+
+def test_only_faces_writes_each_face_with_all_that_an_aligned_one_has(pipeline, album, tmp_path):
+    (record,) = run(
+        pipeline, [Input(album / "b.jpg")], tmp_path / "out", only_faces=True, samples=2, write_sheet=True
+    )
+    suffixes = ("", "-2", "-mean", "-spread", "-sheet")
+    assert [f["file"] for f in record["outputs"]] == [f"b-face{n}{s}.png" for n in (1, 2) for s in suffixes]
+    assert Image.open(tmp_path / "out" / "b-face2.png").size == (32, 32)
+    assert read_metadata(tmp_path / "out" / "b-face2.png")["face"] == 2
+
+
+def test_each_option_of_a_photograph_changes_its_result(pipeline, album, tmp_path):
+    changes = {
+        "base": {},
+        "seed": {"seed": 1},
+        "blend": {"blend": 0.5},
+        "upscale": {"upscale": 2},
+        "faces": {"faces": 1},
+        "scale": {"scale": 4.0},
+        "min face": {"min_face": 18},
+    }
+    results = {}
+    for name, change in changes.items():
+        run(pipeline, [Input(album / "b.jpg")], tmp_path / name, **change)
+        results[name] = Image.open(tmp_path / name / "b.jpg").tobytes()
+    assert results["faces"] == results["min face"]  # both leave the second face out
+    del results["min face"]
+    assert len(set(results.values())) == len(results)
+
+
+def test_a_sheet_shows_every_face(pipeline, album, tmp_path):
+    for name in ("a.png", "b.jpg"):
+        run(pipeline, [Input(album / name)], tmp_path / "out", write_sheet=True)
+    one, two = (Image.open(tmp_path / "out" / f"{stem}-sheet.png") for stem in "ab")
+    assert (two.width, two.height > 1.8 * one.height) == (one.width, True)
+
+
+def test_crops_and_photographs_are_told_apart_unless_it_is_said(pipeline, album, tmp_path):
+    crop = tmp_path / "crop.png"
+    Image.open(album / "a.png").crop((2, 2, 22, 22)).save(crop)  # the square that the template wants
+    kinds = {}
+    for kind in ("auto", "aligned", "photo"):
+        inputs = [Input(crop), Input(album / "b.jpg")]
+        kinds[kind] = [record["kind"] for record in run(pipeline, inputs, tmp_path / kind, kind=kind)]
+    assert kinds["aligned"] == ["aligned"] * 2
+    assert kinds["photo"] == ["photo"] * 2
+    assert kinds["auto"][1] == "photo"
+
+
+def test_without_a_detector_a_photograph_is_refused_with_the_remedy(pipeline, album, tmp_path):
+    inputs = [Input(album / "b.jpg")]
+    (record,) = restore_files(pipeline, inputs, tmp_path / "out", replace(OPTIONS, kind="auto"))
+    assert record["error"].startswith(f"{album / 'b.jpg'}: looks like a whole photograph")
+    assert "faceprior[faces]" in record["error"]
+
+
+def test_a_degraded_experiment_on_photographs_is_refused():
+    with pytest.raises(OptionError, match="--photo or --degrade"):
+        replace(OPTIONS, degradation="bicubic")
+
+
+# --- the same result in every company
+
+
+def test_a_photograph_has_the_same_result_alone_in_a_folder_and_in_any_batch(pipeline, album, tmp_path):
+    expected = {}
+    for given in find_inputs([album], tmp_path / "alone"):
+        run(pipeline, [given], tmp_path / "alone", samples=2)
+        expected = contents(tmp_path / "alone")
+    for batch_size in (1, 3, 16):
+        records = run(pipeline, album, tmp_path / f"{batch_size}", samples=2, batch_size=batch_size)
+        assert contents(tmp_path / f"{batch_size}") == expected
+        assert [record["input"] for record in records] == [str(one.path) for one in find_inputs([album], tmp_path)]
+
+
+def test_the_faces_of_a_photograph_have_noise_of_their_own():
+    draws = {(s, i): torch.rand(4, generator=face_generator(s, i)) for s in (0, 1) for i in (0, 1, 2)}
+    assert len({tuple(draw.tolist()) for draw in draws.values()}) == 6
+    assert torch.equal(draws[1, 0], torch.rand(4, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(draws[1, 2], torch.rand(4, generator=face_generator(1, 2)))
+
+
+def test_faces_of_several_photographs_fill_a_batch(pipeline, album, tmp_path, monkeypatch):
+    batches = []
+    original = FacePriorPipeline.restore
+
+    def restore(self, faces, *arguments):
+        batches.append(len(faces))
+        return original(self, faces, *arguments)
+
+    monkeypatch.setattr(FacePriorPipeline, "restore", restore)
+    run(pipeline, album, tmp_path / "out", batch_size=4)
+    assert batches == [4, 1]
+
+
+def test_one_photograph_from_python_is_what_the_folder_gives(pipeline, album, tmp_path):
+    run(pipeline, [Input(album / "a.png")], tmp_path / "out", samples=2)
+    options = replace(OPTIONS, min_face=8, samples=2)
+    restored = restore_photo(pipeline, read_picture(album / "a.png"), CornerDetector(), options)
+    for sample, name in ((0, "a.png"), (1, "a-2.png"), (None, "a-mean.png")):
+        assert np.array_equal(restored.pixels(sample), np.asarray(Image.open(tmp_path / "out" / name)))
+    plain = restore_photo(pipeline, Image.open(album / "a.png"), CornerDetector(), options)
+    assert plain.image(0).tobytes() == restored.image(0).tobytes()
+    assert restored.records() == read_manifest(tmp_path / "out")[1]["faces"]
+
+
+def test_chosen_faces_alone_are_restored_and_keep_their_noise(pipeline, album):
+    options = replace(OPTIONS, min_face=8)
+    photo = read_picture(album / "b.jpg")
+    both = restore_photo(pipeline, photo, CornerDetector(), options)
+    second = restore_photo(pipeline, photo, CornerDetector(), options, found=both.faces, chosen={1})
+    assert second.results[0] is None
+    assert torch.equal(second.results[1].images, both.results[1].images)
+
+
+def test_a_cancelled_photograph_asks_the_prior_no_more(pipeline, album):
+    steps = []
+    with pytest.raises(CancelledError):
+        restore_photo(
+            pipeline,
+            read_picture(album / "b.jpg"),
+            CornerDetector(),
+            replace(OPTIONS, min_face=8, samples=3, batch_size=1),
+            on_step=lambda step, x0, faces: steps.append(faces),
+            cancel=lambda: len(steps) == 4,
+        )
+    assert steps == [[0]] * 4
+
+
+# --- resuming
+
+
+def forked(pipeline, inputs, output, **changes):
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(pipeline, inputs, output), kwargs={"resume": True, **changes}
+    )
+    process.start()
+    return process
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_runs_that_are_killed_at_any_moment_end_as_the_uninterrupted_one_and_do_nothing_twice(pipeline, tmp_path):
+    for number in range(24):
+        save_photo(tmp_path / "in" / f"{number:02d}.png", 44 - 14 * (number % 2), seed=number)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    started = time.monotonic()
+    expected = run(pipeline, tmp_path / "in", whole, samples=2, batch_size=3)
+    usual = time.monotonic() - started
+    moments, kept = random.Random(0), {}  # noqa: S311
+    for _ in range(8):
+        process = forked(pipeline, tmp_path / "in", broken, samples=2, batch_size=3)
+        time.sleep(moments.uniform(0.05, 0.5) * usual)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        for name, inode in kept.items():
+            assert (broken / name).stat().st_ino == inode  # an atomic writer that wrote it again had made a new one
+        lines = (broken / MANIFEST_NAME).read_bytes().split(b"\n")[1:-1] if broken.exists() else []
+        kept = {
+            written["file"]: (broken / written["file"]).stat().st_ino
+            for line in lines
+            for written in json.loads(line)["outputs"]
+        }
+    records = run(pipeline, tmp_path / "in", broken, resume=True, samples=2, batch_size=3)
+    assert contents(broken) == contents(whole)
+    earlier = sum(record.pop("earlier", False) for record in records)
+    assert earlier > 0
+    assert without_seconds(records) == without_seconds(expected)
+    assert without_seconds(read_manifest(broken)[1:]) == without_seconds(expected)
+
+
+def test_a_resumed_run_tries_again_what_failed_and_leaves_the_rest(pipeline, album, tmp_path):
+    run(pipeline, album, tmp_path / "out")
+    save_photo(album / "trip" / "broken.jpg", seed=9)
+    seen = Seen()
+    records = run(pipeline, album, tmp_path / "out", resume=True, watcher=seen)
+    assert seen.notices == ["4 of 5 were done before"]
+    assert [record["status"] for record in records] == ["done"] * 5
+    assert [Path(record["input"]).name for record in records if "earlier" not in record] == ["broken.jpg"]
+    assert len(read_manifest(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("change", ["input", "output", "shortened"])
+def test_what_is_no_longer_as_it_was_is_done_again(pipeline, album, tmp_path, change):
+    run(pipeline, album, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    if change == "input":
+        save_photo(album / "a.png", 30, seed=20)
+    elif change == "output":
+        (tmp_path / "out" / "a.png").unlink()
+    else:
+        (tmp_path / "out" / "a.png").write_bytes(b"")
+    records = run(pipeline, album, tmp_path / "out", resume=True)
+    again = [Path(record["input"]).name for record in records if "earlier" not in record]
+    assert again == ["a.png", "broken.jpg"]
+    assert (contents(tmp_path / "out") == before) == (change != "input")
+
+
+def test_a_new_photograph_gets_no_name_that_an_earlier_one_has(pipeline, tmp_path):
+    save_photo(tmp_path / "in" / "x.png", 30, seed=1)
+    run(pipeline, tmp_path / "in", tmp_path / "out")
+    before = contents(tmp_path / "out")
+    save_photo(tmp_path / "in" / "x.jpg", 30, seed=2)  # stands before it, and would be called x
+    run(pipeline, tmp_path / "in", tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out").items() > before.items()
+    assert sorted(contents(tmp_path / "out")) == ["x.png", "x_jpg.jpg"]
+
+
+def test_half_a_line_and_damaged_ones_are_tolerated(pipeline, album, tmp_path):
+    run(pipeline, album, tmp_path / "out")
+    path = tmp_path / "out" / MANIFEST_NAME
+    first, second, third, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second + b"\x00" * 20 + b"\n[1]\n" + b"".join(others[1:]) + third[:30])
+    (tmp_path / "out" / ".faceprior-0123.partial").write_text("half a picture")
+    records = run(pipeline, album, tmp_path / "out", resume=True)
+    assert [Path(r["input"]).name for r in records if "earlier" not in r] == ["b.jpg", "broken.jpg"]
+    assert not list((tmp_path / "out").glob(".faceprior-*"))
+    inputs = [Path(record["input"]).name for record in read_manifest(tmp_path / "out")[1:]]
+    assert sorted(inputs) == ["a.png", "b.jpg", "broken.jpg", "c.webp", "empty.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"settings": {"see'])
+def test_a_manifest_that_was_hardly_begun_is_begun_again(pipeline, album, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST_NAME).write_bytes(content)
+    assert len(run(pipeline, album, tmp_path / "out", resume=True)) == 5
+    assert len(read_manifest(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"upscale": 2}, "upscale 1, not 2"),
+        ({"preset": SHORT.with_options(steps=4)}, "options.steps 3, not 4"),
+    ],
+)
+def test_other_options_are_not_resumed(pipeline, album, tmp_path, change, said):
+    run(pipeline, album, tmp_path / "out")
+    before = (tmp_path / "out" / MANIFEST_NAME).read_bytes()
+    with pytest.raises(OptionError, match=f"was made with {said}; give the same options"):
+        run(pipeline, album, tmp_path / "out", resume=True, **change)
+    assert (tmp_path / "out" / MANIFEST_NAME).read_bytes() == before
+    run(pipeline, album, tmp_path / "out", resume=True, batch_size=1)  # decides nothing
+
+
+def test_what_is_no_manifest_is_not_resumed(tmp_path):
+    (tmp_path / MANIFEST_NAME).write_text('{"input": "x.png"}\n')
+    with pytest.raises(OutputError, match="is not a manifest that can be resumed"):
+        Manifest(tmp_path, {}, resume=True)
+
+
+# --- what goes wrong
+
+
+class Memory:
+    """A device that holds so many samples at once."""
+
+    def __init__(self, monkeypatch, room, error):
+        self.tried, original = [], FacePriorPipeline.restore
+
+        def restore(pipeline, faces, generators, samples, preset, batch_size, on_step=None):
+            together = min(batch_size, len(faces) * samples)
+            self.tried.append(together)
+            if together > room:
+                raise error
+            return original(pipeline, faces, generators, samples, preset, batch_size, on_step)
+
+        monkeypatch.setattr(FacePriorPipeline, "restore", restore)
+
+
+FULL = {
+    "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"),
+    "python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("device", FULL)
+def test_a_batch_that_does_not_fit_the_memory_is_halved_and_it_is_said(
+    pipeline, album, tmp_path, monkeypatch, device
+):
+    run(pipeline, album, tmp_path / "plenty", samples=2)
+    memory, seen = Memory(monkeypatch, 2, FULL[device]), Seen()
+    run(pipeline, album, tmp_path / "little", samples=2, batch_size=8, watcher=seen)
+    assert memory.tried[:3] == [8, 4, 2]
+    assert max(memory.tried[2:]) == 2
+    assert seen.notices == [
+        "8 faces at once do not fit into the memory of cpu; going on with 4",
+        "4 faces at once do not fit into the memory of cpu; going on with 2",
+    ]
+    assert contents(tmp_path / "little") == contents(tmp_path / "plenty")
+
+
+def test_where_not_even_one_face_fits_each_input_fails_for_itself(pipeline, album, tmp_path, monkeypatch):
+    Memory(monkeypatch, 0, FULL["cuda"])
+    records = run(pipeline, album, tmp_path / "out")
+    assert [record["status"] for record in records] == ["failed"] * 4 + ["done"]
+    assert records[0]["error"].startswith(f"{album / 'a.png'}: one face does not fit into the memory of cpu; close")
+    assert list(contents(tmp_path / "out")) == ["trip/empty.png"]
+
+
+def test_other_errors_of_the_networks_are_not_taken_for_a_full_memory(pipeline, album, tmp_path, monkeypatch):
+    Memory(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(pipeline, album, tmp_path / "out")
+
+
+def test_a_face_that_the_method_refuses_fails_alone(pipeline, monkeypatch):
+    original = FacePriorPipeline.restore
+
+    def restore(self, faces, *arguments):
+        if any(face.shape[-1] == 5 for face in faces):
+            raise OptionError("5 pixels are odd")
+        return original(self, faces, *arguments)
+
+    monkeypatch.setattr(FacePriorPipeline, "restore", restore)
+    sampler = BatchSampler(pipeline, SHORT, 1, 4)
+    results = sampler([FaceInput(torch.zeros(3, side, side), 0) for side in (4, 5, 6, 7, 8, 8)])
+    assert [isinstance(result, OptionError) for result in results] == [False, True] + [False] * 4
+
+
+def test_a_photograph_that_vanishes_or_breaks_its_reader_fails_alone(pipeline, album, tmp_path, monkeypatch):
+    original = stages.read_picture
+
+    def read(path):
+        if path.name == "b.jpg":
+            raise ZeroDivisionError("division by zero")
+        return original(path)
+
+    monkeypatch.setattr(stages, "read_picture", read)
+    inputs = find_inputs([album], tmp_path / "out")
+    (album / "a.png").unlink()
+    records = run(pipeline, inputs, tmp_path / "out")
+    assert [record["status"] for record in records] == ["failed", "failed", "failed", "done", "done"]
+    assert records[0]["error"].startswith(f"{album / 'a.png'}: cannot be opened (No such file")
+    assert "ZeroDivisionError: division by zero" in records[1]["error"]
+    assert read_manifest(tmp_path / "out")[1:] == records
+
+
+def test_a_disk_that_fills_fails_what_it_cannot_hold_and_resume_does_the_rest(pipeline, album, tmp_path, monkeypatch):
+    run(pipeline, album, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(ENOSPC, "No space left")))
+        records = run(pipeline, album, tmp_path / "out")
+    assert [record["status"] for record in records] == ["failed"] * 4 + ["done"]
+    assert ["No space left" in record.get("error", "") for record in records] == [True, True, False, True, False]
+    assert list(contents(tmp_path / "out")) == ["trip/empty.png"]
+    run(pipeline, album, tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_networks_that_overflow_fail_the_photograph(pipeline, album, tmp_path, monkeypatch):
+    nothing = torch.full((1, 1, 3, 32, 32), float("nan"))
+    monkeypatch.setattr(
+        FacePriorPipeline, "restore", lambda _self, faces, *_: nothing.expand(len(faces), -1, -1, -1, -1)
+    )
+    records = run(pipeline, [Input(album / "a.png")], tmp_path / "out")
+    assert records[0]["error"].endswith("the networks overflowed in float32; choose --dtype float32")
+    with pytest.raises(DeviceError, match="overflowed"):
+        restore_photo(pipeline, read_picture(album / "a.png"), CornerDetector(), replace(OPTIONS, min_face=8))
+
+
+def test_what_is_held_in_memory_does_not_grow_with_the_folder(pipeline, tmp_path, monkeypatch):
+    for number in range(40):
+        save_photo(tmp_path / "in" / f"{number:02d}.png", seed=number)
+    monkeypatch.setattr(stages, "MAX_PIXELS_HELD", 3 * 44 * 30)
+    alive, most = set(), 0
+
+    class Counted(stages.Photo):
+        def __init__(self, *arguments):
+            nonlocal most
+            super().__init__(*arguments)
+            alive.add(id(self))
+            most = max(most, len(alive))
+
+        def __del__(self):
+            alive.discard(id(self))
+
+    monkeypatch.setattr(stages, "Photo", Counted)
+    assert len(run(pipeline, tmp_path / "in", tmp_path / "out", batch_size=4)) == 40
+    assert most <= 3 + 2 * stages._READERS + 2
+    assert not alive

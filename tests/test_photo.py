@@ -1,0 +1,313 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from faceprior.benchmark.photos import (
+    ASTRONAUT_LANDMARKS,
+    Head,
+    alignment_error,
+    astronaut,
+    nearest,
+    scene,
+    seam_visibility,
+    spoiled,
+)
+from faceprior.errors import ImageError, OptionError, WeightsError
+from faceprior.faces import DetectedFace, align, load_detector
+from faceprior.faces.paste import FaceMask
+from faceprior.images import to_tensor
+from faceprior.pipeline.photo import PhotoOptions, find_faces, is_aligned_crop, paste_faces
+from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE, ModelCard
+
+RESOLUTION = 128
+CARD = ModelCard(kind="prior", name="some-prior", resolution=RESOLUTION, template=TIGHT_TEMPLATE)
+
+
+class Told:
+    """A detector that is told where the faces are."""
+
+    name = "told"
+
+    def __init__(self, *landmarks, side=90.0):
+        self.landmarks, self.side = landmarks, side
+
+    def __call__(self, photo, min_face=24):
+        return [told(points, self.side) for points in self.landmarks]
+
+
+def told(landmarks, side=90.0):
+    x, y = np.mean(landmarks, 0)
+    return DetectedFace((x - side / 2, y - side / 2, x + side / 2, y + side / 2), landmarks, 1.0)
+
+
+def faces_of(photo, *landmarks, card=CARD, **options):
+    landmarks = landmarks or (ASTRONAUT_LANDMARKS,)
+    return find_faces(photo, Told(*landmarks), card, PhotoOptions(**options))
+
+
+def mask_of(face, size):
+    return FaceMask(face.found.landmarks, face.transform / RESOLUTION).over(size)
+
+
+def moved(landmarks, right, down=0.0):
+    return [(x + right, y + down) for x, y in landmarks]
+
+
+@pytest.fixture(scope="module")
+def detector():
+    pytest.importorskip("dlib")
+    return load_detector("dlib")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    pytest.importorskip("skimage")
+    return astronaut()
+
+
+@pytest.fixture(scope="module")
+def pixels(photo):
+    return np.asarray(photo)
+
+
+GREY = torch.zeros(3, RESOLUTION, RESOLUTION)
+
+
+# finding
+
+
+def test_upright_turned_and_small_faces_of_one_photo_are_found_and_aligned(detector):
+    heads = [Head(0.8, 5, (130, 130)), Head(0.7, 80, (390, 150)), Head(0.27, -10, (130, 300))]
+    found = detector(scene(heads, (520, 360)))
+    assert len(found) == 3
+    assert [face.side for face in found] == sorted((face.side for face in found), reverse=True)
+    for head in heads:
+        assert (
+            alignment_error(nearest([face.landmarks for face in found], head.landmarks), head.landmarks, CARD) < 0.06
+        )
+
+
+def test_a_face_that_the_frame_cuts_is_found_restored_and_put_back(detector):
+    head = Head(1.0, 0, (36, 120))  # the image-left eye is 15 pixels from the frame, the cheek beyond it
+    cut = scene([head], (260, 260))
+    (face,) = find_faces(cut, detector, CARD)
+    assert FaceMask(face.found.landmarks, face.transform / RESOLUTION).corners.min() < -5
+    assert alignment_error(face.found.landmarks, head.landmarks, CARD) < 0.1
+    result = paste_faces(
+        np.asarray(cut), [face], [spoiled(align(cut, head.landmarks, TIGHT_TEMPLATE, RESOLUTION), 16)]
+    )
+    assert result.shape == (260, 260, 3)
+    assert (result[:, 0] != np.asarray(cut)[:, 0]).any()  # the face goes on to the frame, and so does its mask
+
+
+def test_no_face_is_found_where_there_is_none(detector):
+    assert detector(scene([], (300, 200))) == []
+
+
+# preparing
+
+
+def test_a_face_stands_on_the_priors_own_template(photo):
+    loose = replace(CARD, template=FFHQ_TEMPLATE)
+    for card in (CARD, loose):
+        (face,) = faces_of(photo, card=card)
+        aligned = np.asarray(ASTRONAUT_LANDMARKS) @ face.transform[:, :2].T + face.transform[:, 2]
+        assert np.abs(aligned / RESOLUTION - card.template).max() < 0.04
+
+
+def test_the_scale_follows_the_detail_of_the_face_and_not_its_size(photo):
+    scales = []
+    for radius in (0, 3, 5, 12):
+        (face,) = faces_of(photo.filter(ImageFilter.GaussianBlur(radius)))
+        assert face.scale == RESOLUTION / face.low_resolution.shape[-1]
+        scales.append(face.scale)
+    assert scales[0] == 4  # the finest that correctors are trained for
+    assert scales == sorted(scales)
+    assert scales[1] < scales[2] <= scales[3] == 16
+
+
+def test_a_scale_that_is_asked_for_is_kept(photo):
+    (face,) = faces_of(photo, scale=8.0)
+    assert face.low_resolution.shape == (3, 16, 16)
+    with pytest.raises(OptionError, match="scale is 64"):
+        faces_of(photo, scale=64)
+
+
+def test_a_face_sharper_than_the_prior_is_left_alone_and_a_blurred_one_of_the_same_size_is_not(photo):
+    small_prior = replace(CARD, resolution=48)
+    (sharp,) = faces_of(photo, card=small_prior)
+    (soft,) = faces_of(photo.filter(ImageFilter.GaussianBlur(3)), card=small_prior)
+    assert sharp.left_alone == "already sharper than the 48 pixels of the prior"
+    assert soft.left_alone is None
+
+
+def test_a_face_below_the_smallest_is_left_alone(photo):
+    (face,) = faces_of(photo, min_face=100)
+    assert face.left_alone == "smaller than 100 pixels"
+
+
+def test_as_many_faces_are_taken_as_were_asked_for(photo):
+    places = [moved(ASTRONAUT_LANDMARKS, right) for right in (0, 40, 80)]
+    assert len(faces_of(photo, *places)) == 3
+    assert len(faces_of(photo, *places, faces="largest")) == 1
+    assert len(faces_of(photo, *places, faces=2)) == 2
+
+
+def test_a_prior_without_template_is_named(photo):
+    with pytest.raises(WeightsError, match=r"prior some-prior does not say where a face must stand \(template\)"):
+        faces_of(photo, card=replace(CARD, template=()))
+
+
+WRONG = [{"faces": 0}, {"faces": "some"}, {"min_face": 2}, {"blend": 1.5}, {"blend": float("nan")}, {"upscale": 3}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_options_out_of_their_range_are_refused(wrong):
+    with pytest.raises(OptionError, match="choose"):
+        PhotoOptions(**wrong)
+
+
+# putting back
+
+
+def test_pixels_outside_the_faces_stay_as_they_are_bit_for_bit(photo, pixels):
+    (face,) = faces_of(photo)
+    outside = mask_of(face, photo.size) == 0
+    result = paste_faces(pixels, [face], [GREY])
+    assert 0.9 < outside.mean() < 1
+    assert (result[outside] == pixels[outside]).all()
+    assert (result != pixels).any()
+
+
+def test_blend_mixes_and_none_of_it_is_the_photograph(photo, pixels):
+    (face,) = faces_of(photo)
+    restored = [spoiled(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 16)]
+    none, half, all_of_it = (
+        paste_faces(pixels, [face], restored, PhotoOptions(blend=blend)).astype(float) for blend in (0, 0.5, 1)
+    )
+    assert (none == pixels).all()
+    assert np.abs(half - (none + all_of_it) / 2).max() <= 1
+
+
+def test_a_face_that_was_not_changed_leaves_the_photograph_as_it_was(photo, pixels):
+    (face,) = faces_of(photo)
+    same = to_tensor(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION))
+    result = paste_faces(pixels, [face], [same])
+    assert np.abs(result.astype(float) - pixels).mean() < 0.1
+    assert np.abs(result.astype(float) - pixels)[mask_of(face, photo.size) > 0].mean() < 2
+
+
+def test_no_seam_and_no_tint_come_from_a_face_of_another_colour_and_light(photo, pixels):
+    (face,) = faces_of(photo.filter(ImageFilter.GaussianBlur(4)))
+    restored = spoiled(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 64)
+    result = paste_faces(pixels, [face], [restored])
+    inside = mask_of(face, photo.size) == 1
+    mask = FaceMask(face.found.landmarks, face.transform / RESOLUTION)
+    assert np.abs(result[inside].mean(0) - pixels[inside].mean(0)).max() < 1  # of 255; the tint was 19
+    assert 0.9 < seam_visibility(pixels, result, mask) < 1.05
+
+
+def test_detail_that_the_input_of_the_prior_lacked_is_taken_from_the_photograph(photo, pixels):
+    (face,) = faces_of(photo)
+    inside = mask_of(face, photo.size) == 1
+    assert face.effective_side > 2 * face.low_resolution.shape[-1]
+
+    def loss(own):
+        result = paste_faces(pixels, [own], [GREY])
+        return np.abs(result.astype(float) - pixels)[inside].mean()
+
+    assert loss(face) < 0.3 * loss(replace(face, effective_side=20.0))
+
+
+@pytest.mark.parametrize("upscale", [2, 4])
+def test_the_rest_of_an_enlarged_photograph_is_its_lanczos_enlargement(photo, upscale):
+    part = photo.crop((150, 50, 310, 190))
+    (face,) = faces_of(part, moved(ASTRONAUT_LANDMARKS, -150, -50))
+    result = paste_faces(np.asarray(part), [face], [GREY], PhotoOptions(upscale=upscale))
+    size = (part.width * upscale, part.height * upscale)
+    enlarged = np.asarray(part.resize(size, Image.Resampling.LANCZOS))
+    outside = np.asarray(Image.fromarray(mask_of(face, part.size) == 0).resize(size, Image.Resampling.NEAREST))
+    outside = outside & np.roll(outside, 4, 0) & np.roll(outside, -4, 0) & np.roll(outside, 4, 1)
+    assert result.shape == enlarged.shape
+    assert (result[outside] == enlarged[outside]).all()
+    assert (result != enlarged).any()
+
+
+def test_sixteen_bits_stay_sixteen_bits(photo, pixels):
+    (face,) = faces_of(photo)
+    deep = pixels.astype(np.uint16) * 257
+    deep += np.random.default_rng(0).integers(0, 200, deep.shape, dtype=np.uint16) // 2 * (deep < 65000)
+    restored = [spoiled(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 16)]
+    for upscale in (1, 2):
+        options = PhotoOptions(upscale=upscale)
+        result = paste_faces(deep, [face], restored, options)
+        shallow = paste_faces(pixels, [face], restored, options)
+        assert result.dtype == np.uint16
+        assert np.abs(result / 257 - shallow).mean() < 0.6
+    outside = mask_of(face, photo.size) == 0
+    same = paste_faces(deep, [face], restored)
+    assert (same[outside] == deep[outside]).all()
+    assert len(np.unique(same[~outside])) > 256
+
+
+def test_grey_stays_grey(photo):
+    grey = np.asarray(photo.convert("L"))[..., None]
+    (face,) = faces_of(photo)
+    result = paste_faces(grey, [face], [spoiled(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 16)])
+    assert result.shape == grey.shape
+    assert (result != grey).any()
+
+
+def test_a_face_is_reduced_without_aliasing_where_it_is_small_in_the_photograph():
+    photo = Image.new("RGB", (90, 90), (128, 128, 128))
+    (face,) = faces_of(photo, [(x * 32 + 30, y * 32 + 30) for x, y in TIGHT_TEMPLATE])
+    fine = torch.ones(3, RESOLUTION, RESOLUTION)
+    fine[:, ::2] = -1  # stripes of one pixel
+    result = paste_faces(np.asarray(photo), [face], [fine]).astype(int)
+    assert np.abs(result - 128).max() < 8
+
+
+def test_overlapping_faces_do_not_depend_on_their_order_and_each_keeps_its_own_middle(pixels, photo):
+    places = [ASTRONAUT_LANDMARKS, moved(ASTRONAUT_LANDMARKS, 60)]
+    faces = [replace(face, effective_side=10.0) for face in faces_of(photo, *places)]
+    wave = torch.linspace(0, 60, RESOLUTION).sin().expand(3, RESOLUTION, -1)  # no colour match takes it away
+    restored = [wave, wave.mT]
+    one_way = paste_faces(pixels, faces, restored).astype(int)
+    other_way = paste_faces(pixels, faces[::-1], restored[::-1]).astype(int)
+    assert np.abs(one_way - other_way).max() <= 1
+    for face, own in zip(faces, restored, strict=True):
+        alone = paste_faces(pixels, [face], [own]).astype(int)
+        x, y = np.mean(face.found.landmarks, 0).astype(int)
+        middle = (slice(y - 5, y + 5), slice(x - 5, x + 5))
+        assert np.abs(one_way[middle] - alone[middle]).mean() < 12
+
+
+def test_photographs_of_an_unknown_kind_are_refused(pixels, monkeypatch):
+    with pytest.raises(ImageError, match=r"\(H, W, 1\) or \(H, W, 3\) of uint8 or uint16"):
+        paste_faces(pixels.astype(float), [], [])
+    with pytest.raises(ImageError, match="is not understood"):
+        paste_faces(pixels[..., 0], [], [])
+    monkeypatch.setattr("faceprior.faces.paste.MAX_RESULT_PIXELS", 1_000_000)
+    with pytest.raises(ImageError, match="2048×2048 pixels, more than 1 million"):
+        paste_faces(pixels, [], [], PhotoOptions(upscale=4))
+
+
+# crop or photograph?
+
+
+def test_a_photograph_is_told_from_an_aligned_crop(photo):
+    crop = align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, 64)
+    inside = [told([(x * 64, y * 64) for x, y in TIGHT_TEMPLATE])]
+    assert is_aligned_crop(crop, inside, CARD)
+    assert not is_aligned_crop(photo, [told(ASTRONAUT_LANDMARKS)], CARD)
+    of_another_template = replace(CARD, template=FFHQ_TEMPLATE)
+    assert not is_aligned_crop(crop, inside, of_another_template)
+
+
+def test_where_no_face_is_found_only_a_tiny_square_is_a_crop():
+    assert is_aligned_crop(Image.new("RGB", (16, 16)), [], CARD)
+    assert not is_aligned_crop(Image.new("RGB", (90, 60)), [], CARD)
+    assert not is_aligned_crop(Image.new("RGB", (600, 600)), [], CARD)
