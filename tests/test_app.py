@@ -297,7 +297,9 @@ def test_user_and_password_are_taken_apart_at_the_first_colon():
             parse_auth(wrong)
 
 
-@pytest.mark.parametrize("name", ["port", "max_upload_mb", "max_samples", "time_limit", "queue_limit", "keep_minutes"])
+@pytest.mark.parametrize(
+    "name", ["port", "max_upload_mb", "max_samples", "time_limit", "queue_limit", "keep_minutes"]
+)
 def test_limits_below_their_range_are_refused(name):
     with pytest.raises(OptionError, match=name.replace("_", " ")):
         ServeOptions(**{name: 0})
@@ -390,7 +392,9 @@ def test_the_limit_holds_for_an_upload_that_does_not_say_its_length(guarded):
     ids=["an address", "no scheme", "another file", "out of the folder", "a picture in the request", "no name"],
 )
 def test_a_call_can_name_uploads_alone(guarded, tmp_path, photo):
-    photo = {name: value.replace("{folder}", str(tmp_path)) if name == "path" else value for name, value in photo.items()}
+    photo = {
+        name: value.replace("{folder}", str(tmp_path)) if name == "path" else value for name, value in photo.items()
+    }
     answer = guarded.post("/gradio_api/queue/join", json={"data": [[{"deep": photo}]]})
     assert answer.status_code == 400
 

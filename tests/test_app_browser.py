@@ -1,23 +1,19 @@
 """The page in a real browser: Debian's Chromium on the embedded prior."""
 
-import hashlib
 import io
 import re
 import shutil
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
 from served import EXAMPLE, serving
 
 pytestmark = pytest.mark.browser
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-).split()
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 DONE = re.compile(r"Done in [\d.]+ seconds")
 
 

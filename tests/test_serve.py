@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
-from served import EXAMPLE, serving
 
 from faceprior.images import read_metadata
+from served import EXAMPLE, serving
 
 PAGE = Path(__file__).parents[1] / "docs/serve.md"
 

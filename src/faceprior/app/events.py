@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,15 @@ class Events:
                 yield (pictures.note("Writing the files …"), update, [], 0, *self._results(update))
                 files = [str(file) for file in self._studio.write(update, new_folder())]
                 done = pictures.note(f"Done in {update.seconds:.1f} seconds.")
-                yield (done, gr.skip(), files, gr.skip(), *unchanged[:-2], gr.update(value=files[0], interactive=True), files)
+                yield (
+                    done,
+                    gr.skip(),
+                    files,
+                    gr.skip(),
+                    *unchanged[:-2],
+                    gr.update(value=files[0], interactive=True),
+                    files,
+                )
 
     def stop(self) -> str:
         """Stop was pressed; the restoration itself ends because its generator is closed."""
@@ -227,7 +235,9 @@ def new_folder() -> Path:
 
 def _typed(values: dict[str, Any]) -> dict[str, Any]:
     """An emptied number field stands for the method's default, or 0 for the seed."""
-    whole = {name: int(values[name]) for name in ("samples", "steps", "stride", "enlarge") if values[name] is not None}
+    whole = {
+        name: int(values[name]) for name in ("samples", "steps", "stride", "enlarge") if values[name] is not None
+    }
     return {**values, **whole, "seed": int(values["seed"] or 0)}
 
 

@@ -97,7 +97,10 @@ class _Page:
             elem_id="photo",
         )
         self.faces = gr.CheckboxGroup(
-            label="Faces to restore", info="Click a face in the photo, or tick it here.", visible=False, elem_id="faces"
+            label="Faces to restore",
+            info="Click a face in the photo, or tick it here.",
+            visible=False,
+            elem_id="faces",
         )
         self.found = gr.HTML(pictures.note(""), elem_id="found")
         with gr.Row():
@@ -114,7 +117,13 @@ class _Page:
             elem_id="detailed",
         )
         self.strength = gr.Slider(
-            0, 1, value=1, step=0.05, label="Strength", info="Share of the restored face in the photo.", elem_id="strength"
+            0,
+            1,
+            value=1,
+            step=0.05,
+            label="Strength",
+            info="Share of the restored face in the photo.",
+            elem_id="strength",
         )
         with gr.Row():
             self.scale = gr.Radio(

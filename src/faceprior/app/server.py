@@ -116,7 +116,14 @@ def serve(studio: Studio, options: ServeOptions) -> None:
         import uvicorn
 
         _check_port(options)
-        uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
+        uvicorn.run(
+            app,
+            host=options.host,
+            port=options.port,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
 
 
 def _check_port(options: ServeOptions) -> None:

@@ -226,7 +226,9 @@ class Studio:
             return True, ()
         return False, tuple(find_faces(picture.image, _Known(self._detector.name, detected), card, photo))
 
-    def restore(self, path: Path, controls: Controls, chosen: Collection[int] | None = None) -> Iterator[Progress | Run]:
+    def restore(
+        self, path: Path, controls: Controls, chosen: Collection[int] | None = None
+    ) -> Iterator[Progress | Run]:
         """Restore a photograph; closing the iterator stops the sampler at its next step.
 
         Args:
@@ -241,7 +243,9 @@ class Studio:
             FacePriorError: what is wrong with the photograph, with an option, or that it took too long.
         """
         if controls.samples > self._options.max_samples:
-            raise OptionError(f"{controls.samples} samples were asked for; this server makes {self._options.max_samples}")
+            raise OptionError(
+                f"{controls.samples} samples were asked for; this server makes {self._options.max_samples}"
+            )
         pipeline = self._pipeline(controls)
         pipeline.check(controls.preset)
         subject = self.look(path, controls)
@@ -370,7 +374,7 @@ def _recipe(controls: Controls) -> RestoreOptions:
         samples=controls.samples,
         seed=controls.seed,
         blend=controls.strength,
-        upscale=controls.enlarge,  # type: ignore[arg-type] - checked by Controls
+        upscale=controls.enlarge,  # type: ignore[arg-type]  # checked by Controls
     )
 
 
