@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 EXAMPLE = Path(__file__).parents[1] / "src/faceprior/app/example.webp"
@@ -46,7 +46,9 @@ def serving(temporary, *options):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "faceprior", "serve", "--port", str(port), *options]
     environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(  # noqa: S603 - our own server
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120
@@ -66,7 +68,6 @@ def serving(temporary, *options):
 
 def answers(address):
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
+        return httpx.get(address, timeout=5).status_code == 200
+    except httpx.HTTPError:
         return False

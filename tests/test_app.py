@@ -3,6 +3,7 @@ import shlex
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_the_faithful_end_is_the_method_as_it_stands():
 
 def test_towards_detailed_less_and_less_is_held():
     places = [faithful_to_detailed(place, find_preset("default")) for place in (0.05, 0.3, 0.6, 1.0)]
-    assert all(a["tau"] < b["tau"] and a["late_weight"] > b["late_weight"] for a, b in zip(places, places[1:]))
+    assert all(a["tau"] < b["tau"] and a["late_weight"] > b["late_weight"] for a, b in pairwise(places))
     assert all(place["start"] >= place["tau"] for place in places)  # above the start τ would have no effect
 
 
@@ -283,7 +284,7 @@ def test_what_cannot_be_done_is_said_before_any_work(studio, photo, controls, ch
 
 def test_a_file_that_is_no_picture_is_refused(studio, tmp_path):
     (tmp_path / "letter.png").write_text("Dear all")
-    with pytest.raises(ImageError, match="letter.png"):
+    with pytest.raises(ImageError, match=r"letter\.png"):
         list(studio.restore(tmp_path / "letter.png", Controls()))
 
 

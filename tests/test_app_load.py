@@ -32,7 +32,7 @@ def test_twenty_visitors_at_once_are_all_answered_and_leave_no_memory_behind(tmp
                 assert [(seed, count) for seed, count, _ in answers] == [(seed, 1) for seed in range(VISITORS)]
                 waits = [seconds for *_, seconds in answers]
                 memory.append(server.megabytes)
-        print(
+        print(  # noqa: T201
             f"waited {min(waits):.1f} to {max(waits):.1f} s; MB after each round: {[round(each) for each in memory]}"
         )
         assert memory[2] < memory[1] + 0.05 * memory[0]

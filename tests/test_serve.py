@@ -13,6 +13,11 @@ from PIL import Image
 from faceprior.images import read_metadata
 from served import EXAMPLE, serving
 
+
+def run(command, cwd=None):
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
+
+
 PAGE = Path(__file__).parents[1] / "docs/serve.md"
 
 
@@ -57,7 +62,7 @@ def test_the_examples_of_the_documentation_run(served, tmp_path):
     Image.open(EXAMPLE).save(tmp_path / "photo.jpg")
     for language, start in (("python", [sys.executable, "-c"]), ("sh", ["bash", "-euc"])):
         text = blocks[language].replace("http://127.0.0.1:7860", served.address)
-        done = subprocess.run([*start, text], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = run([*start, text], cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "lr_consistency" in done.stdout
     assert Image.open(tmp_path / "restored.jpg").format == "JPEG"
@@ -148,6 +153,6 @@ def test_uploads_and_results_are_deleted_in_time_and_all_at_the_end(tmp_path):
 def test_a_port_that_is_taken_is_an_error_that_names_the_remedy(served):
     port = served.address.rsplit(":", 1)[1]
     command = [sys.executable, "-m", "faceprior", "serve", "--port", port]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run(command)
     assert done.returncode == 2
     assert "choose another --port" in done.stderr

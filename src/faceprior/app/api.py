@@ -67,14 +67,17 @@ def add_endpoints(studio: Studio, options: ServeOptions, concurrency_id: str) ->
     defaults = {"faces": None, **{field.name: field.default for field in fields(Controls)}}
     _describe(
         restore,
-        "Restore an uploaded photograph, or only the faces with the numbers that `find_faces` gives. Returns the files"
-        " (each sample, and their mean) and the numbers of the run; while it works, no files and how far it is.",
+        "Restore an uploaded photograph, or only the faces with the numbers that `find_faces` gives. Returns the"
+        " files (each sample, and their mean) and the numbers of the run; while it works, no files and how far it"
+        " is.",
         parameters,
         tuple[list[gr.FileData], dict[str, Any]],
         defaults,
     )
-    gr.api(find_faces, api_name="find_faces")
-    gr.api(restore, api_name="restore", concurrency_limit=1, concurrency_id=concurrency_id)
+    from gradio.events import api
+
+    api(find_faces, api_name="find_faces")
+    api(restore, api_name="restore", concurrency_limit=1, concurrency_id=concurrency_id)
 
 
 def _describe(

@@ -107,6 +107,9 @@ class Controls:
             aligned: whether the picture is an aligned face crop.
             default_prior: the prior that `restore` takes by itself.
         """
+        return shlex.join([*self._what(photo, faces, aligned=aligned), *self._how(default_prior)])
+
+    def _what(self, photo: str, faces: Sequence[int], *, aligned: bool) -> list[str]:
         words = ["faceprior", "restore", photo if not photo.startswith("-") else f"./{photo}", "--output", "restored"]
         words += ["--aligned"] if aligned else ["--photo"]
         if not aligned:
@@ -115,6 +118,10 @@ class Controls:
                 words += ["--blend", _shown(self.strength)]
             if self.enlarge != 1:
                 words += ["--upscale", str(self.enlarge)]
+        return words
+
+    def _how(self, default_prior: str) -> list[str]:
+        words = []
         if self.scale != "auto":
             words += ["--scale", self.scale]
         if preset_name(self.method) != DEFAULT_PRESET:
@@ -131,7 +138,7 @@ class Controls:
             words += ["--prior", self.prior]
         if not self.corrector and find_method(self.method).uses_corrector:
             words += ["--corrector", "none"]
-        return shlex.join(words)
+        return words
 
 
 def preset_name(method: str) -> str:

@@ -265,8 +265,10 @@ def _numbers(run: Run) -> list[tuple[str, str]]:
     rows += [
         (
             _face(face["number"]),
-            f"×{face['scale']:g}; agrees with the photo to"
-            f" {', '.join(f'{value:.1f}' for value in face['lr_consistency'])} dB; spread {face['spread']:.4f}",
+            (
+                f"×{face['scale']:g}; agrees with the photo to"
+                f" {', '.join(f'{value:.1f}' for value in face['lr_consistency'])} dB; spread {face['spread']:.4f}"
+            ),
         )
         for face in report["faces"]
     ]

@@ -27,21 +27,19 @@ _UPLOAD = "/gradio_api/upload"
 _FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=", "/gradio_api/stream/")
 
 # Gradio builds functions from strings and styles its elements inline; nothing comes from another host
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "media-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self' data: blob:",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'self'",
-    )
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; "
+    "media-src 'self' data: blob:; "
+    "font-src 'self' data:; "
+    "connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; "
+    "object-src 'none'; "
+    "base-uri 'self'; "
+    "form-action 'self'; "
+    "frame-ancestors 'self'"
 )
 
 _HEADERS = {
@@ -51,7 +49,7 @@ _HEADERS = {
 }
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that is answered with a status and one line instead of being passed on."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -80,7 +78,7 @@ class Guard:
         try:
             path = scope["path"]
             if path.startswith(_FETCHING):
-                raise Refused(403, "this server fetches nothing from other addresses")
+                raise RefusedError(403, "this server fetches nothing from other addresses")  # noqa: TRY301
             if scope["method"] != "POST":
                 await self._app(scope, receive, send)
             elif path.rstrip("/") == _UPLOAD:
@@ -90,7 +88,7 @@ class Guard:
             else:
                 _check_length(scope, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
                 await self._app(scope, await self._checked_call(receive), send)
-        except Refused as refused:
+        except RefusedError as refused:
             await _answer(send, refused)
 
     async def _checked_call(self, receive: Receive) -> Receive:
@@ -105,7 +103,7 @@ class Guard:
         except ValueError:  # a login form, or nonsense that the server answers itself
             values = None
         if not all(self._may_be_read(*place) for place in _file_places(values)):
-            raise Refused(400, "the photograph is not an upload of this server; upload it first")
+            raise RefusedError(400, "the photograph is not an upload of this server; upload it first")
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -134,7 +132,7 @@ class Guard:
         except ImageError as error:
             for path in paths:
                 path.unlink(missing_ok=True)
-            raise Refused(415, str(error)) from error
+            raise RefusedError(415, str(error)) from error
 
 
 def check_picture(path: Path, max_pixels: int) -> None:
@@ -157,7 +155,7 @@ def check_picture(path: Path, max_pixels: int) -> None:
 def _check_length(scope: Scope, limit: int, reason: str) -> None:
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if length.isdigit() and int(length) > limit:
-        raise Refused(413, reason)
+        raise RefusedError(413, reason)
 
 
 def _counted(receive: Receive, limit: int, reason: str) -> Receive:
@@ -169,7 +167,7 @@ def _counted(receive: Receive, limit: int, reason: str) -> Receive:
         message = await receive()
         total += len(message.get("body", b""))
         if total > limit:
-            raise Refused(413, reason)
+            raise RefusedError(413, reason)
         return message
 
     return counted
@@ -214,7 +212,7 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-async def _answer(send: Send, refused: Refused) -> None:
+async def _answer(send: Send, refused: RefusedError) -> None:
     body = json.dumps({"error": refused.reason, "detail": refused.reason}, ensure_ascii=False).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})

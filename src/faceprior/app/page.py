@@ -18,8 +18,8 @@ RESTORING = "restore"
 """All that restores shares one place in the queue: one at a time."""
 
 WARNING = (
-    "**The detail in a restored face is invented.** It is what a network that has seen many faces finds plausible, not"
-    " what was there. A restored face must not be used to identify anyone."
+    "**The detail in a restored face is invented.** It is what a network that has seen many faces finds plausible,"
+    " not what was there. A restored face must not be used to identify anyone."
 )
 
 STYLE = """
@@ -29,7 +29,8 @@ STYLE = """
 .emerging .faces img { width: 8rem; height: 8rem; border-radius: 0.4rem; }
 .note { font-weight: 600; }
 table.numbers { border-collapse: collapse; width: 100%; }
-table.numbers th, table.numbers td { border: 0; padding: 0.2rem 0.8rem 0.2rem 0; vertical-align: top; text-align: left; }
+table.numbers th, table.numbers td { border: 0; padding: 0.2rem 0.8rem 0.2rem 0; }
+table.numbers th, table.numbers td { vertical-align: top; text-align: left; }
 table.numbers th { font-weight: 600; white-space: nowrap; }
 table.numbers td { overflow-wrap: anywhere; }
 #restore, #stop { min-height: 3rem; }
@@ -195,7 +196,7 @@ class _Page:
             0, 1, value=defaults["eta"], step=0.05, label="Fresh noise (η)", info="0 is DDIM.", elem_id="eta"
         )
         self.corrector = gr.Checkbox(
-            True,
+            value=True,
             label="Corrector (CRT)",
             info="A small network that mends the photo between the steps.",
             interactive=self._studio.corrector_stride() is not None,

@@ -35,6 +35,6 @@ def disagreement(spread: float, samples: int) -> str:
     if samples == 1:
         return "With one sample nobody can tell which parts are known; ask for more samples."
     return (
-        f"The {samples} samples differ by {_PEAK * spread:.1f} of 255 levels on average. Bright in the map is not known"
-        " from the photo; dark need not be right either, for all samples share the prior's habits."
+        f"The {samples} samples differ by {_PEAK * spread:.1f} of 255 levels on average. Bright in the map is not"
+        " known from the photo; dark need not be right either, for all samples share the prior's habits."
     )
