@@ -139,7 +139,7 @@ def test_with_auth_nothing_but_health_is_open(tmp_path):
 
 
 def test_uploads_and_results_are_deleted_in_time_and_all_at_the_end(tmp_path):
-    with serving(tmp_path, "--keep", "0.02") as server:
+    with serving(tmp_path, "--keep", "0.2") as server:
         client = Client(server.address, verbose=False)
         client.predict(photo=handle_file(EXAMPLE), steps=1, api_name="/restore")
         assert server.files()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Events:
 
     def __init__(self, studio: Studio, options: ServeOptions) -> None:
         self._studio, self._options = studio, options
+        self._boxed = f"faces-{secrets.token_hex(8)}.webp"  # of photographs with boxes, as the page shows them
 
     def open_example(self) -> tuple[Any, ...]:
         """The page opens: with the example on it."""
@@ -68,7 +69,8 @@ class Events:
     def take(self, path: str | None) -> tuple[Any, ...]:
         """A photo came in, or went."""
         no_faces = gr.update(choices=[], value=[], visible=False)
-        if path is None:
+        # the first time that a picture is removed, Gradio sends the one that was there
+        if path is None or Path(path).name == self._boxed:
             return None, None, no_faces, gr.skip(), pictures.note("There is no photo yet.")
         try:
             if path != str(EXAMPLE):
@@ -83,7 +85,7 @@ class Events:
         chosen = [index for _, index in choices]
         return (
             path,
-            pictures.draw_faces(subject, chosen),
+            self._boxes(subject, chosen),
             gr.update(choices=choices, value=chosen, visible=bool(choices)),
             gr.update(value=enlarge, visible=not subject.aligned),
             pictures.note(_what_was_found(subject)),
@@ -99,14 +101,14 @@ class Events:
         if hit is None or hit not in subject.restorable:
             return gr.skip(), gr.skip()
         chosen = sorted({*chosen} ^ {hit})
-        return chosen, pictures.draw_faces(subject, chosen)
+        return chosen, self._boxes(subject, chosen)
 
     def tick(self, path: str | None, chosen: list[int]) -> Any:
         """Faces were ticked in the list."""
         if path is None:
             return gr.skip()
         with errors_as_messages():
-            return pictures.draw_faces(self._studio.look(Path(path), Controls()), chosen)
+            return self._boxes(self._studio.look(Path(path), Controls()), chosen)
 
     def choose_method(self, method: str, detailed: float, corrector: bool, prior: str) -> list[Any]:
         """Another method: its own defaults, and the controls that it knows."""
@@ -173,6 +175,9 @@ class Events:
         sample = int(event.index)
         with errors_as_messages():
             return sample, self._pair(run, view, sample), _sentences(run, sample), files[sample]
+
+    def _boxes(self, subject: Subject, chosen: Collection[int]) -> str:
+        return pictures.write_for_screen(pictures.draw_faces(subject, chosen), new_folder() / self._boxed)
 
     def _results(self, run: Run) -> tuple[Any, ...]:
         several = run.controls.samples > 1

@@ -22,7 +22,7 @@ _EMERGING = 192  # side of an emerging face, in pixels
 
 
 def draw_faces(subject: Subject, chosen: Collection[int]) -> Image.Image:
-    """Return the photograph with its faces in numbered boxes, the chosen ones green and bold."""
+    """Return the photograph with its faces in numbered boxes, the chosen ones blue and bold."""
     own = subject.picture.image
     factor = _factor(own.size, SHORTEST_SIDE)
     shown = own.resize(_size(own.size, factor), Image.Resampling.BICUBIC, reducing_gap=2.0)
