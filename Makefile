@@ -6,13 +6,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PORT ?= 7860
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo serve test test-slow test-browser lint format clean
 
 help:
 	@echo "make demo       restore a photograph on the embedded prior; pictures in demo/"
+	@echo "make serve      restore faces on a page; another port with make serve PORT=8080"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests too"
+	@echo "make test-browser  drive the page with Chromium"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     format the code"
 	@echo "make clean      remove $(VENV) and demo/"
@@ -20,11 +23,17 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/faceprior demo --output demo
 
+serve: $(VENV)/.web
+	$(BIN)/faceprior serve --port $(PORT)
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not browser"
+
+test-browser: $(VENV)/.dev
+	$(BIN)/python -m pytest -m browser tests/test_app_browser.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,6 +55,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	@touch $@
 
+$(VENV)/.web: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]'
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.web

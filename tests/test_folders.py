@@ -358,7 +358,8 @@ def test_chosen_faces_alone_are_restored_and_keep_their_noise(pipeline, album):
     options = replace(OPTIONS, min_face=8)
     photo = read_picture(album / "b.jpg")
     both = restore_photo(pipeline, photo, CornerDetector(), options)
-    second = restore_photo(pipeline, photo, CornerDetector(), options, found=both.faces, chosen={1})
+    chosen = replace(options, chosen=(2,))
+    second = restore_photo(pipeline, photo, CornerDetector(), chosen, found=both.faces)
     assert second.results[0] is None
     assert torch.equal(second.results[1].images, both.results[1].images)
 

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from faceprior import __version__
 from faceprior.cli import options
-from faceprior.cli.benchmark import benchmark
+from faceprior.cli.benchmark import benchmark_app
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
 from faceprior.cli.evaluate import evaluate, figures_table
 from faceprior.cli.restore import restore
+from faceprior.cli.serve import serve
 from faceprior.cli.study import study_app
 from faceprior.cli.training import data_app, train_app
 
@@ -31,6 +32,7 @@ app.add_typer(priors_app, name="priors")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(study_app, name="study")
+app.add_typer(benchmark_app, name="benchmark")
 
 
 app.command()(restore)
@@ -63,7 +65,7 @@ def demo(
 
 
 app.command()(evaluate)
-app.command()(benchmark)
+app.command()(serve)
 
 
 @app.command("methods")

@@ -18,9 +18,11 @@ from rich.table import Table
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
 from faceprior.cli.options import DeviceName, DtypeName
+from faceprior.cli.speed import growth, speed
 
 if TYPE_CHECKING:
     from faceprior.benchmark.report import About
+    from faceprior.benchmark.results import Row
     from faceprior.benchmark.summary import MethodSummary
     from faceprior.pipeline import FacePriorPipeline
 
@@ -92,8 +94,18 @@ WholeBatches = Annotated[
 ]
 
 
+benchmark_app = typer.Typer(invoke_without_command=True)
+benchmark_app.command("speed")(speed)
+benchmark_app.command("growth")(growth)
+
+
+@benchmark_app.callback()
 def benchmark(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; the same one goes on.")],
+    context: typer.Context,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the results; the same one goes on.", show_default="required"),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")] = None,
     data: Data = None,
     dataset: Dataset = None,
@@ -122,7 +134,14 @@ def benchmark(
 
     Writes results.parquet (a row an image), summary.json, report.html and images/. Started again, it goes on where
     it was. Exit code: 0 all done, 3 some faces failed, 2 wrong usage.
+
+    The commands below measure other things; they have options of their own.
     """
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
+    if output is None:
+        raise typer.BadParameter("is missing: name a folder for the results", context, param_hint="'--output' / '-o'")
     from faceprior.benchmark.config import BenchmarkConfig
     from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
     from faceprior.benchmark.metrics import MeterOptions, check_names
@@ -205,11 +224,27 @@ def benchmark(
     for table in _tables(summaries, about):
         target.print(table)
     say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")
-    failed = [row for row in rows if row["error"] is not None]
+    _report_failures([row for row in rows if row["error"] is not None])
+
+
+def _report_failures(failed: Sequence[Row]) -> None:
     for row in failed:
         say(errors, f"{row['face']} ({row['method']}): {row['error']}", label="failed")
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Options before a command within would be lost."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            within = context.invoked_subcommand
+            raise typer.BadParameter(
+                f"stands before {within}; options of `faceprior benchmark {within}` come after it",
+                context,
+                param_hint=f"'{parameter.opts[0]}'",
+            )
 
 
 def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:

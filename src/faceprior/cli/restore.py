@@ -61,6 +61,17 @@ def restore(
             help="all, largest, or the number of largest ones.", metavar="N|largest|all", rich_help_panel=_PHOTOS
         ),
     ] = "all",
+    face: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--face",
+            min=1,
+            help="Restore only this face, counted from the largest; repeat for several.",
+            metavar="N",
+            show_default=False,
+            rich_help_panel=_PHOTOS,
+        ),
+    ] = None,
     only_faces: Annotated[
         bool,
         typer.Option("--only-faces", help="Write the faces instead of the photograph.", rich_help_panel=_PHOTOS),
@@ -164,6 +175,7 @@ def restore(
         write_sheet=sheet,
         only_faces=only_faces,
         faces=_which(faces),
+        chosen=tuple(face or ()),
         min_face=min_face,
         blend=blend,
         upscale=_UPSCALES[upscale],

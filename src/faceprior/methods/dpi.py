@@ -206,8 +206,8 @@ METHOD = Method(
     summary="interpolate the estimate towards a condition on a sparse grid, and correct the condition",
     reference="Yang et al., AAAI 2025, arXiv 2412.16552",
     restoration=DPI,
-    options=DPIOptions(tau=0.0, late_weight=1.0),
-    sampling=SamplingOptions(steps=20, start=0.3, end=0.04),
+    options=DPIOptions(tau=0.0, late_weight=1.0, crt_once=True),
+    sampling=SamplingOptions(steps=12, start=0.15, end=0.04),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
     uses_corrector=True,
 )

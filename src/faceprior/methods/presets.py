@@ -78,7 +78,7 @@ PRESETS = {
     DEFAULT_PRESET: Preset.of(dpi.METHOD),
     "fast": Preset(
         "dpi",
-        SamplingOptions(solver="dpmpp-2m", steps=4, start=0.1, end=0.04),
+        SamplingOptions(steps=6, start=0.08, end=0.03),
         DPIOptions(tau=0.0, late_weight=1.0, crt_once=True),
     ),
     "paper-ddim": Preset(

@@ -11,7 +11,7 @@ import faceprior
 from faceprior.errors import DeviceError, OptionError
 from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.photo import PhotoOptions
+from faceprior.pipeline.photo import PhotoFace, PhotoOptions
 
 Kind = Literal["auto", "aligned", "photo"]
 
@@ -33,6 +33,8 @@ class RestoreOptions:
         write_sheet: whether to write `<stem>-sheet.png`, everything side by side.
         only_faces: write the faces of a photograph, each for itself, instead of the photograph.
         faces: which faces of a photograph: the number of largest ones, "largest" or "all".
+        chosen: numbers of the faces of a photograph that are restored, from 1, the largest first; none stands for
+            all that `faces` leaves.
         min_face: smallest face of a photograph, in pixels.
         blend: share of the restored face in the result, 0 to 1.
         upscale: enlargement of a photograph, 1, 2 or 4.
@@ -52,6 +54,7 @@ class RestoreOptions:
     write_sheet: bool = False
     only_faces: bool = False
     faces: int | Literal["largest", "all"] = "all"
+    chosen: tuple[int, ...] = ()
     min_face: int = 24
     blend: float = 1.0
     upscale: Literal[1, 2, 4] = 1
@@ -61,7 +64,13 @@ class RestoreOptions:
             raise OptionError("a degraded experiment wants sharp aligned faces; leave out --photo or --degrade")
         if self.samples < 1 or self.batch_size < 1:
             raise OptionError(f"samples is {self.samples} and batch size {self.batch_size}; both must be at least 1")
+        if any(number < 1 for number in self.chosen):
+            raise OptionError(f"face {min(self.chosen)} was chosen; faces are counted from 1")
         _ = self.photo
+
+    def restores(self, index: int, face: PhotoFace) -> bool:
+        """Whether a face is to be restored; `index` is its number in the photograph, from 0."""
+        return face.left_alone is None and (not self.chosen or index + 1 in self.chosen)
 
     @property
     def photo(self) -> PhotoOptions:
@@ -110,6 +119,7 @@ def settings(pipeline: FacePriorPipeline, options: RestoreOptions, detector: str
         "sheet": options.write_sheet,
         "only_faces": options.only_faces,
         "faces": options.faces,
+        "chosen": list(options.chosen),
         "min_face": options.min_face,
         "blend": options.blend,
         "upscale": options.upscale,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,6 @@ def restore_photo(
     options: RestoreOptions | None = None,
     *,
     found: Sequence[PhotoFace] | None = None,
-    chosen: Collection[int] | None = None,
     on_step: OnFacesStep | None = None,
     on_notice: Callable[[str], object] | None = None,
     cancel: Callable[[], bool] | None = None,
@@ -88,7 +87,6 @@ def restore_photo(
         detector: finds the faces.
         options: how; the same photograph in a folder gets the same result.
         found: the faces, if they were found before with the same options.
-        chosen: numbers, from 0, of the faces to restore; None restores all that are not left alone anyway.
         on_step: called after every step with the corrected x0 of a batch; the positions count the faces that are
             restored, without those left alone.
         on_notice: called with a sentence for the user when a batch did not fit into memory.
@@ -103,9 +101,7 @@ def restore_photo(
     if found is None:
         found = find_faces(picture.image, detector, pipeline.prior.card, options.photo)
     faces = tuple(found)
-    wanted = [
-        index for index, face in enumerate(faces) if face.left_alone is None and (chosen is None or index in chosen)
-    ]
+    wanted = [index for index, face in enumerate(faces) if options.restores(index, face)]
 
     def stepped(step: Step, x0: torch.Tensor, positions: Sequence[int]) -> None:
         if cancel is not None and cancel():
@@ -145,7 +141,7 @@ class Photo:
     ) -> None:
         self._pipeline, self._path, self._picture, self._options = pipeline, path, picture, options
         self._found = tuple(found)
-        self._wanted = [index for index, face in enumerate(found) if face.left_alone is None]
+        self._wanted = [index for index, face in enumerate(found) if options.restores(index, face)]
 
     @property
     def faces(self) -> list[FaceInput]:

@@ -1,0 +1,219 @@
+"""What stands between the network and Gradio: limits on what comes in, and nothing fetched for anybody.
+
+Gradio checks some of it later, and some not at all: it takes uploads of any kind, fetches pictures from addresses
+that a request names, passes files of other sites on, and mounted in another server it reads any file that a request
+names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from faceprior.app.options import ServeOptions
+from faceprior.errors import ImageError
+from faceprior.images.limits import check_size, opened
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_CALL_BYTES = 1_000_000
+"""Largest request that is not an upload."""
+
+_ENVELOPE = 64_000  # what a multipart form adds to its files
+_UPLOAD = "/gradio_api/upload"
+_FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=", "/gradio_api/stream/")
+
+# Gradio builds functions from strings and styles its elements inline; nothing comes from another host
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; "
+    "media-src 'self' data: blob:; "
+    "font-src 'self' data:; "
+    "connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; "
+    "object-src 'none'; "
+    "base-uri 'self'; "
+    "form-action 'self'; "
+    "frame-ancestors 'self'"
+)
+
+_HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+}
+
+
+class RefusedError(Exception):
+    """A request that is answered with a status and one line instead of being passed on."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Guard:
+    """ASGI middleware around the whole server.
+
+    Args:
+        app: what is guarded.
+        options: the limits.
+        folder: the only one whose files a call may name.
+    """
+
+    def __init__(self, app: ASGIApp, options: ServeOptions, folder: Path) -> None:
+        self._app, self._options, self._folder = app, options, folder.resolve()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        try:
+            path = scope["path"]
+            if path.startswith(_FETCHING):
+                raise RefusedError(403, "this server fetches nothing from other addresses")  # noqa: TRY301
+            if scope["method"] != "POST":
+                await self._app(scope, receive, send)
+            elif path.rstrip("/") == _UPLOAD:
+                _check_length(scope, self._options.max_upload_bytes + _ENVELOPE, self._too_large)
+                counted = _counted(receive, self._options.max_upload_bytes + _ENVELOPE, self._too_large)
+                await _with_checked_answer(self._app, scope, counted, send, self._check_uploads)
+            else:
+                _check_length(scope, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
+                await self._app(scope, await self._checked_call(receive), send)
+        except RefusedError as refused:
+            await _answer(send, refused)
+
+    async def _checked_call(self, receive: Receive) -> Receive:
+        """Read a call as a whole and refuse files that are not uploads; returns what hands it on."""
+        counted = _counted(receive, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
+        messages = [await counted()]
+        while messages[-1].get("more_body"):
+            messages.append(await counted())
+        body = b"".join(message.get("body", b"") for message in messages)
+        try:
+            values = json.loads(body)
+        except ValueError:  # a login form, or nonsense that the server answers itself
+            values = None
+        if not all(self._may_be_read(*place) for place in _file_places(values)):
+            raise RefusedError(400, "the photograph is not an upload of this server; upload it first")
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        return again
+
+    def _may_be_read(self, name: str, place: str) -> bool:
+        if name == "url":  # a browser sends the full address of an upload along, which Gradio does not follow
+            return not place.strip().lower().startswith("data:")
+        try:
+            return Path(place).resolve().is_relative_to(self._folder)
+        except (OSError, ValueError):  # a name that no file can have
+            return False
+
+    @property
+    def _too_large(self) -> str:
+        return f"the file is larger than {self._options.max_upload_mb:g} MB; reduce the photograph first"
+
+    def _check_uploads(self, body: bytes) -> None:
+        """Delete uploads again that are not pictures, or too large ones."""
+        paths = [Path(path) for path in json.loads(body)]
+        try:
+            for path in paths:
+                check_picture(path, self._options.max_pixels)
+        except ImageError as error:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise RefusedError(415, str(error)) from error
+
+
+def check_picture(path: Path, max_pixels: int) -> None:
+    """Look at the beginning of a file: is it a picture, and not too large?
+
+    Raises:
+        ImageError: it is not; the message names the file without its folder.
+    """
+    name = path.name
+    with opened(path, name) as image:
+        width, height = image.size
+        check_size(name, width, height)
+        if width * height > max_pixels:
+            raise ImageError(
+                f"{name}: {width}×{height} is more than the {max_pixels / 1e6:g} megapixels that this server takes;"
+                " reduce the photograph first"
+            )
+
+
+def _check_length(scope: Scope, limit: int, reason: str) -> None:
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if length.isdigit() and int(length) > limit:
+        raise RefusedError(413, reason)
+
+
+def _counted(receive: Receive, limit: int, reason: str) -> Receive:
+    """Refuse a body that goes on beyond the limit, whatever its header said."""
+    total = 0
+
+    async def counted() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise RefusedError(413, reason)
+        return message
+
+    return counted
+
+
+def _file_places(values: Any) -> Iterable[tuple[str, str]]:
+    """All that says where a file lies: "path" and "url" of Gradio's FileData, however deep."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if name in ("path", "url") and isinstance(value, str):
+                yield name, value
+            else:
+                yield from _file_places(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _file_places(value)
+
+
+async def _with_checked_answer(app: ASGIApp, scope: Scope, receive: Receive, send: Send, check: Any) -> None:
+    """Hold an answer back until its body is checked."""
+    held: list[Message] = []
+
+    async def hold(message: Message) -> None:
+        held.append(message)
+
+    await app(scope, receive, hold)
+    if held and held[0].get("status") == 200:
+        from starlette.concurrency import run_in_threadpool
+
+        await run_in_threadpool(check, b"".join(message.get("body", b"") for message in held))
+    for message in held:
+        await send(message)
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            own = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+            message = {**message, "headers": [*message.get("headers", []), *own]}
+        await send(message)
+
+    return sending
+
+
+async def _answer(send: Send, refused: RefusedError) -> None:
+    body = json.dumps({"error": refused.reason, "detail": refused.reason}, ensure_ascii=False).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

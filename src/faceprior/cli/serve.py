@@ -1,0 +1,94 @@
+"""The command that serves the page."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated
+
+import typer
+
+from faceprior.app import ServeOptions, parse_auth
+from faceprior.cli import options
+from faceprior.cli.console import console, errors, say
+from faceprior.cli.options import DeviceName, DtypeName
+
+_LIMITS = "Limits"
+_DEFAULT = ServeOptions()
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 lets the network in.")] = _DEFAULT.host,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = _DEFAULT.port,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="Ask visitors for these.", metavar="USER:PASSWORD", envvar="FACEPRIOR_AUTH"),
+    ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prior",
+            help="Embedded name, diffusers folder, ADM checkpoint file or hub id; repeat to offer several.",
+            show_default="embedded",
+        ),
+    ] = None,
+    corrector: options.Corrector = "auto",
+    device: options.Device = DeviceName.auto,
+    dtype: options.Dtype = DtypeName.auto,
+    max_upload: Annotated[
+        float, typer.Option(help="Largest upload.", metavar="MB", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.max_upload_mb,
+    max_pixels: Annotated[
+        float, typer.Option(help="Largest photograph.", metavar="MEGAPIXELS", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.max_megapixels,
+    max_samples: Annotated[
+        int, typer.Option(min=1, help="Most samples of one request.", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.max_samples,
+    time_limit: Annotated[
+        float, typer.Option(help="Longest restoration.", metavar="SECONDS", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.time_limit,
+    queue_limit: Annotated[
+        int, typer.Option(min=1, help="Most requests that wait.", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.queue_limit,
+    keep: Annotated[
+        float, typer.Option(help="Uploads and results are deleted after.", metavar="MINUTES", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.keep_minutes,
+) -> None:
+    """Serve a page on which faces are restored, and the same over HTTP.
+
+    Nobody but this machine reaches it unless --host says otherwise. Ctrl-C ends it.
+    """
+    from faceprior.errors import FacePriorError
+    from faceprior.priors import DEFAULT_PRIOR
+
+    chosen = ServeOptions(
+        host=host,
+        port=port,
+        auth=parse_auth(auth) if auth else None,
+        max_upload_mb=max_upload,
+        max_megapixels=max_pixels,
+        max_samples=max_samples,
+        time_limit=time_limit,
+        queue_limit=queue_limit,
+        keep_minutes=keep,
+    )
+    try:
+        from faceprior.app.server import serve as run
+        from faceprior.app.studio import Studio
+        from faceprior.faces import load_detector
+
+        detector = load_detector()
+    except ImportError as error:
+        raise FacePriorError("the page needs the extra web: pip install 'faceprior[web]'") from error
+    names = prior or [DEFAULT_PRIOR]
+    pipelines = {name: options.load_pipeline(name, None, corrector, device, dtype) for name in names}
+    if chosen.auth is None and not _is_private(host):
+        say(errors, f"everyone who reaches {host}:{port} may use this page; --auth user:password asks for a password")
+    say(console, f"http://{'localhost' if _is_private(host) else host}:{port}  (Ctrl-C ends it)")
+    run(Studio(pipelines, detector, chosen, DEFAULT_PRIOR), chosen)
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
