@@ -215,6 +215,43 @@ def test_a_whole_run_of_a_published_preset_is_the_reference_loop(tiny, preset_na
         torch.testing.assert_close(result.double(), expected, atol=2e-4, rtol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("preset_name", "levels"),
+    [
+        ("default", (140, 131, 122, 113, 104, 95, 85, 76, 67, 58, 49, 40)),
+        ("fast", (71, 63, 55, 46, 38, 30)),
+    ],
+)
+def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels):
+    preset = find_preset(preset_name)
+    prior, corrector, low = tiny.gaussian_prior(), tiny.corrector(), faces(2, 8)
+    method = DPI(list(low), prior, preset.options, corrector)
+    steps = spaced_steps(prior.schedule, preset.sampling.steps, preset.sampling.start, preset.sampling.end)
+    solver = make_solver(preset.sampling.solver, preset.sampling.eta)
+    found = sample(prior, method, solver, steps, NoiseSource(generators(3, 4), CPU))
+
+    schedule = prior.schedule.alphas_cumprod
+    for y, own, result in zip(low, generators(3, 4), found, strict=True):
+        face = nn.functional.interpolate(y[None], size=(32, 32), mode="bicubic", antialias=True)
+        blurred = face[..., ::2, ::2]
+        x = math.sqrt(schedule[levels[0]]) * face + math.sqrt(1 - schedule[levels[0]]) * torch.randn(
+            1, 3, 32, 32, generator=own
+        )
+        held = corrector.network(x, torch.tensor([levels[0] + 1]), blurred.clamp(-1, 1)).double()
+        x = x.double() + math.sqrt(schedule[levels[0]]) * enlarge_grid(held - blurred.double(), 2)
+        for t, after in zip(levels, (*levels[1:], None), strict=True):
+            clean = prior.network(x.float(), torch.tensor([t])).sample.double().clamp(-1, 1)
+            eps = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
+            if after is None:
+                x = clean
+            else:
+                clean[..., ::2, ::2] = held
+                x = math.sqrt(schedule[after]) * clean + math.sqrt(1 - schedule[after]) * eps
+        assert (x - face).abs().mean() > 0.01
+        torch.testing.assert_close(result.double(), x[0], atol=2e-4, rtol=1e-3)
+
+
 # --- the start ---
 
 

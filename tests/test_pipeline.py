@@ -100,6 +100,16 @@ def test_a_batch_of_four_is_four_singles_bit_for_bit(pipeline, preset):
             assert together.lr_consistency[position] == single.lr_consistency[0]
 
 
+@pytest.mark.parametrize("preset", ["default", "fast", "paper-ddim"])
+def test_with_each_preset_a_batch_of_four_is_four_singles_and_seeds_reproduce(corrected, preset):
+    images = faces(4)
+    together = restore(corrected, images, preset=preset)
+    for image, restored in zip(images, together.images, strict=True):
+        assert torch.equal(restored, restore(corrected, image, preset=preset).images[0])
+    assert same(restore(corrected, images, preset=preset, batch_size=2), together)
+    assert not torch.equal(restore(corrected, images, seed=1, preset=preset).images, together.images)
+
+
 def test_faces_of_different_sizes_share_a_batch(corrected):
     images = [faces(1, side)[0] for side in (4, 6, 8)]
     together = restore(corrected, images)

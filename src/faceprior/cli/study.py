@@ -164,7 +164,7 @@ def speed(
     start: Annotated[
         list[float] | None,
         typer.Option(
-            min=0, max=1, help="First noise level, of T; several may be given.", show_default="0.1, 0.2, 0.3"
+            min=0, max=1, help="First noise level, of T; several may be given.", show_default="0.1, 0.15, 0.3"
         ),
     ] = None,
     scale: Annotated[float, typer.Option(min=2, max=32, help="Resolution over the side of the inputs.")] = 8.0,

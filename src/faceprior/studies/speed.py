@@ -18,7 +18,7 @@ STEPS = (4, 6, 8, 10, 15, 20, 50)
 
 SOLVERS = ("ddim", "dpmpp-2m", "unipc")
 
-STARTS = (0.1, 0.2, 0.3)
+STARTS = (0.1, 0.15, 0.3)
 """Noise levels at which the sampler starts, of T; 1 is pure noise."""
 
 PLOTTED = ("psnr", "identity", "lr_consistency")
