@@ -1,7 +1,8 @@
 """Finding faces in two looks: a search of the whole photograph, then each candidate held upright and seen closely.
 
 The second look sorts out most of what only resembled a face, and gives landmarks that do not depend on the face's
-size and turn.
+size and turn. Where nothing is found, the photograph is searched once more, sharpened: detectors have learnt sharp
+faces, and those of a badly blurred photograph are often seen only then.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from faceprior.errors import OptionError
 from faceprior.faces.alignment import Points, cut_out, inverted
 from faceprior.faces.detection import DetectedFace
-from faceprior.faces.search import Candidate, Seen, search, suppress
+from faceprior.faces.search import Candidate, Look, Seen, search, suppress
 
 _CHIP, _FACE = 320, 150  # a candidate is looked at again in a chip of this side, the face being this large in it
 _UPRIGHTS = 2  # how often a face is held upright by its own eyes
 _LEAST_FACE = 8
+_SHARPENING = ImageFilter.UnsharpMask(radius=5, percent=400, threshold=0)  # at the size at which a detector looks
 
 
 class UprightFaces(Protocol):
@@ -50,21 +52,31 @@ def find(known: UprightFaces, photo: Image.Image, min_face: int) -> list[Detecte
     if min_face < _LEAST_FACE:
         raise OptionError(f"the smallest face is {min_face} pixels; choose {_LEAST_FACE} or more")
     photo = photo.convert("RGB")
-    faces: dict[Candidate, Points] = {}
-    for candidate in suppress(search(photo, known.look, known.window, min_face)):
-        faces.update(_look_again(known, photo, candidate))
-    certain = [square for square in suppress(list(faces)) if square.score >= known.least_score]
-    found = [DetectedFace(square.box, faces[square], square.score) for square in certain]
+    found = _seen_by(known.look, known, photo, min_face) or _seen_by(_sharpened(known.look), known, photo, min_face)
     return sorted(found, key=lambda face: -face.side)
 
 
-def _look_again(known: UprightFaces, photo: Image.Image, candidate: Candidate) -> dict[Candidate, Points]:
+def _seen_by(look: Look, known: UprightFaces, photo: Image.Image, min_face: int) -> list[DetectedFace]:
+    faces: dict[Candidate, Points] = {}
+    for candidate in suppress(search(photo, look, known.window, min_face)):
+        faces.update(_look_again(look, known, photo, candidate))
+    certain = [square for square in suppress(list(faces)) if square.score >= known.least_score]
+    return [DetectedFace(square.box, faces[square], square.score) for square in certain]
+
+
+def _sharpened(look: Look) -> Look:
+    return lambda pixels: look(np.asarray(Image.fromarray(pixels).filter(_SHARPENING)))
+
+
+def _look_again(
+    look: Look, known: UprightFaces, photo: Image.Image, candidate: Candidate
+) -> dict[Candidate, Points]:
     """Hold a candidate upright by its own eyes and look at it closely; nothing is returned if it is no face."""
     landmarks: Points = ()
     for _ in range(_UPRIGHTS):
         to_chip = _upright(candidate)
         chip = np.asarray(cut_out(photo, to_chip, _CHIP))
-        central = [seen for seen in known.look(chip) if _is_central(seen)]
+        central = [seen for seen in look(chip) if _is_central(seen)]
         if not central:
             return {}
         seen = max(central, key=lambda one: one.score)
