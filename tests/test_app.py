@@ -235,7 +235,7 @@ def wait_until(condition, seconds=10.0):
 
 def test_closing_a_restoration_stops_the_sampler(counted, crop):
     counting, slow = counted
-    updates = Studio({"tiny": slow}, None, ServeOptions(), "tiny").restore(crop, Controls(steps=200))
+    updates = Studio({"tiny": slow}, None, ServeOptions(), "tiny").restore(crop, Controls(steps=100))
     next(updates)
     updates.close()
     wait_until(no_sampler_left)
@@ -246,7 +246,7 @@ def test_a_restoration_that_takes_too_long_is_stopped(counted, crop):
     counting, slow = counted
     studio = Studio({"tiny": slow}, None, ServeOptions(time_limit=0.1), "tiny")
     with pytest.raises(CancelledError, match=r"longer than 0\.1 seconds"):
-        list(studio.restore(crop, Controls(steps=200)))
+        list(studio.restore(crop, Controls(steps=100)))
     wait_until(no_sampler_left)
     assert counting.count < 50
 

@@ -652,7 +652,7 @@ PUBLISHED = {
     "dps": (SamplingOptions("ddpm", 1000), 1000),
     "pigdm": (SamplingOptions("ddim", 100, eta=1.0), 100),
     "diffpir": (SamplingOptions("ddim", 100), 100),
-    "dpi": (SamplingOptions("ddim", 20, 0.3, 0.04), 20),
+    "dpi": (SamplingOptions("ddim", 12, 0.15, 0.04), 12),
 }
 
 

@@ -29,7 +29,7 @@ from faceprior.studies.networks import study_networks
 from faceprior.studies.speed import SOLVERS, speed_settings
 from faceprior.studies.stride import corrected_strides, study_stride
 from faceprior.studies.tables import draw_lines
-from faceprior.studies.tau import INPUTS, study_tau
+from faceprior.studies.tau import INPUTS, START, STEPS, study_tau
 from faceprior.training.config import PriorConfig
 from tiny_faces import pack_faces, splits
 
@@ -229,7 +229,7 @@ def test_the_study_of_tau_has_the_figures_that_evaluate_finds(run, weights, tmp_
         (name, tau) for name in ("mild", "medium", "heavy") for tau in ("0.0", "0.3")
     ]
     given = ("--degradation", "gfpgan", "--scale", 8)
-    run("evaluate", "--output", tmp_path, "--tau", 0.3, *given, *chosen)
+    run("evaluate", "--output", tmp_path, "--tau", 0.3, "--start", START, "--steps", STEPS, *given, *chosen)
     medium = [row for row in rows if (row["input"], row["tau"]) == ("medium", "0.3")]
     assert_the_rows_are_those_of_evaluate(medium, tmp_path)
     assert_a_plot(tmp_path / "tau.png")

@@ -16,7 +16,10 @@ INPUTS = {"mild": Damage("bicubic", 4), "medium": Damage("gfpgan", 8), "heavy": 
 """Inputs by name."""
 
 TAUS = (0.0, 0.1, 0.15, 0.2, 0.3)
-"""Values of τ; from the preset's start (0.3) on the whole grid is never held."""
+"""Values of τ; from `START` on the whole grid is never held."""
+
+START, STEPS = 0.3, 20
+"""Above the default preset's own start, below which most of these τ would be one and the same."""
 
 PLOTTED = ("psnr", "identity", "lr_consistency")
 
@@ -24,7 +27,7 @@ PLOTTED = ("psnr", "identity", "lr_consistency")
 def study_tau(
     pipeline: FacePriorPipeline, held_out: HeldOut, output: Path, taus: Sequence[float] = TAUS
 ) -> list[Row]:
-    """Restore each input with each τ and the rest of the default preset; writes `tau.csv` and `tau.png`.
+    """Restore each input with each τ, from higher up than the default preset; writes `tau.csv` and `tau.png`.
 
     Args:
         pipeline: prior and corrector.
@@ -41,7 +44,7 @@ def study_tau(
         OptionError: matplotlib is not installed, or a τ is out of its range.
     """
     require_matplotlib()
-    preset = find_preset(DEFAULT_PRESET)
+    preset = find_preset(DEFAULT_PRESET).with_options(steps=STEPS, start=START)
     presets = {tau: preset.with_options(tau=tau) for tau in sorted(set(taus))}
     rows: list[Row] = []
     for name, damage in INPUTS.items():
