@@ -64,10 +64,14 @@ class Events:
 
     def open_example(self) -> tuple[Any, ...]:
         """The page opens: with the example on it."""
-        return self.take(str(EXAMPLE))
+        return self._taken(str(EXAMPLE))
 
-    def take(self, path: str | None) -> tuple[Any, ...]:
+    def take(self, path: str | None) -> Iterator[tuple[Any, ...]]:
         """A photo came in, or went."""
+        yield (*(gr.skip(),) * 4, pictures.note("Looking for faces …"))
+        yield self._taken(path)
+
+    def _taken(self, path: str | None) -> tuple[Any, ...]:
         no_faces = gr.update(choices=[], value=[], visible=False)
         # the first time that a picture is removed, Gradio sends the one that was there
         if path is None or Path(path).name == self._boxed:

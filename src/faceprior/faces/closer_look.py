@@ -1,13 +1,14 @@
 """Finding faces in two looks: a search of the whole photograph, then each candidate held upright and seen closely.
 
 The second look sorts out most of what only resembled a face, and gives landmarks that do not depend on the face's
-size and turn. Where nothing is found, the photograph is searched once more, sharpened: detectors have learnt sharp
-faces, and those of a badly blurred photograph are often seen only then.
+size and turn. Where nothing is found, the photograph is searched for upright faces once more, sharpened: detectors
+have learnt sharp faces, and those of a badly blurred photograph are often seen only then.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image, ImageFilter
 from faceprior.errors import OptionError
 from faceprior.faces.alignment import Points, cut_out, inverted
 from faceprior.faces.detection import DetectedFace
-from faceprior.faces.search import Candidate, Look, Seen, search, suppress
+from faceprior.faces.search import TURNS, Candidate, Look, Seen, search, suppress
 
 _CHIP, _FACE = 320, 150  # a candidate is looked at again in a chip of this side, the face being this large in it
 _UPRIGHTS = 2  # how often a face is held upright by its own eyes
@@ -52,13 +53,17 @@ def find(known: UprightFaces, photo: Image.Image, min_face: int) -> list[Detecte
     if min_face < _LEAST_FACE:
         raise OptionError(f"the smallest face is {min_face} pixels; choose {_LEAST_FACE} or more")
     photo = photo.convert("RGB")
-    found = _seen_by(known.look, known, photo, min_face) or _seen_by(_sharpened(known.look), known, photo, min_face)
+    found = _seen_by(known.look, known, photo, min_face) or _seen_by(
+        _sharpened(known.look), known, photo, min_face, turns=()
+    )
     return sorted(found, key=lambda face: -face.side)
 
 
-def _seen_by(look: Look, known: UprightFaces, photo: Image.Image, min_face: int) -> list[DetectedFace]:
+def _seen_by(
+    look: Look, known: UprightFaces, photo: Image.Image, min_face: int, turns: Sequence[float] = TURNS
+) -> list[DetectedFace]:
     faces: dict[Candidate, Points] = {}
-    for candidate in suppress(search(photo, look, known.window, min_face)):
+    for candidate in suppress(search(photo, look, known.window, min_face, turns)):
         faces.update(_look_again(look, known, photo, candidate))
     certain = [square for square in suppress(list(faces)) if square.score >= known.least_score]
     return [DetectedFace(square.box, faces[square], square.score) for square in certain]
@@ -68,9 +73,7 @@ def _sharpened(look: Look) -> Look:
     return lambda pixels: look(np.asarray(Image.fromarray(pixels).filter(_SHARPENING)))
 
 
-def _look_again(
-    look: Look, known: UprightFaces, photo: Image.Image, candidate: Candidate
-) -> dict[Candidate, Points]:
+def _look_again(look: Look, known: UprightFaces, photo: Image.Image, candidate: Candidate) -> dict[Candidate, Points]:
     """Hold a candidate upright by its own eyes and look at it closely; nothing is returned if it is no face."""
     landmarks: Points = ()
     for _ in range(_UPRIGHTS):

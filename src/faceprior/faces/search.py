@@ -18,10 +18,10 @@ from PIL import Image
 TILE, _OVERLAP = 2048, 256  # pixels of the searched scale; the overlap holds the faces that only this scale finds
 _BORDER = 0.5  # of the detector's window: how far the photograph is continued
 
-UPRIGHT_PIXELS = 200e6
+UPRIGHT_PIXELS = 48e6
 """Largest scaled photograph that is searched: it bounds the time, and the smallest face of a large photograph."""
 
-TURNED_PIXELS, TURNED_PIXELS_ALONE = 2e6, 12e6
+TURNED_PIXELS, TURNED_PIXELS_ALONE = 2e6, 4e6
 """The same for each turned copy: where upright faces were found, and where none was."""
 
 TURNS = (60.0, 120.0, 180.0, 240.0, 300.0)
@@ -64,7 +64,9 @@ Look = Callable[[NDArray[np.uint8]], list[Seen]]
 """A detector of upright faces in RGB, (H, W, 3)."""
 
 
-def search(photo: Image.Image, look: Look, window: int, min_face: int) -> list[Candidate]:
+def search(
+    photo: Image.Image, look: Look, window: int, min_face: int, turns: Sequence[float] = TURNS
+) -> list[Candidate]:
     """Look for faces; the same face may be found more than once.
 
     Args:
@@ -72,11 +74,12 @@ def search(photo: Image.Image, look: Look, window: int, min_face: int) -> list[C
         look: finds upright faces of `window` pixels and more.
         window: side of the smallest face that `look` finds.
         min_face: smallest face to look for, in pixels of the photograph.
+        turns: by how many degrees the copies are turned.
     """
     scale = window / min_face
     found = list(_search(photo, look, window, scale, UPRIGHT_PIXELS, 0.0))
     most = TURNED_PIXELS if found else TURNED_PIXELS_ALONE
-    for turn in TURNS:
+    for turn in turns:
         found += _search(photo, look, window, scale, most, turn)
     return found
 
