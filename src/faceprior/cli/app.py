@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import sys
 from pathlib import Path
@@ -153,9 +155,16 @@ def _options(
     """Options of every command."""
 
 
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+
+
 def main() -> None:
     """Entry point."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character must not stop the work
             stream.reconfigure(errors="backslashreplace")
+    # Imports make a million objects that stay. To look through them again and again, and once more at the end, would
+    # be a third of a cold start (docs/performance.md).
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    atexit.register(gc.freeze)
     app()
