@@ -80,7 +80,7 @@ def speed(
     """Measure seconds a face, the share outside the networks, cold starts, and how near it is to the machine's limit.
 
     Every combination of prior, method, steps, batch, device and number format is measured several times; the limit,
-    a large matrix product, is measured beside each. In a pipe the tables are Markdown.
+    a large matrix product or convolution, is measured beside each. In a pipe the tables are Markdown.
     """
     if against is not None:  # before diffusers is imported
         from faceprior.benchmark.speed.deepinv_package import import_deepinv
@@ -259,8 +259,8 @@ def growth(
 
     require_matplotlib()
     wanted = {
+        "sides": (side, grow_side),  # first: a process keeps memory that it has used, and large batches use much
         "batches": (faces, lambda: grow_faces(prior=prior)),
-        "sides": (side, grow_side),
         "folders": (photos, grow_folder),
     }
     found: list[Growth] = []

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,8 @@ class Ceiling:
     """The most that the device does, with the threads that are set.
 
     Attributes:
-        flops: floating point operations a second (a multiply–add is two) of one large matrix product.
+        flops: floating point operations a second (a multiply–add is two) of one large matrix product or convolution,
+            whichever is faster: torch gives them to different libraries, and one may reach half of the other's.
         bytes: bytes a second, read and written, of one large copy.
     """
 
@@ -30,14 +32,21 @@ class Ceiling:
 
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype, clock: Clock) -> Ceiling:
-    """Multiply two large square matrices in a number format, copy a large array, and keep the best times."""
+    """Multiply two large square matrices, convolve and copy large arrays, and keep the best times."""
     large = device.type != "cpu"
     side, length = (8192, 1 << 28) if large else (1536, 1 << 26)
+    channels, pixels = (1024, 128) if large else (512, 64)
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    image, kernels = (
+        torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
+        for shape in ((1, channels, pixels, pixels), (channels, channels, 3, 3))
+    )
     source = torch.zeros(length, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
+    product = 2 * side**3 / _best(lambda: left @ right, clock)
+    convolution = 2 * 9 * channels**2 * pixels**2 / _best(lambda: F.conv2d(image, kernels, padding=1), clock)
     return Ceiling(
-        flops=2 * side**3 / _best(lambda: left @ right, clock),
+        flops=max(product, convolution),
         bytes=2 * length / _best(lambda: target.copy_(source), clock),
     )
 

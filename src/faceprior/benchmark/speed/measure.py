@@ -59,7 +59,7 @@ class Speed:
         flops: floating point operations of the networks for a face, a multiply–add as two.
         flops_of: the same for each network.
         flops_per_second: of the networks, over the whole time.
-        ceiling_flops: a large matrix product's in the same number format and run.
+        ceiling_flops: a large matrix product's or convolution's in the same number format and run.
         ceiling_bytes: bytes a second of a large copy.
         ceiling_fraction: flops_per_second over ceiling_flops, run by run.
         peak_memory_mb: see `PeakMemory`.

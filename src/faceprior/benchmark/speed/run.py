@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,8 @@ def run_speed(config: SpeedConfig, on_run: Callable[[str], object] = lambda _wha
                 cases.append(_measure(pipeline, case, config, exact, on_run))
             if config.against:
                 duels += _compare(pipeline, chosen, config, on_run)
+    if config.profile:  # after everything else: the profiler keeps memory
+        cases = list(_profile(config, cases))
     return SpeedReport(machine, cases, duels, start_up)
 
 
@@ -183,12 +185,19 @@ def _measure(
     if in_float32:
         exact[key] = images
     agreement = None if in_float32 or key not in exact else float(psnr(images, exact[key]).clamp(max=EXACT).mean())
-    operations = []
-    if config.profile:
-        work = make_work(pipeline, case.preset, case.batch_size, config.scale, whole=config.whole_batches)
-        operations = profile(work, pipeline.prior.device)
     options = case.preset.as_dict()
-    return CaseResult(networks, case.method, options, case.batch_size, speed, agreement, operations)
+    return CaseResult(networks, case.method, options, case.batch_size, speed, agreement, operations=[])
+
+
+def _profile(config: SpeedConfig, results: list[CaseResult]) -> Iterator[CaseResult]:
+    """Add its operations to each result, in the order in which `run_speed` measured them."""
+    remaining = iter(results)
+    for grid in config.chosen_grids():
+        own = list(grid.cases())
+        for subject, pipeline in _subjects(own):
+            for case in (case for case in own if case.subject == subject):
+                work = make_work(pipeline, case.preset, case.batch_size, config.scale, whole=config.whole_batches)
+                yield replace(next(remaining), operations=profile(work, pipeline.prior.device))
 
 
 def _compare(
