@@ -104,5 +104,6 @@ def find_preset(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     if name not in method_names():
-        raise OptionError(f"preset {name!r} is not known; choose {', '.join(PRESETS)} or the name of a method")
+        known = ", ".join([*PRESETS, *method_names()])
+        raise OptionError(f"{name!r} is neither a preset nor a method; choose one of {known}")
     return Preset.of(find_method(name))
