@@ -146,7 +146,8 @@ class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
             scattered = inputs.new_zeros(*inputs.shape[:2], *sample.shape[2:])
             scattered[..., :: self.stride, :: self.stride] = inputs
             inputs = scattered
-        inputs = inputs.to(self.unet.dtype, memory_format=torch.channels_last)
+        # not `unet.dtype`: diffusers looks at every module for that
+        inputs = inputs.to(self.unet.conv_in.weight.dtype, memory_format=torch.channels_last)
         correction = self.unet(inputs, t).sample.float()
         if self.grid == "sparse":
             correction = correction[..., :: self.stride, :: self.stride]

@@ -75,7 +75,8 @@ class DDRM(Measured):
         """The three cases of eq. 7–8, written as the x̄0 and ε̄ whose DDIM step is x̄_{t−1} = x̄0 + σ_{t−1} ε̄."""
         sigma = math.sqrt(1 - step.alphas_cumprod_prev) / math.sqrt(step.alphas_cumprod_prev)
         z = self.to_spectrum(noise.normal(*denoised.x0.shape[1:]))
-        x0, disagreement = self.to_spectrum(denoised.x0), self.disagreement(denoised.x0)
+        x0 = self.to_spectrum(denoised.x0)
+        disagreement = (self.known - x0) * self.measured
         # noisier than the diffusion, or not measured at all
         unmeasured = refreshed(self.to_spectrum(denoised.eps), z, self.options.eta)
         noisier = refreshed(disagreement / self.sigma.clamp(min=1e-12), z, self.options.eta)

@@ -100,7 +100,8 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         t = torch.as_tensor(timestep, device=sample.device).long().expand(sample.shape[0])
         gaussian = self.gaussian(sample, self.alphas_cumprod[t].view(-1, 1, 1, 1))
         features = F.pixel_unshuffle(torch.cat([sample.float(), gaussian], dim=1), 2)  # (B, 24, R/2, R/2)
-        features = features.to(self.unet.dtype, memory_format=torch.channels_last)
+        # not `unet.dtype`: diffusers looks at every module for that
+        features = features.to(self.unet.conv_in.weight.dtype, memory_format=torch.channels_last)
         residual = F.pixel_shuffle(self.unet(features, t).sample.float(), 2)  # (B, 3, R, R)
         x0 = gaussian + self.error_std[t].view(-1, 1, 1, 1) * residual
         return UNet2DOutput(sample=x0) if return_dict else (x0,)
