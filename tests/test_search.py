@@ -1,9 +1,14 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from faceprior.faces import search as searching
 from faceprior.faces.search import Candidate, Seen, search, suppress
+from faceprior.faces.threads import PerThread, in_parallel
 
 WINDOW = 40
 
@@ -75,3 +80,32 @@ def test_of_candidates_that_show_one_face_the_best_is_kept():
         Candidate((145.0, 100.0), 50.0, 0.0, 0.5),
     )
     assert suppress([inside, beside, best]) == [best, beside]
+
+
+def test_each_thread_has_a_detector_of_its_own_made_when_it_first_asks():
+    made = []
+    detector = PerThread(lambda: made.append(threading.get_ident()) or object())
+    assert made == []
+    mine = detector.own
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: detector.own).result()
+    assert detector.own is mine is not other
+    assert len(made) == len(set(made)) == 2
+
+
+def test_what_is_done_in_parallel_comes_back_in_order_on_other_threads():
+    def slow_if_early(number):
+        time.sleep(0.02 * (5 - number))
+        return number, threading.get_ident()
+
+    numbers, threads = zip(*in_parallel(slow_if_early, range(5)), strict=True)
+    assert numbers == (0, 1, 2, 3, 4)
+    assert threading.get_ident() not in threads
+
+
+def test_a_detector_that_fails_on_another_thread_is_heard_of():
+    def look(_pixels):
+        raise MemoryError("too large")
+
+    with pytest.raises(MemoryError, match="too large"):
+        search(Image.new("RGB", (300, 300)), look, WINDOW, 24)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from faceprior.errors import OptionError
 from faceprior.faces.alignment import Points, cut_out, inverted
 from faceprior.faces.detection import DetectedFace
 from faceprior.faces.search import TURNS, Candidate, Look, Seen, search, suppress
+from faceprior.faces.threads import in_parallel
 
 _CHIP, _FACE = 320, 150  # a candidate is looked at again in a chip of this side, the face being this large in it
 _UPRIGHTS = 2  # how often a face is held upright by its own eyes
@@ -63,8 +65,9 @@ def _seen_by(
     look: Look, known: UprightFaces, photo: Image.Image, min_face: int, turns: Sequence[float] = TURNS
 ) -> list[DetectedFace]:
     faces: dict[Candidate, Points] = {}
-    for candidate in suppress(search(photo, look, known.window, min_face, turns)):
-        faces.update(_look_again(look, known, photo, candidate))
+    candidates = suppress(search(photo, look, known.window, min_face, turns))
+    for found in in_parallel(partial(_look_again, look, known, photo), candidates):
+        faces.update(found)
     certain = [square for square in suppress(list(faces)) if square.score >= known.least_score]
     return [DetectedFace(square.box, faces[square], square.score) for square in certain]
 

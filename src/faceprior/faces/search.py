@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from faceprior.faces.threads import in_parallel
+
 TILE, _OVERLAP = 2048, 256  # pixels of the searched scale; the overlap holds the faces that only this scale finds
 _BORDER = 0.5  # of the detector's window: how far the photograph is continued
 
@@ -77,33 +79,67 @@ def search(
         turns: by how many degrees the copies are turned.
     """
     scale = window / min_face
-    found = list(_search(photo, look, window, scale, UPRIGHT_PIXELS, 0.0))
+    found = _search(photo, look, window, scale, UPRIGHT_PIXELS, [0.0])
     most = TURNED_PIXELS if found else TURNED_PIXELS_ALONE
-    for turn in turns:
-        found += _search(photo, look, window, scale, most, turn)
-    return found
+    return found + _search(photo, look, window, scale, most, turns)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A part of a turned plane over the photograph at one scale.
+
+    Places are complex numbers x + iy, so a turned and enlarged plane is a factor and a shift.
+
+    Attributes:
+        level: the photograph at that scale, with its border continued.
+        size: width and height of the tile.
+        origin: of the tile, in pixels of the level.
+        factor: of the tile's pixels, in pixels of the level.
+        corner: of the photograph, in pixels of the level.
+        to_photo: of the level's pixels, in pixels of the photograph.
+        turn: of the plane, in degrees.
+    """
+
+    level: Image.Image
+    size: tuple[int, int]
+    origin: complex
+    factor: complex
+    corner: complex
+    to_photo: float
+    turn: float
+
+    def search(self, look: Look) -> list[Candidate]:
+        """Return what is seen in it."""
+        factor, origin = self.factor, self.origin
+        matrix = (factor.real, -factor.imag, origin.real, factor.imag, factor.real, origin.imag)
+        pixels = self.level.transform(self.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+        found = []
+        for x, y, side, score in look(np.asarray(pixels)):
+            place = (origin + factor * complex(x, y) - self.corner) * self.to_photo
+            found.append(Candidate((place.real, place.imag), side * abs(factor) * self.to_photo, self.turn, score))
+        return found
 
 
 def _search(
-    photo: Image.Image, look: Look, window: int, scale: float, most: float, turn: float
-) -> Iterator[Candidate]:
-    scale = min(scale, math.sqrt(most / (photo.width * photo.height)))
-    rotation = np.exp(1j * math.radians(turn))
-    while True:
+    photo: Image.Image, look: Look, window: int, scale: float, most: float, turns: Sequence[float]
+) -> list[Candidate]:
+    tiles = _planes(photo, window, min(scale, math.sqrt(most / (photo.width * photo.height))), turns)
+    return [candidate for found in in_parallel(lambda tile: tile.search(look), tiles) for candidate in found]
+
+
+def _planes(photo: Image.Image, window: int, scale: float, turns: Sequence[float]) -> Iterator[_Tile]:
+    """Yield the tiles of all turned planes, an octave after the other, until the window covers half of the plane."""
+    widest = math.inf
+    while turns and widest >= 2 * window:
         level, to_photo, border = _level(photo, scale, round(_BORDER * window))
-        # places are complex numbers x + iy, so a turned and enlarged plane is a factor and a shift
-        factor = rotation * min(1.0, 1 / scale)  # of a plane pixel in pixels of the level
-        middle = complex(level.width, level.height) / 2
-        extent = _extent(level.width, level.height, factor)
-        for left, top, width, height in _tiles(*extent):
-            origin = middle + factor * (complex(left, top) - complex(*extent) / 2)
-            matrix = (factor.real, -factor.imag, origin.real, factor.imag, factor.real, origin.imag)
-            tile = level.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-            for x, y, side, score in look(np.asarray(tile)):
-                place = (origin + factor * complex(x, y) - complex(border, border)) * to_photo
-                yield Candidate((place.real, place.imag), side * abs(factor) * to_photo, turn, score)
-        if max(extent) < 2 * window:
-            return
+        middle, widest = complex(level.width, level.height) / 2, 0
+        for turn in turns:
+            factor = np.exp(1j * math.radians(turn)) * min(1.0, 1 / scale)
+            extent = _extent(level.width, level.height, factor)
+            for left, top, width, height in _tiles(*extent):
+                origin = middle + factor * (complex(left, top) - complex(*extent) / 2)
+                yield _Tile(level, (width, height), origin, factor, complex(border, border), to_photo, turn)
+            widest = max(widest, *extent)
         scale /= 2
 
 

@@ -44,12 +44,15 @@ class YuNetDetector:
     def __init__(self, model: str | Path | None = None) -> None:
         cv2 = _load_cv2()
         path = _model_file(MODEL_ID if model is None else model)
-        try:
-            self._network = PerThread(
-                lambda: cv2.FaceDetectorYN.create(
-                    str(path), "", (320, 320), score_threshold=_FIRST_SCORE, nms_threshold=_OVERLAP, top_k=_MOST
-                )
+
+        def make() -> Any:
+            return cv2.FaceDetectorYN.create(
+                str(path), "", (320, 320), score_threshold=_FIRST_SCORE, nms_threshold=_OVERLAP, top_k=_MOST
             )
+
+        self._network = PerThread(make)
+        try:
+            make()
         except cv2.error as error:
             reason = str(error).strip().splitlines()[0]
             raise WeightsError(f"{path}: OpenCV cannot read it as a YuNet model ({reason}); get it again") from error
