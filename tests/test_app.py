@@ -270,7 +270,7 @@ def test_two_restorations_take_turns(counted, crop):
     [
         (Controls(samples=9), None, "this server makes 8"),
         (Controls(prior="/etc/passwd"), None, "not served here"),
-        (Controls(method="alchemy"), None, "not known"),
+        (Controls(method="alchemy"), None, "neither a preset nor a method"),
         (Controls(stride=1), None, "stride"),
         (Controls(), [], "no face is chosen"),
         (Controls(), [4], "no face 5"),
