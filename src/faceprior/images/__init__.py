@@ -6,9 +6,9 @@ Tensors are RGB float32 in [-1, 1], shape (3, H, W) for one image and (B, 3, H, 
 from faceprior.images.limits import MAX_PIXELS, MIN_SIDE
 from faceprior.images.metadata import METADATA_KEY, read_metadata
 from faceprior.images.picture import IMAGE_SUFFIXES, SUFFIXES, Picture
-from faceprior.images.reading import decode_image, read_image, read_picture, to_rgb
+from faceprior.images.reading import decode_image, decode_picture, read_file, read_image, read_picture, to_rgb
 from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
-from faceprior.images.writing import FORMATS, copy_file, write_picture, write_png
+from faceprior.images.writing import FORMATS, encode_picture, encode_png, write_file, write_picture, write_png
 
 __all__ = [
     "FORMATS",
@@ -18,8 +18,11 @@ __all__ = [
     "MIN_SIDE",
     "SUFFIXES",
     "Picture",
-    "copy_file",
     "decode_image",
+    "decode_picture",
+    "encode_picture",
+    "encode_png",
+    "read_file",
     "read_image",
     "read_metadata",
     "read_picture",
@@ -29,6 +32,7 @@ __all__ = [
     "to_rgb",
     "to_tensor",
     "to_uint8",
+    "write_file",
     "write_picture",
     "write_png",
 ]

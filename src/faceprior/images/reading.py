@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from faceprior.errors import ImageError
 from faceprior.images.colour import colour_space
 from faceprior.images.limits import check_file, check_layout, check_size, opened
 from faceprior.images.metadata import METADATA_KEY, exif_of, xmp_of
@@ -37,13 +37,34 @@ def read_picture(path: str | Path) -> Picture:
         ImageError: the file is missing, a folder, empty, damaged, not an image, smaller than `MIN_SIDE` a
             side or larger than `MAX_PIXELS`. The message names the file and the remedy.
     """
+    return decode_picture(read_file(path), path)
+
+
+def read_file(path: str | Path) -> bytes:
+    """Return what is in a picture's file; it is not looked at.
+
+    Raises:
+        ImageError: the file is missing, a folder, empty, or cannot be read.
+    """
     path = Path(path)
     check_file(path)
-    with opened(path, path) as image:
-        check_size(path, *image.size)
-        check_layout(path, image)
-        picture = _picture(image, lambda: Image.open(io.BytesIO(path.read_bytes())))
-        return replace(picture, lossless=True) if image.format == "WEBP" and _is_lossless_webp(path) else picture
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror}); check its name and permissions") from error
+
+
+def decode_picture(content: bytes, name: str | Path) -> Picture:
+    """Do what `read_picture` does for the bytes of a file.
+
+    Raises:
+        ImageError: as `read_picture`; the message begins with `name`.
+    """
+    with opened(content, name) as image:
+        check_size(name, *image.size)
+        check_layout(name, image)
+        picture = _picture(image, lambda: Image.open(io.BytesIO(content)))
+        return replace(picture, lossless=True) if image.format == "WEBP" and _is_lossless_webp(content) else picture
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
@@ -140,13 +161,12 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     return (across, down) if 1 <= across < 1e5 and 1 <= down < 1e5 else None
 
 
-def _is_lossless_webp(path: Path) -> bool:
+def _is_lossless_webp(content: bytes) -> bool:
     """Whether a WebP file of one frame is compressed without loss: Pillow does not say."""
-    with path.open("rb") as file:
-        file.seek(12)  # "RIFF", size, "WEBP"
-        while len(head := file.read(8)) == 8:
-            chunk, size = struct.unpack("<4sI", head)
-            if chunk in (b"VP8L", b"VP8 "):
-                return chunk == b"VP8L"
-            file.seek(size + size % 2, os.SEEK_CUR)
+    place = 12  # "RIFF", size, "WEBP"
+    while len(head := content[place : place + 8]) == 8:
+        chunk, size = struct.unpack("<4sI", head)
+        if chunk in (b"VP8L", b"VP8 "):
+            return chunk == b"VP8L"
+        place += 8 + size + size % 2
     return False

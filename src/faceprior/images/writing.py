@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -38,18 +37,30 @@ _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 _JPEG_SEGMENT = 65_000  # bytes that EXIF or XMP may take in a JPEG
 
 
+def encode_png(
+    image: Image.Image | NDArray[np.uint8], metadata: dict[str, Any] | None = None, *, name: str | Path = "picture"
+) -> bytes:
+    """Return an image as a PNG file, with `metadata` as JSON under the key "faceprior".
+
+    Raises:
+        OutputError: it cannot be encoded; the message begins with `name`.
+    """
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    with _named(name), io.BytesIO() as file:
+        image.save(file, format="PNG", pnginfo=_png_text(metadata))
+        return file.getvalue()
+
+
 def write_png(
     path: str | Path, image: Image.Image | NDArray[np.uint8], metadata: dict[str, Any] | None = None
 ) -> None:
-    """Write a PNG atomically, with `metadata` as JSON under the key "faceprior".
+    """Write what `encode_png` returns, atomically.
 
     Raises:
         OutputError: the file cannot be written; nothing half-written is left behind.
     """
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
-    with _atomically(Path(path)) as file:
-        image.save(file, format="PNG", pnginfo=_png_text(metadata))
+    write_file(path, encode_png(image, metadata, name=path))
 
 
 def write_picture(
@@ -59,31 +70,48 @@ def write_picture(
     metadata: dict[str, Any] | None = None,
     file_format: str | None = None,
 ) -> None:
-    """Write a picture atomically, in the format of the one that it was made from and with all that it kept.
+    """Write what `encode_picture` returns, atomically.
+
+    Raises:
+        OptionError: the format cannot be written, or needs an extra that is not installed.
+        OutputError: the file cannot be written; nothing half-written is left behind.
+    """
+    write_file(path, encode_picture(pixels, like, metadata, file_format, name=path))
+
+
+def encode_picture(
+    pixels: NDArray[Any],
+    like: Picture,
+    metadata: dict[str, Any] | None = None,
+    file_format: str | None = None,
+    *,
+    name: str | Path = "picture",
+) -> bytes:
+    """Return a picture as a file in the format of the one that it was made from and with all that it kept.
 
     Lossless formats hold `pixels` exactly. Lossy ones are written with the quality that `FORMATS` gives. What a
     format cannot hold is given up: JPEG has no transparency (it is laid over white), and only PNG and TIFF have
     16 bits.
 
     Args:
-        path: where to.
         pixels: (H, W, 1) or (H, W, 3), uint8 or uint16, in the colour space of `like`; its size may differ
             from `like`'s, then opacity is enlarged with it.
         like: the picture that was read: its format, opacity, profile, EXIF, XMP and resolution are kept.
         metadata: how the picture was made; `read_metadata` gives it back, with "file": what `FORMATS` says.
         file_format: another of `FORMATS`.
+        name: of the picture, for messages.
 
     Raises:
         OptionError: the format cannot be written, or needs an extra that is not installed.
-        OutputError: the file cannot be written; nothing half-written is left behind.
+        OutputError: the format does not hold so large a picture, or it cannot be encoded.
     """
-    path, kind = Path(path), file_format or like.written_as
+    kind = file_format or like.written_as
     if kind not in FORMATS:
         raise OptionError(f"{kind}: is not a format that can be written; choose one of {', '.join(FORMATS)}")
     height, width = pixels.shape[:2]
     if max(height, width) > _LONGEST_SIDE.get(kind, max(height, width)):
         raise OutputError(
-            f"{path}: {width}×{height} is more than the {_LONGEST_SIDE[kind]} pixels a side that {kind} holds;"
+            f"{name}: {width}×{height} is more than the {_LONGEST_SIDE[kind]} pixels a side that {kind} holds;"
             " choose another format or a smaller --upscale"
         )
     lossless = kind == "WEBP" and like.format == "WEBP" and like.lossless
@@ -92,12 +120,13 @@ def write_picture(
         metadata = {**metadata, "file": {"format": kind, **how}}
     samples, icc_profile = _samples_for(kind, pixels, like)
     exif, packet = _said(kind, like, (width, height), metadata)
-    with _atomically(path) as file:
+    # in memory: Pillow's JPEG encoder takes no notice of a disk that fills under an open file
+    with _named(name), io.BytesIO() as file:
         if kind == "TIFF":
             write_tiff(file, samples, _tiff_tags(icc_profile, exif, packet, like.dpi))
-            return
+            return file.getvalue()
         options: dict[str, Any] = {"icc_profile": icc_profile, "exif": exif, "dpi": like.dpi, **how}
-        options = {name: value for name, value in options.items() if value is not None}
+        options = {key: value for key, value in options.items() if value is not None}
         if kind == "PNG":
             options["pnginfo"] = _png_text(metadata, packet)
         elif packet:
@@ -105,21 +134,40 @@ def write_picture(
         if kind == "WEBP":
             options["exact"] = True  # colours under full transparency too
         if kind == "HEIF":
-            _register_heif(path)
+            _register_heif(name)
         if samples.dtype == np.uint16:
             write_deep_png(file, samples, **options)
         else:
             _pillow_image(samples).save(file, format=kind, **options)
+        return file.getvalue()
 
 
-def copy_file(source: str | Path, path: str | Path) -> None:
-    """Copy a file's bytes atomically.
+def write_file(path: str | Path, content: bytes) -> None:
+    """Write a file atomically: it takes the place of `path` when all of it is written.
 
     Raises:
-        OutputError: one cannot be read or the other not be written; nothing half-written is left behind.
+        OutputError: it cannot be written; nothing half-written is left behind.
     """
-    with _atomically(Path(path)) as file, Path(source).open("rb") as original:
-        shutil.copyfileobj(original, file, 1 << 20)
+    path = Path(path)
+    partial = path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
+    with _named(path):
+        try:
+            with partial.open("xb") as file:
+                file.write(content)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _named(name: str | Path) -> Iterator[None]:
+    """Turn what goes wrong into an OutputError that begins with `name`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{name}: cannot be written ({reason}); choose another folder with --output") from error
 
 
 def _said(
@@ -203,32 +251,11 @@ def _tiff_tags(
     return tags
 
 
-def _register_heif(path: Path) -> None:
+def _register_heif(name: str | Path) -> None:
     try:
         import pillow_heif
     except ImportError as error:
         raise OptionError(
-            f'{path}: writing HEIC needs a plugin; pip install "faceprior[heic]", or choose another format'
+            f'{name}: writing HEIC needs a plugin; pip install "faceprior[heic]", or choose another format'
         ) from error
     pillow_heif.register_heif_opener()
-
-
-@contextmanager
-def _atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all of it is written, and leaves nothing behind if that fails."""
-    partial = path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
-    try:
-        # encoded in memory: Pillow's JPEG encoder takes no notice of a disk that fills under an open file
-        with io.BytesIO() as content:
-            yield content
-            encoded = content.getvalue()
-        try:
-            with partial.open("xb") as file:
-                file.write(encoded)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"{path}: cannot be written ({reason}); choose another folder with --output") from error

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.errors import OutputError
-from faceprior.images import SUFFIXES, Picture, copy_file, to_pil, write_picture, write_png
+from faceprior.images import SUFFIXES, Picture, to_pil, write_file, write_picture, write_png
 from faceprior.pipeline.results import Restored, spread_picture
 
 
@@ -47,7 +47,7 @@ class Outputs:
     def copy(self, source: Path) -> None:
         """Write the input as it is."""
         path = self._path("", source.suffix)
-        copy_file(source, path)
+        write_file(path, source.read_bytes())
         self._written(path)
 
     def face(self, suffix: str, result: Restored, made: dict[str, Any], *, with_sheet: bool) -> None:
