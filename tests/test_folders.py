@@ -1,13 +1,16 @@
 """Whole photographs and folders of them: what is found, written, noted down, resumed and survived."""
 
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import time
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from errno import ENOSPC
@@ -20,17 +23,15 @@ from PIL import Image
 
 from faceprior.errors import CancelledError, DeviceError, OptionError, OutputError
 from faceprior.faces import DetectedFace, load_detector
+from faceprior.folders import run as run_module
+from faceprior.folders.inputs import Input, find_inputs
+from faceprior.folders.manifest import MANIFEST_NAME, Manifest
+from faceprior.folders.run import NoWatcher, restore_files
 from faceprior.images import read_metadata, read_picture
 from faceprior.methods import find_preset
-from faceprior.pipeline import stages
-from faceprior.pipeline.batches import BatchSampler, FaceInput
+from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare, restore
+from faceprior.photographs.restore import BatchSampler
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.inputs import Input, find_inputs
-from faceprior.pipeline.manifest import MANIFEST_NAME, Manifest
-from faceprior.pipeline.recipe import RestoreOptions
-from faceprior.pipeline.restore import restore_files
-from faceprior.pipeline.restore_photo import restore_photo
-from faceprior.pipeline.stages import NoWatcher
 from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.sampling import face_generator
 from tiny_faces import smooth_picture
@@ -343,38 +344,67 @@ def test_faces_of_several_photographs_fill_a_batch(pipeline, album, tmp_path, mo
     assert batches == [4, 1]
 
 
-def test_one_photograph_from_python_is_what_the_folder_gives(pipeline, album, tmp_path):
-    run(pipeline, [Input(album / "a.png")], tmp_path / "out", samples=2)
-    options = replace(OPTIONS, min_face=8, samples=2)
-    restored = restore_photo(pipeline, read_picture(album / "a.png"), CornerDetector(), options)
-    for sample, name in ((0, "a.png"), (1, "a-2.png"), (None, "a-mean.png")):
-        assert np.array_equal(restored.pixels(sample), np.asarray(Image.open(tmp_path / "out" / name)))
-    plain = restore_photo(pipeline, Image.open(album / "a.png"), CornerDetector(), options)
-    assert plain.image(0).tobytes() == restored.image(0).tobytes()
-    assert restored.records() == read_manifest(tmp_path / "out")[1]["faces"]
+def prepared(pipeline, path, **changes):
+    options = replace(OPTIONS, min_face=8, **changes)
+    card = pipeline.prior.card
+    return prepare(path.read_bytes(), path.name, card, options, CornerDetector()), options
+
+
+def test_the_three_functions_do_what_a_run_over_a_folder_does(pipeline, album, tmp_path):
+    run(pipeline, album, tmp_path / "out", samples=2)
+    for record in read_manifest(tmp_path / "out")[1:]:
+        if record["status"] == "failed":
+            continue
+        ready, options = prepared(pipeline, Path(record["input"]), samples=2)
+        samples = restore(pipeline, ready.conditions, options)
+        composed = compose(ready, samples, how_made(pipeline, options), options)
+        files = [hashlib.sha256(file.content).hexdigest() for file in composed.files]
+        assert files == [written["sha256"] for written in record["outputs"]]
+        assert composed.record.items() <= record.items()
+
+
+def test_what_travels_between_the_functions_may_be_pickled_and_is_hardly_larger_than_the_file(pipeline, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    path = tmp_path / "phone.jpg"
+    Image.fromarray(noise).resize((4000, 3000), Image.Resampling.BICUBIC).save(path, quality=90)
+    ready, options = prepared(pipeline, path)
+    sent = pickle.dumps(ready)
+    assert len(ready.conditions) == 2
+    assert len(sent) < path.stat().st_size + 20_000
+    made, received = how_made(pipeline, options), pickle.loads(sent)  # noqa: S301
+    here, there = (
+        compose(own, restore(pipeline, own.conditions, options), made, options) for own in (ready, received)
+    )
+    assert here == there
+
+
+def test_faces_that_were_found_before_are_not_looked_for_again(pipeline, album):
+    first, options = prepared(pipeline, album / "b.jpg")
+    again = prepare(first.content, first.name, pipeline.prior.card, options, None, first.detections)
+    assert again.detections == first.detections
+    for one, other in zip(again.conditions, first.conditions, strict=True):
+        assert torch.equal(one.low_resolution, other.low_resolution)
 
 
 def test_chosen_faces_alone_are_restored_and_keep_their_noise(pipeline, album):
-    options = replace(OPTIONS, min_face=8)
-    photo = read_picture(album / "b.jpg")
-    both = restore_photo(pipeline, photo, CornerDetector(), options)
-    chosen = replace(options, chosen=(2,))
-    second = restore_photo(pipeline, photo, CornerDetector(), chosen, found=both.faces)
-    assert second.results[0] is None
-    assert torch.equal(second.results[1].images, both.results[1].images)
+    both, options = prepared(pipeline, album / "b.jpg")
+    second, _ = prepared(pipeline, album / "b.jpg", chosen=(2,))
+    assert [one.index for one in second.conditions] == [one.index for one in both.choose([1]).conditions] == [1]
+    alone, together = restore(pipeline, second.conditions, options), restore(pipeline, both.conditions, options)
+    assert torch.equal(alone[0], together[1])
 
 
-def test_a_cancelled_photograph_asks_the_prior_no_more(pipeline, album):
+def test_restoring_stops_where_whoever_looks_on_says_so(pipeline, album):
+    ready, options = prepared(pipeline, album / "b.jpg", samples=3, batch_size=1)
     steps = []
+
+    def stepped(_step, _x0, faces):
+        steps.append(faces)
+        if len(steps) == 4:
+            raise CancelledError("stopped")
+
     with pytest.raises(CancelledError):
-        restore_photo(
-            pipeline,
-            read_picture(album / "b.jpg"),
-            CornerDetector(),
-            replace(OPTIONS, min_face=8, samples=3, batch_size=1),
-            on_step=lambda step, x0, faces: steps.append(faces),
-            cancel=lambda: len(steps) == 4,
-        )
+        restore(pipeline, ready.conditions, options, stepped)
     assert steps == [[0]] * 4
 
 
@@ -567,20 +597,20 @@ def test_a_face_that_the_method_refuses_fails_alone(pipeline, monkeypatch):
         return original(self, faces, *arguments)
 
     monkeypatch.setattr(FacePriorPipeline, "restore", restore)
-    sampler = BatchSampler(pipeline, SHORT, 1, 4)
-    results = sampler([FaceInput(torch.zeros(3, side, side), 0) for side in (4, 5, 6, 7, 8, 8)])
+    sampler = BatchSampler(pipeline, replace(OPTIONS, batch_size=4))
+    results = sampler([Condition(torch.zeros(3, side, side)) for side in (4, 5, 6, 7, 8, 8)])
     assert [isinstance(result, OptionError) for result in results] == [False, True] + [False] * 4
 
 
 def test_a_photograph_that_vanishes_or_breaks_its_reader_fails_alone(pipeline, album, tmp_path, monkeypatch):
-    original = stages.read_picture
+    original = run_module.prepare
 
-    def read(path):
-        if path.name == "b.jpg":
+    def broken(content, name, *arguments):
+        if name == "b.jpg":
             raise ZeroDivisionError("division by zero")
-        return original(path)
+        return original(content, name, *arguments)
 
-    monkeypatch.setattr(stages, "read_picture", read)
+    monkeypatch.setattr(run_module, "prepare", broken)
     inputs = find_inputs([album], tmp_path / "out")
     (album / "a.png").unlink()
     records = run(pipeline, inputs, tmp_path / "out")
@@ -609,27 +639,26 @@ def test_networks_that_overflow_fail_the_photograph(pipeline, album, tmp_path, m
     )
     records = run(pipeline, [Input(album / "a.png")], tmp_path / "out")
     assert records[0]["error"].endswith("the networks overflowed in float32; choose --dtype float32")
+    ready, options = prepared(pipeline, album / "a.png")
     with pytest.raises(DeviceError, match="overflowed"):
-        restore_photo(pipeline, read_picture(album / "a.png"), CornerDetector(), replace(OPTIONS, min_face=8))
+        compose(ready, [nothing[0]], how_made(pipeline, options), options)
 
 
 def test_what_is_held_in_memory_does_not_grow_with_the_folder(pipeline, tmp_path, monkeypatch):
     for number in range(40):
         save_photo(tmp_path / "in" / f"{number:02d}.png", seed=number)
-    monkeypatch.setattr(stages, "MAX_PIXELS_HELD", 3 * 44 * 30)
-    alive, most = set(), 0
+    monkeypatch.setattr(run_module, "MAX_BYTES_HELD", 3 * (tmp_path / "in" / "00.png").stat().st_size)
+    alive, most = weakref.WeakSet[Prepared](), 0
 
-    class Counted(stages.Photo):
-        def __init__(self, *arguments):
-            nonlocal most
-            super().__init__(*arguments)
-            alive.add(id(self))
-            most = max(most, len(alive))
+    def counted(*arguments):
+        nonlocal most
+        ready = prepare(*arguments)
+        alive.add(ready)
+        most = max(most, len(alive))
+        return ready
 
-        def __del__(self):
-            alive.discard(id(self))
-
-    monkeypatch.setattr(stages, "Photo", Counted)
+    monkeypatch.setattr(run_module, "prepare", counted)
     assert len(run(pipeline, tmp_path / "in", tmp_path / "out", batch_size=4)) == 40
-    assert most <= 3 + 2 * stages._READERS + 2
+    assert most <= 3 + 2 * run_module._READERS + 2
+    gc.collect()
     assert not alive

@@ -19,23 +19,11 @@ from faceprior.errors import ImageError, OptionError, WeightsError
 from faceprior.faces import DetectedFace, align, load_detector
 from faceprior.faces.paste import FaceMask
 from faceprior.images import to_tensor
-from faceprior.pipeline.photo import PhotoOptions, find_faces, is_aligned_crop, paste_faces
+from faceprior.photographs import RestoreOptions, find_faces, is_aligned_crop, paste_faces
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE, ModelCard
 
 RESOLUTION = 128
 CARD = ModelCard(kind="prior", name="some-prior", resolution=RESOLUTION, template=TIGHT_TEMPLATE)
-
-
-class Told:
-    """A detector that is told where the faces are."""
-
-    name = "told"
-
-    def __init__(self, *landmarks, side=90.0):
-        self.landmarks, self.side = landmarks, side
-
-    def __call__(self, photo, min_face=24):
-        return [told(points, self.side) for points in self.landmarks]
 
 
 def told(landmarks, side=90.0):
@@ -44,8 +32,8 @@ def told(landmarks, side=90.0):
 
 
 def faces_of(photo, *landmarks, card=CARD, **options):
-    landmarks = landmarks or (ASTRONAUT_LANDMARKS,)
-    return find_faces(photo, Told(*landmarks), card, PhotoOptions(**options))
+    detections = [told(points) for points in landmarks or (ASTRONAUT_LANDMARKS,)]
+    return find_faces(photo, detections, card, RestoreOptions(**options))
 
 
 def mask_of(face, size):
@@ -93,7 +81,7 @@ def test_upright_turned_and_small_faces_of_one_photo_are_found_and_aligned(detec
 def test_a_face_that_the_frame_cuts_is_found_restored_and_put_back(detector):
     head = Head(1.0, 0, (36, 120))  # the image-left eye is 15 pixels from the frame, the cheek beyond it
     cut = scene([head], (260, 260))
-    (face,) = find_faces(cut, detector, CARD)
+    (face,) = find_faces(cut, detector(cut), CARD)
     assert FaceMask(face.found.landmarks, face.transform / RESOLUTION).corners.min() < -5
     assert alignment_error(face.found.landmarks, head.landmarks, CARD) < 0.1
     result = paste_faces(
@@ -167,7 +155,7 @@ WRONG = [{"faces": 0}, {"faces": "some"}, {"min_face": 2}, {"blend": 1.5}, {"ble
 @pytest.mark.parametrize("wrong", WRONG)
 def test_options_out_of_their_range_are_refused(wrong):
     with pytest.raises(OptionError, match="choose"):
-        PhotoOptions(**wrong)
+        RestoreOptions(**wrong)
 
 
 # putting back
@@ -186,7 +174,7 @@ def test_blend_mixes_and_none_of_it_is_the_photograph(photo, pixels):
     (face,) = faces_of(photo)
     restored = [spoiled(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 16)]
     none, half, all_of_it = (
-        paste_faces(pixels, [face], restored, PhotoOptions(blend=blend)).astype(float) for blend in (0, 0.5, 1)
+        paste_faces(pixels, [face], restored, blend=blend).astype(float) for blend in (0, 0.5, 1)
     )
     assert (none == pixels).all()
     assert np.abs(half - (none + all_of_it) / 2).max() <= 1
@@ -226,7 +214,7 @@ def test_detail_that_the_input_of_the_prior_lacked_is_taken_from_the_photograph(
 def test_the_rest_of_an_enlarged_photograph_is_its_lanczos_enlargement(photo, upscale):
     part = photo.crop((150, 50, 310, 190))
     (face,) = faces_of(part, moved(ASTRONAUT_LANDMARKS, -150, -50))
-    result = paste_faces(np.asarray(part), [face], [GREY], PhotoOptions(upscale=upscale))
+    result = paste_faces(np.asarray(part), [face], [GREY], upscale=upscale)
     size = (part.width * upscale, part.height * upscale)
     enlarged = np.asarray(part.resize(size, Image.Resampling.LANCZOS))
     outside = np.asarray(Image.fromarray(mask_of(face, part.size) == 0).resize(size, Image.Resampling.NEAREST))
@@ -242,9 +230,8 @@ def test_sixteen_bits_stay_sixteen_bits(photo, pixels):
     deep += np.random.default_rng(0).integers(0, 200, deep.shape, dtype=np.uint16) // 2 * (deep < 65000)
     restored = [spoiled(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 16)]
     for upscale in (1, 2):
-        options = PhotoOptions(upscale=upscale)
-        result = paste_faces(deep, [face], restored, options)
-        shallow = paste_faces(pixels, [face], restored, options)
+        result = paste_faces(deep, [face], restored, upscale=upscale)
+        shallow = paste_faces(pixels, [face], restored, upscale=upscale)
         assert result.dtype == np.uint16
         assert np.abs(result / 257 - shallow).mean() < 0.6
     outside = mask_of(face, photo.size) == 0
@@ -292,7 +279,7 @@ def test_photographs_of_an_unknown_kind_are_refused(pixels, monkeypatch):
         paste_faces(pixels[..., 0], [], [])
     monkeypatch.setattr("faceprior.faces.paste.MAX_RESULT_PIXELS", 1_000_000)
     with pytest.raises(ImageError, match="2048×2048 pixels, more than 1 million"):
-        paste_faces(pixels, [], [], PhotoOptions(upscale=4))
+        paste_faces(pixels, [], [], upscale=4)
 
 
 # crop or photograph?

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from faceprior.errors import OptionError, OutputError
+from faceprior.evaluation.metrics import EXACT
+from faceprior.folders import run as run_module
+from faceprior.folders.inputs import Input, output_names
+from faceprior.folders.manifest import MANIFEST_NAME
+from faceprior.folders.run import NoWatcher, restore_files
 from faceprior.images import read_image, read_metadata
 from faceprior.methods import PRESETS, find_preset
-from faceprior.pipeline import stages
+from faceprior.photographs import RestoredFace, RestoreOptions
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.inputs import Input, output_names
-from faceprior.pipeline.manifest import MANIFEST_NAME
-from faceprior.pipeline.recipe import RestoreOptions
-from faceprior.pipeline.restore import restore_files
-from faceprior.pipeline.results import EXACT, Restored
-from faceprior.pipeline.stages import NoWatcher
 from faceprior.priors import save_prior
 
 SHORT = find_preset("default").with_options(steps=3, eta=0.5)
@@ -284,7 +283,7 @@ def test_a_small_picture_that_serves_as_the_sharp_one_is_noted(pipeline, face, t
 
 def test_identical_pictures_have_a_finite_figure():
     flat = torch.zeros(3, 32, 32)
-    result = Restored(torch.zeros(3, 8, 8), flat, flat[None])
+    result = RestoredFace(torch.zeros(3, 8, 8), flat, flat[None])
     assert result.lr_consistency == [EXACT]
     assert result.fidelity()["psnr"]["restored"] == EXACT
     json.dumps(result.fidelity(), allow_nan=False)
@@ -482,8 +481,8 @@ def test_a_second_run_replaces_the_first(pipeline, face, tmp_path):
 
 def test_a_large_folder_is_read_a_few_batches_ahead(pipeline, face, tmp_path, monkeypatch):
     read = []
-    original = stages.read_picture
-    monkeypatch.setattr(stages, "read_picture", lambda path: (read.append(path), original(path))[1])
+    original = run_module.read_file
+    monkeypatch.setattr(run_module, "read_file", lambda path: (read.append(path), original(path))[1])
     running = restore_files(pipeline, [Input(face)] * 60, tmp_path / "out", replace(OPTIONS, batch_size=2))
     next(running)
     assert len(read) < 20

@@ -11,23 +11,24 @@ from typer.testing import CliRunner
 
 av = pytest.importorskip("av")
 
+
 from faceprior.benchmark.flicker import made_clip, measure_clip  # noqa: E402
 from faceprior.cli.app import app  # noqa: E402
 from faceprior.cli.flicker import flicker  # noqa: E402
 from faceprior.clips import Frame, read_clip_metadata, read_frames  # noqa: E402
-from faceprior.errors import DataError, OptionError, VideoError  # noqa: E402
+from faceprior.clips.restore import ClipRestorer, noise_of, restore_video, steady  # noqa: E402
+from faceprior.clips.restore import _Past as Past  # noqa: E402
+from faceprior.clips.tracks import find_cast  # noqa: E402
+from faceprior.errors import DataError, VideoError  # noqa: E402
 from faceprior.faces import DetectedFace  # noqa: E402
 from faceprior.images import resize  # noqa: E402
 from faceprior.methods import find_preset  # noqa: E402
+from faceprior.photographs import RestoreOptions  # noqa: E402
 from faceprior.pipeline import FacePriorPipeline  # noqa: E402
-from faceprior.pipeline.cast import find_cast  # noqa: E402
-from faceprior.pipeline.photo import PhotoOptions  # noqa: E402
-from faceprior.pipeline.video import ClipRestorer, VideoOptions, noise_of, restore_video, steady  # noqa: E402
-from faceprior.pipeline.video import _Past as Past  # noqa: E402
 from faceprior.priors.card import TIGHT_TEMPLATE  # noqa: E402
 from synthetic_clips import REGULAR, sound_of, timing, write_clip  # noqa: E402
 
-QUICK = VideoOptions(preset=find_preset("default").with_options(steps=3), seed=5)
+QUICK = RestoreOptions(preset=find_preset("default").with_options(steps=3), seed=5)
 
 
 class NoseDetector:
@@ -101,7 +102,7 @@ def card(pipeline):
 
 
 def test_a_face_is_followed_through_the_clip(card):
-    cast = find_cast(seen(frames(MOVING)), NoseDetector(), card, PhotoOptions())
+    cast = find_cast(seen(frames(MOVING)), NoseDetector(), card, RestoreOptions())
     assert (cast.tracks, cast.frames) == (1, 8)
     noses = [cast.places[index][0].landmarks[2, 0] for index in range(8)]
     assert np.diff(noses) == pytest.approx([5] * 7, abs=0.7)
@@ -109,13 +110,13 @@ def test_a_face_is_followed_through_the_clip(card):
 
 def test_between_searches_only_the_surroundings_of_a_known_face_are_looked_at(card):
     detector = NoseDetector()
-    find_cast(seen(frames(STILL * 5, height=400, width=400)), detector, card, PhotoOptions())
+    find_cast(seen(frames(STILL * 5, height=400, width=400)), detector, card, RestoreOptions())
     assert detector.pixels < 0.45 * 40 * 400 * 400
 
 
 def test_a_face_that_appears_later_is_found_too(card):
     places = [[(10, 10, 0)]] * 6 + [[(10, 10, 0), (80, 50, 1)]] * 12
-    cast = find_cast(seen(frames(places)), NoseDetector(), card, PhotoOptions())
+    cast = find_cast(seen(frames(places)), NoseDetector(), card, RestoreOptions())
     assert cast.tracks == 2
     assert len(cast.places[2]) == 1
     assert len(cast.places[17]) == 2
@@ -123,22 +124,22 @@ def test_a_face_that_appears_later_is_found_too(card):
 
 def test_a_face_that_is_seen_only_for_a_moment_is_a_mistake(card):
     places = [[(10, 10, 0)] if index != 5 else [(10, 10, 0), (80, 50, 1)] for index in range(10)]
-    assert find_cast(seen(frames(places)), NoseDetector(), card, PhotoOptions()).tracks == 1
+    assert find_cast(seen(frames(places)), NoseDetector(), card, RestoreOptions()).tracks == 1
 
 
 def test_the_largest_face_is_chosen_for_the_whole_clip(card):
     pictures = frames([[(80, 50, 1)]] * 10)
     for picture in pictures:
         picture[10:54, 10:54] = face(44, 0)
-    every = find_cast(seen(pictures), NoseDetector(), card, PhotoOptions())
-    largest = find_cast(seen(pictures), NoseDetector(), card, PhotoOptions(faces="largest"))
+    every = find_cast(seen(pictures), NoseDetector(), card, RestoreOptions())
+    largest = find_cast(seen(pictures), NoseDetector(), card, RestoreOptions(faces="largest"))
     assert (every.tracks, largest.tracks) == (2, 1)
     assert all(places[0].landmarks[2, 0] < 60 for places in largest.places.values())
-    assert find_cast(seen(pictures), NoseDetector(), card, PhotoOptions(faces=2)).tracks == 2
+    assert find_cast(seen(pictures), NoseDetector(), card, RestoreOptions(faces=2)).tracks == 2
 
 
 def test_a_clip_without_faces_has_no_cast(card):
-    cast = find_cast(seen(frames([[]] * 4)), NoseDetector(), card, PhotoOptions())
+    cast = find_cast(seen(frames([[]] * 4)), NoseDetector(), card, RestoreOptions())
     assert (cast.tracks, cast.frames, dict(cast.places)) == (0, 4, {})
 
 
@@ -216,8 +217,8 @@ def test_how_a_clip_was_made_is_stored_in_it(pipeline, clip, tmp_path):
 
 def restored_frames(pipeline, card, pictures, seed):
     """Frames as they are before x264, whose own last bits are no promise of ours."""
-    cast = find_cast(seen(pictures), NoseDetector(), card, PhotoOptions())
-    restorer = ClipRestorer(pipeline, VideoOptions(preset=QUICK.preset, seed=seed))
+    cast = find_cast(seen(pictures), NoseDetector(), card, RestoreOptions())
+    restorer = ClipRestorer(pipeline, RestoreOptions(preset=QUICK.preset, seed=seed))
     return np.stack([restorer(picture, cast.places.get(index, ())) for index, picture in enumerate(pictures)])
 
 
@@ -236,7 +237,7 @@ def test_outside_of_the_faces_a_frame_stays_as_it_is(pipeline, card):
 
 
 def test_a_clip_may_be_enlarged(pipeline, clip, tmp_path):
-    options = VideoOptions(PhotoOptions(upscale=2), QUICK.preset)
+    options = RestoreOptions(upscale=2, preset=QUICK.preset)
     restore_video(pipeline, clip, tmp_path / "out.mp4", options, NoseDetector())
     assert next(read_frames(tmp_path / "out.mp4")).pixels.shape == (192, 256, 3)
 
@@ -264,11 +265,6 @@ def test_a_damaged_clip_is_refused(pipeline, clip, tmp_path):
     clip.write_bytes(clip.read_bytes()[:1000])
     with pytest.raises(VideoError, match=r"clip\.mp4: is damaged"):
         restore_video(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
-
-
-def test_quality_out_of_range_is_refused():
-    with pytest.raises(OptionError, match="quality is 60"):
-        VideoOptions(quality=60)
 
 
 # --- flicker

@@ -18,7 +18,7 @@ from faceprior.app.options import ServeOptions
 from faceprior.app.studio import Progress, Run, Studio, Subject
 from faceprior.errors import FacePriorError, ImageError
 from faceprior.images import to_pil
-from faceprior.pipeline.results import spread_picture
+from faceprior.photographs.results import spread_picture
 
 EXAMPLE = Path(__file__).parent / "example.webp"
 """Part of a NASA portrait of Eileen Collins (public domain), reduced in size."""
@@ -82,7 +82,7 @@ class Events:
             subject = self._studio.look(Path(path), Controls())
         except FacePriorError as error:
             return None, None, no_faces, gr.skip(), pictures.note(message(error), alert=True)
-        longest = max(subject.picture.image.size)
+        longest = max(subject.prepared.size)
         enlarge = next((factor for limit, factor in _SUGGESTED if longest <= limit), 1)
         names = pictures.face_names(subject)
         choices = [(names[index], index) for index in subject.restorable if not subject.aligned]

@@ -43,7 +43,7 @@ def draw_faces(subject: Subject, chosen: Collection[int]) -> Image.Image:
 
 def face_at(subject: Subject, x: float, y: float) -> int | None:
     """Return the number, from 0, of the face whose box holds a point of `draw_faces`; the smallest of several."""
-    factor = _factor(subject.picture.image.size, SHORTEST_SIDE)
+    factor = _factor(subject.prepared.size, SHORTEST_SIDE)
     x, y = x / factor, y / factor
     hits = []
     for index, face in enumerate(subject.faces):
@@ -55,7 +55,7 @@ def face_at(subject: Subject, x: float, y: float) -> int | None:
 
 def face_names(subject: Subject) -> list[str]:
     """Name the faces of a photograph for someone who does not see the boxes."""
-    width = subject.picture.image.width
+    width = subject.prepared.size[0]
     names = []
     for number, face in enumerate(subject.faces, 1):
         left, top, right, bottom = face.found.box

@@ -11,22 +11,29 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from faceprior.app.controls import Controls, preset_name
 from faceprior.app.options import ServeOptions
 from faceprior.errors import CancelledError, FacePriorError, OptionError
-from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.images import Picture, read_picture, square, to_pil, to_tensor
-from faceprior.pipeline.batches import BatchSampler, FaceInput
-from faceprior.pipeline.crops import Crop
-from faceprior.pipeline.face_prior import FacePriorPipeline, low_resolution
-from faceprior.pipeline.outputs import Outputs
-from faceprior.pipeline.photo import PhotoFace, find_faces, is_aligned_crop
-from faceprior.pipeline.recipe import RestoreOptions
-from faceprior.pipeline.restore_photo import Photo, RestoredPhoto
-from faceprior.pipeline.results import Restored
+from faceprior.faces import FaceDetector
+from faceprior.folders.outputs import write_results
+from faceprior.images import Picture, decode_picture, read_file, read_picture, to_pil
+from faceprior.photographs import (
+    Condition,
+    Face,
+    Prepared,
+    RestoredFace,
+    RestoreOptions,
+    compose,
+    how_made,
+    paste_faces,
+    prepare,
+    restore,
+)
+from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step
 
 _REMEMBERED = 64  # photographs whose faces need not be looked for again
@@ -38,22 +45,31 @@ class Subject:
 
     Attributes:
         path: its file.
-        picture: what was read from it.
-        aligned: whether it is an aligned face crop rather than a photograph with faces in it.
-        faces: the faces of a photograph, largest first; none for an aligned crop.
+        prepared: its faces, ready for the networks.
     """
 
     path: Path
-    picture: Picture
-    aligned: bool
-    faces: tuple[PhotoFace, ...]
+    prepared: Prepared
+
+    @property
+    def picture(self) -> Picture:
+        """The photograph, decoded."""
+        return decode_picture(self.prepared.content, self.prepared.name)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it is an aligned face crop rather than a photograph with faces in it."""
+        return self.prepared.aligned
+
+    @property
+    def faces(self) -> tuple[Face, ...]:
+        """The faces of a photograph, largest first; none for an aligned crop."""
+        return self.prepared.faces
 
     @property
     def restorable(self) -> tuple[int, ...]:
         """Numbers, from 0, of the faces that are not left alone; an aligned crop is face 0."""
-        if self.aligned:
-            return (0,)
-        return tuple(index for index, face in enumerate(self.faces) if face.left_alone is None)
+        return tuple(condition.index for condition in self.prepared.conditions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +95,8 @@ class Run:
         path: the photograph's file.
         controls: how it was restored.
         options: the same in the pipeline's terms.
-        aligned: as of the `Subject`.
-        faces: all faces of the photograph; none of an aligned crop.
-        results: for each face what came out, None where it was left alone or not chosen; one for an aligned crop.
+        prepared: the photograph, without its content, and the faces of it that were restored.
+        results: what came out, for each of its conditions.
         command: the command line that makes the same pictures.
         seconds: that it took.
     """
@@ -89,16 +104,21 @@ class Run:
     path: Path
     controls: Controls
     options: RestoreOptions
-    aligned: bool
-    faces: tuple[PhotoFace, ...]
-    results: tuple[Restored | None, ...]
+    prepared: Prepared
+    results: tuple[RestoredFace, ...]
     command: str
     seconds: float
 
     @property
-    def restored(self) -> list[tuple[int, Restored]]:
+    def aligned(self) -> bool:
+        """Whether it is an aligned face crop rather than a photograph with faces in it."""
+        return self.prepared.aligned
+
+    @property
+    def restored(self) -> list[tuple[int, RestoredFace]]:
         """The faces that were restored, with their numbers from 1."""
-        return [(number, result) for number, result in enumerate(self.results, 1) if result is not None]
+        pairs = zip(self.prepared.conditions, self.results, strict=True)
+        return [(condition.index + 1, result) for condition, result in pairs]
 
     def whole(self, sample: int) -> tuple[Image.Image, Image.Image]:
         """The whole photograph before and after, of one size.
@@ -108,9 +128,12 @@ class Run:
         """
         if self.aligned:
             return self.close_up(0, sample)
-        picture = read_picture(self.path)
-        after = RestoredPhoto(picture, self.faces, self.results, self.options).image(sample)
-        return picture.image.resize(after.size, Image.Resampling.LANCZOS), after
+        before = read_picture(self.path).image
+        faces = [self.prepared.faces[condition.index] for condition in self.prepared.conditions]
+        images = [result.images[sample] for result in self.results]
+        blend, upscale = self.options.blend, self.options.upscale
+        after = Image.fromarray(paste_faces(np.asarray(before), faces, images, blend=blend, upscale=upscale))
+        return before.resize(after.size, Image.Resampling.LANCZOS), after
 
     def close_up(self, face: int, sample: int) -> tuple[Image.Image, Image.Image]:
         """A face before (enlarged) and after.
@@ -153,16 +176,6 @@ class Run:
         }
 
 
-class _Known:
-    """A detector that has found the faces already."""
-
-    def __init__(self, name: str, found: list[DetectedFace]) -> None:
-        self.name, self._found = name, found
-
-    def __call__(self, photo: Image.Image, min_face: int = 0) -> list[DetectedFace]:  # noqa: ARG002
-        return self._found
-
-
 class Studio:
     """The priors that are served, and the work on them: one restoration at a time.
 
@@ -184,7 +197,7 @@ class Studio:
         self._own_prior = own_prior
         # without corrector: the same networks, not copies
         self._without = {name: pipeline.without_corrector() for name, pipeline in pipelines.items()}
-        self._found: OrderedDict[tuple[Any, ...], tuple[bool, tuple[PhotoFace, ...]]] = OrderedDict()
+        self._found: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
         self._looking, self._working = threading.Lock(), threading.Lock()
 
     @property
@@ -203,28 +216,17 @@ class Studio:
         Raises:
             ImageError: it cannot be read.
         """
-        picture = read_picture(path)
-        pipeline = self._pipeline(controls)
+        content, pipeline = read_file(path), self._pipeline(controls)
         key = (str(path), controls.scale, pipeline.prior.card.name)
         with self._looking:  # detectors need not bear two threads
             if key not in self._found:
-                self._found[key] = self._find(picture, pipeline, controls)
+                options = replace(_recipe(controls), kind="auto" if self._detector is not None else "aligned")
+                prepared = prepare(content, path.name, pipeline.prior.card, options, self._detector)
+                self._found[key] = replace(prepared, content=b"")  # which is on the disk
             self._found.move_to_end(key)
             while len(self._found) > _REMEMBERED:
                 self._found.popitem(last=False)
-            aligned, faces = self._found[key]
-        return Subject(path, picture, aligned, faces)
-
-    def _find(
-        self, picture: Picture, pipeline: FacePriorPipeline, controls: Controls
-    ) -> tuple[bool, tuple[PhotoFace, ...]]:
-        card, photo = pipeline.prior.card, _recipe(controls).photo
-        if self._detector is None:
-            return True, ()
-        detected = self._detector(picture.image, photo.min_face)
-        if is_aligned_crop(picture.image, detected, card):
-            return True, ()
-        return False, tuple(find_faces(picture.image, _Known(self._detector.name, detected), card, photo))
+            return Subject(path, replace(self._found[key], content=content))
 
     def restore(
         self, path: Path, controls: Controls, chosen: Collection[int] | None = None
@@ -257,21 +259,18 @@ class Studio:
             raise OptionError(_nothing_to_do(subject))
         numbers = () if len(wanted) == len(subject.restorable) else tuple(index + 1 for index in wanted)
         options = replace(_recipe(controls), chosen=numbers)
-        inputs = _inputs(subject, wanted, controls, pipeline.resolution)
+        prepared = subject.prepared.choose(wanted)
         started, done = time.perf_counter(), 0
-        total = pipeline.evaluations(options.preset) * len(inputs) * controls.samples
-        for update in self._sample(pipeline, inputs, options):
+        total = pipeline.evaluations(options.preset) * len(wanted) * controls.samples
+        for update in self._sample(pipeline, prepared.conditions, options):
             if isinstance(update, list):
-                results: list[Restored | None] = [None] * max(1, len(subject.faces))
-                for index, face, images in zip(wanted, inputs, update, strict=True):
-                    results[index] = Restored(face.low_resolution, None, images)
+                pairs = zip(prepared.conditions, update, strict=True)
                 yield Run(
                     path=path,
                     controls=controls,
                     options=options,
-                    aligned=subject.aligned,
-                    faces=subject.faces,
-                    results=tuple(results),
+                    prepared=replace(prepared, content=b""),
+                    results=tuple(RestoredFace(face.low_resolution, None, images) for face, images in pairs),
                     command=self._command(path, controls, subject, numbers),
                     seconds=time.perf_counter() - started,
                 )
@@ -283,7 +282,7 @@ class Studio:
         return
 
     def _sample(
-        self, pipeline: FacePriorPipeline, inputs: Sequence[FaceInput], options: RestoreOptions
+        self, pipeline: FacePriorPipeline, inputs: Sequence[Condition], options: RestoreOptions
     ) -> Iterator[tuple[int, torch.Tensor | None] | list[torch.Tensor]]:
         """Sample on a thread of its own, so that whoever waits can stop it between two steps."""
         stopped = threading.Event()
@@ -312,7 +311,7 @@ class Studio:
     def _sample_here(
         self,
         pipeline: FacePriorPipeline,
-        inputs: Sequence[FaceInput],
+        inputs: Sequence[Condition],
         options: RestoreOptions,
         stopped: threading.Event,
         report: Callable[[tuple[int, torch.Tensor]], object],
@@ -330,9 +329,8 @@ class Studio:
                     )
                 report((len(x0), x0.detach().cpu()))
 
-            sampler = BatchSampler(pipeline, options.preset, options.samples, options.batch_size, stepped)
             sampled = []
-            for samples in sampler(inputs):
+            for samples in restore(pipeline, inputs, options, stepped):
                 if isinstance(samples, FacePriorError):
                     raise samples
                 sampled.append(samples)
@@ -344,16 +342,10 @@ class Studio:
         Returns:
             The files: of each sample, and of their mean and disagreement.
         """
-        pipeline = self._pipeline(run.controls)
-        picture, outputs = read_picture(run.path), Outputs(folder, run.path.stem)
-        samples = [result.images for _, result in run.restored]
-        work = (
-            Crop(pipeline, run.path, picture, run.options)
-            if run.aligned
-            else Photo(pipeline, run.path, picture, run.faces, run.options)
-        )
-        work.write(samples, outputs)
-        return [folder / file["file"] for file in outputs.files]
+        prepared = replace(run.prepared, content=read_file(run.path))
+        samples = [result.images for result in run.results]
+        composed = compose(prepared, samples, how_made(self._pipeline(run.controls), run.options), run.options)
+        return [folder / file["file"] for file in write_results(composed, folder, run.path.stem)]
 
     def _pipeline(self, controls: Controls) -> FacePriorPipeline:
         name = controls.prior if controls.prior is not None else self.priors[0]
@@ -376,13 +368,6 @@ def _recipe(controls: Controls) -> RestoreOptions:
         blend=controls.strength,
         upscale=controls.enlarge,  # type: ignore[arg-type]  # checked by Controls
     )
-
-
-def _inputs(subject: Subject, wanted: Sequence[int], controls: Controls, resolution: int) -> list[FaceInput]:
-    if subject.aligned:
-        face = to_tensor(square(subject.picture.image))
-        return [FaceInput(low_resolution(face, controls.scale_value, resolution), controls.seed)]
-    return [FaceInput(subject.faces[index].low_resolution, controls.seed, index) for index in wanted]
 
 
 def _nothing_to_do(subject: Subject) -> str:

@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.clips import Frame, read_frames, write_clip
+from faceprior.clips.restore import ClipRestorer
+from faceprior.clips.tracks import find_cast
 from faceprior.errors import DataError, FacePriorError
 from faceprior.evaluation.flicker import flicker
 from faceprior.evaluation.metrics import psnr
 from faceprior.faces import FaceDetector, Points, align
 from faceprior.faces.tracking import Place
 from faceprior.images import to_tensor
-from faceprior.pipeline.cast import find_cast
+from faceprior.photographs import RestoreOptions
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.video import ClipRestorer, VideoOptions
 
 Motion = Literal["still", "moving"]
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
@@ -66,7 +67,7 @@ def measure_clip(
     pipeline: FacePriorPipeline,
     path: Path,
     detector: FaceDetector,
-    options: VideoOptions,
+    options: RestoreOptions,
     truth: Truth | None = None,
     on_frame: Callable[[int], object] = lambda _frames: None,
 ) -> ClipFigures:
@@ -85,7 +86,7 @@ def measure_clip(
         DataError: no face is seen in two frames in a row.
     """
     card = pipeline.prior.card
-    cast = find_cast(read_frames(path), detector, card, options.photo)
+    cast = find_cast(read_frames(path), detector, card, options)
     ours, alone = ClipRestorer(pipeline, options), _FrameByFrame(pipeline, detector, options)
     changes: dict[str, list[float]] = {}
     fidelity: dict[str, list[float]] = {}
@@ -119,13 +120,13 @@ def measure_clip(
 class _FrameByFrame:
     """Restores every frame as if it were a photograph: found anew, with other noise."""
 
-    def __init__(self, pipeline: FacePriorPipeline, detector: FaceDetector, options: VideoOptions) -> None:
+    def __init__(self, pipeline: FacePriorPipeline, detector: FaceDetector, options: RestoreOptions) -> None:
         self._restorer = ClipRestorer(pipeline, options)
         self._card, self._detector, self._options = pipeline.prior.card, detector, options
         self._seen = 0
 
     def __call__(self, frame: Frame) -> NDArray[np.uint8]:
-        cast = find_cast([replace(frame, index=0)], self._detector, self._card, self._options.photo)
+        cast = find_cast([replace(frame, index=0)], self._detector, self._card, self._options)
         own = [replace(place, track=self._seen + number) for number, place in enumerate(cast.places.get(0, ()))]
         self._seen += len(own)  # a face that was never seen has no past, and a seed of its own
         return self._restorer(frame.pixels, own)

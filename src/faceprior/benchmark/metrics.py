@@ -21,9 +21,8 @@ from faceprior.errors import FacePriorError, OptionError
 from faceprior.evaluation.arcface import ARCFACE_SAME_PERSON, ArcFaceEmbedder
 from faceprior.evaluation.frechet import frechet_distance
 from faceprior.evaluation.identity import SAME_PERSON, Embedder, FaceEmbedder, identity
-from faceprior.evaluation.metrics import diversity, lr_consistency, ms_ssim, psnr, spread, ssim
+from faceprior.evaluation.metrics import EXACT, diversity, lr_consistency, ms_ssim, psnr, spread, ssim
 from faceprior.images import to_uint8
-from faceprior.pipeline.results import EXACT
 from faceprior.priors.card import Landmarks
 
 INSTALL = "pip install 'faceprior[metrics]'"

@@ -20,7 +20,7 @@ from faceprior.faces.alignment import alignment, cut_out
 from faceprior.faces.paste import FaceMask
 from faceprior.faces.sharpness import effective_side
 from faceprior.images import resize, to_tensor
-from faceprior.pipeline.photo import PhotoOptions, find_faces, paste_faces
+from faceprior.photographs import find_faces, paste_faces
 from faceprior.priors import ModelCard
 
 ASTRONAUT_LANDMARKS: Points = ((204.2, 101.2), (247.0, 103.3), (225.0, 126.7), (205.0, 140.8), (243.8, 141.3))
@@ -185,7 +185,7 @@ def _sharpness(card: ModelCard) -> Iterator[tuple[str, str]]:
 
 def _seams(detector: FaceDetector, card: ModelCard) -> Iterator[tuple[str, str]]:
     photo = astronaut()
-    (face,) = find_faces(photo, detector, card, PhotoOptions(faces="largest"))
+    (face,) = find_faces(photo, detector(photo)[:1], card)
     restored = spoiled(cut_out(photo, face.transform, card.resolution), 16)
     pixels = np.asarray(photo)
     result = paste_faces(pixels, [face], [restored])

@@ -14,10 +14,10 @@ from faceprior.errors import FacePriorError, OutputError
 from faceprior.faces import align
 from faceprior.images import to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, find_preset
+from faceprior.photographs import RestoredFace, RestoreOptions, how_made
+from faceprior.photographs.results import sheet, spread_picture
 from faceprior.pipeline.devices import choose_device, choose_dtype
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.recipe import RestoreOptions, describe
-from faceprior.pipeline.results import Restored, sheet, spread_picture
 from faceprior.sampling import Step
 
 SCALE = 8
@@ -26,7 +26,7 @@ SEED = 0
 
 
 def run_demo(output: Path) -> dict[str, dict[str, float]]:
-    """Degrade, restore, write the pictures and return `Restored.fidelity`.
+    """Degrade, restore, write the pictures and return `RestoredFace.fidelity`.
 
     Raises:
         FacePriorError: scikit-image is not installed, or the folder cannot be written.
@@ -57,10 +57,10 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     with steps_progress(SAMPLES * pipeline.evaluations(preset)) as progress:
         generator = torch.Generator().manual_seed(SEED)
         images = pipeline.restore([low_resolution], [generator], SAMPLES, preset, SAMPLES, stepped)[0]
-    restored = Restored(low_resolution, sharp, images)
+    restored = RestoredFace(low_resolution, sharp, images)
 
     options = RestoreOptions(scale=SCALE, preset=preset, samples=SAMPLES, seed=SEED, degradation="bicubic")
-    made = {**describe(pipeline, options), "input": "skimage.data.astronaut", "scale": float(SCALE), "notes": []}
+    made = {**how_made(pipeline, options), "input": "skimage.data.astronaut", "scale": float(SCALE), "notes": []}
     samples = [to_pil(image) for image in images]
     write_png(output / "original.png", original)
     write_png(output / "low-resolution.png", to_pil(low_resolution))

@@ -42,10 +42,10 @@ def flicker(
     from faceprior.benchmark.flicker import MOTIONS, made_clip, measure_clip
     from faceprior.clips import frame_count
     from faceprior.faces import load_detector
-    from faceprior.pipeline.video import VideoOptions
+    from faceprior.photographs import RestoreOptions
 
     chosen = options.make_preset(preset, None, steps=steps)
-    how = VideoOptions(preset=chosen, preset_name=options.preset_name(preset, None), seed=seed)
+    how = RestoreOptions(preset=chosen, preset_name=options.preset_name(preset, None), seed=seed)
     pipeline = options.load_pipeline(prior, None, corrector, device, dtype, chosen)
     detector, figures = load_detector(), []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -14,8 +14,8 @@ from faceprior.cli.options import DegradationName, DeviceName, DtypeName
 
 if TYPE_CHECKING:
     from faceprior.faces import FaceDetector
+    from faceprior.photographs import RestoreOptions
     from faceprior.pipeline import FacePriorPipeline
-    from faceprior.pipeline.recipe import RestoreOptions
 
 _FACES, _PHOTOS = "Aligned faces and experiments", "Photographs"
 
@@ -143,9 +143,9 @@ def restore(
     from faceprior.cli.progress import RestoreProgress, steps_progress
     from faceprior.clips import is_clip
     from faceprior.errors import OptionError
-    from faceprior.pipeline.inputs import find_inputs
-    from faceprior.pipeline.recipe import RestoreOptions
-    from faceprior.pipeline.restore import restore_files
+    from faceprior.folders.inputs import find_inputs
+    from faceprior.folders.run import restore_files
+    from faceprior.photographs import RestoreOptions
 
     if photo and aligned:
         raise OptionError("--photo and --aligned contradict each other; leave one out")
@@ -208,10 +208,8 @@ def _restore_clips(
 ) -> int:
     from faceprior.cli.video import restore_clips
     from faceprior.faces import load_detector
-    from faceprior.pipeline.video import VideoOptions
 
-    of_clips = VideoOptions(how.photo, how.preset, how.preset_name, how.seed)
-    return restore_clips(pipeline, clips, output, of_clips, finder or load_detector())
+    return restore_clips(pipeline, clips, output, how, finder or load_detector())
 
 
 def _which(faces: str) -> int | Literal["largest", "all"]:

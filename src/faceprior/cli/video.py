@@ -14,12 +14,12 @@ from faceprior.cli.console import console, errors, progress_bar, say
 
 if TYPE_CHECKING:
     from faceprior.faces import FaceDetector
+    from faceprior.photographs import RestoreOptions
     from faceprior.pipeline import FacePriorPipeline
-    from faceprior.pipeline.video import VideoOptions
 
 
 def restore_clips(
-    pipeline: FacePriorPipeline, clips: Sequence[Path], output: Path, options: VideoOptions, detector: FaceDetector
+    pipeline: FacePriorPipeline, clips: Sequence[Path], output: Path, options: RestoreOptions, detector: FaceDetector
 ) -> int:
     """Restore clips into a folder, a line for each; returns how many failed.
 
@@ -28,8 +28,8 @@ def restore_clips(
         FacePriorError: PyAV is not installed.
     """
     from faceprior.clips import frame_count, load_av
+    from faceprior.clips.restore import restore_video
     from faceprior.errors import FacePriorError, OutputError
-    from faceprior.pipeline.video import restore_video
 
     load_av()  # if it is not there, that is said once
     failed = 0

@@ -7,6 +7,9 @@ import torch
 from faceprior.degradations import bicubic_downscale
 from faceprior.images import to_uint8
 
+EXACT = 120.0
+"""Stands for the infinite PSNR of identical pictures, in dB: JSON has no infinity, and different ones stay below."""
+
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 

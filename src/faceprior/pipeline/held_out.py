@@ -12,11 +12,10 @@ from faceprior.degradations import make_input
 from faceprior.errors import OptionError
 from faceprior.evaluation.figures import Case, Estimate, Evaluation, FaceFigures
 from faceprior.evaluation.identity import Embedder, identity
-from faceprior.evaluation.metrics import lr_consistency, psnr, ssim
+from faceprior.evaluation.metrics import EXACT, lr_consistency, psnr, ssim
 from faceprior.images import resize
 from faceprior.methods import Preset
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.results import EXACT
 from faceprior.priors.card import Landmarks
 from faceprior.sampling import whole_batches
 

@@ -19,9 +19,8 @@ from faceprior.benchmark.speed.rivals import RIVAL_METHODS, Duel, compare
 from faceprior.benchmark.speed.start_up import TASKS, StartUp, measure_start_up
 from faceprior.benchmark.speed.subjects import load_subject
 from faceprior.errors import OutputError
-from faceprior.evaluation.metrics import psnr
+from faceprior.evaluation.metrics import EXACT, psnr
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.results import EXACT
 
 _KEPT_OPERATIONS = 12  # of a profile, in the file
 

@@ -9,11 +9,8 @@ from functools import cached_property
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from faceprior.evaluation.metrics import lr_consistency, psnr, spread, ssim
+from faceprior.evaluation.metrics import EXACT, lr_consistency, psnr, spread, ssim
 from faceprior.images import resize, to_pil
-
-EXACT = 120.0
-"""Stands for the infinite PSNR of identical pictures, in dB: JSON has no infinity, and different ones stay below."""
 
 _MARGIN, _LABEL = 8, 22
 _LABEL_SIZE = 13
@@ -21,7 +18,7 @@ _SPREAD_WHITE = 0.15  # disagreement that is drawn white, on the scale of [0, 1]
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredFace:
     """One face and its restorations; all tensors in [-1, 1].
 
     Attributes:
@@ -48,6 +45,11 @@ class Restored:
     def spread(self) -> torch.Tensor:
         """Where the samples disagree, (R, R); see `faceprior.evaluation.spread`."""
         return spread(self.images)
+
+    @property
+    def scale(self) -> float:
+        """R / n."""
+        return self.images.shape[-1] / self.low_resolution.shape[-1]
 
     @cached_property
     def lr_consistency(self) -> list[float]:

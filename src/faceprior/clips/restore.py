@@ -2,7 +2,7 @@
 
 Frame by frame, a face would flicker for four reasons: other noise in the sampler, other noise in the input, landmarks
 that jitter, and a scale that jumps. So a clip is read twice: first its faces are found and followed
-(`faceprior.pipeline.cast`), then each track is restored with one seed, from landmarks that are smooth in time,
+(`faceprior.clips.tracks`), then each track is restored with one seed, from landmarks that are smooth in time,
 at a scale that holds, from inputs averaged where the face stands still, each starting from the last result.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-import faceprior
-from faceprior.clips import QUALITY, Frame, read_frames, rewrite
-from faceprior.errors import DeviceError, OptionError
+from faceprior.clips.container import QUALITY, Frame, read_frames, rewrite
+from faceprior.clips.tracks import find_cast
+from faceprior.errors import DeviceError
 from faceprior.faces import DetectedFace, FaceDetector, align
 from faceprior.faces.alignment import alignment
 from faceprior.faces.tracking import Place
 from faceprior.images import resize, to_tensor
-from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
-from faceprior.pipeline.cast import find_cast
+from faceprior.photographs import Face, RestoreOptions, paste_faces
+from faceprior.photographs.options import settings
 from faceprior.pipeline.face_prior import AUTO_SCALES, FacePriorPipeline, low_resolution
-from faceprior.pipeline.photo import PhotoFace, PhotoOptions, paste_faces
 
 NO_FACE = "no face found"
 
@@ -40,37 +39,11 @@ _MEDIAN_OF_NORMAL = 0.6745  # of the absolute value, in standard deviations
 _NOISE_RATE = 0.2  # how fast the estimate of the noise follows
 
 
-@dataclass(frozen=True)
-class VideoOptions:
-    """How clips are restored.
-
-    Attributes:
-        photo: which faces are restored, and how they are blended in; as of photographs.
-        preset: the method and all its options.
-        preset_name: where they came from.
-        seed: of the first face's noise; the next face that appears has the next one.
-        quality: x264's constant rate factor, 0 (lossless) to 51.
-
-    Raises:
-        OptionError: quality is out of its range.
-    """
-
-    photo: PhotoOptions = field(default_factory=PhotoOptions)
-    preset: Preset = find_preset(DEFAULT_PRESET)
-    preset_name: str = DEFAULT_PRESET
-    seed: int = 0
-    quality: int = QUALITY
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.quality <= 51:
-            raise OptionError(f"quality is {self.quality}; it must lie in 0 (lossless) to 51")
-
-
 def restore_video(
     pipeline: FacePriorPipeline,
     path: Path,
     output: Path,
-    options: VideoOptions,
+    options: RestoreOptions,
     detector: FaceDetector,
     on_frame: Callable[[str, int], object] = lambda _stage, _frames: None,
 ) -> dict[str, Any]:
@@ -80,7 +53,7 @@ def restore_video(
         pipeline: prior and corrector.
         path: the clip.
         output: file to write, with the suffix `faceprior.clips.output_suffix(path)`.
-        options: how.
+        options: how; the first face that appears has their seed, the next one the next.
         detector: finds the faces.
         on_frame: called after every frame with "finding" or "restoring" and the number of frames that are done.
 
@@ -98,7 +71,7 @@ def restore_video(
         read_frames(path),
         detector,
         pipeline.prior.card,
-        options.photo,
+        options,
         lambda frames: on_frame("finding", frames),
     )
     restorer = ClipRestorer(pipeline, options)
@@ -108,8 +81,13 @@ def restore_video(
         on_frame("restoring", frame.index + 1)
         return changed
 
-    made = _made(pipeline, path, options, detector)
-    notes = rewrite(path, output, change, quality=options.quality, metadata=made)
+    made = {
+        **settings(pipeline, options, detector.name),
+        "input": path.name,
+        "content": "video",
+        "quality": QUALITY,
+    }
+    notes = rewrite(path, output, change, metadata=made)
     return {
         "input": str(path),
         "output": str(output),
@@ -118,29 +96,6 @@ def restore_video(
         "restored": restorer.restored,
         "notes": [*notes, *([] if cast.tracks else [NO_FACE])],
         "seconds": round(time.perf_counter() - started, 3),
-    }
-
-
-def _made(pipeline: FacePriorPipeline, path: Path, options: VideoOptions, detector: FaceDetector) -> dict[str, Any]:
-    """How the result was made, for its metadata: nothing in it changes from one run to the next."""
-    method, corrector = find_method(options.preset.method), pipeline.corrector_card
-    prior = {"name": pipeline.prior.card.name, "sha256": pipeline.prior.card.sha256}
-    used = corrector if method.uses_corrector else None
-    return {
-        "faceprior": faceprior.__version__,
-        "input": path.name,
-        "content": "video",
-        "method": method.name,
-        "preset": options.preset_name,
-        "options": options.preset.as_dict(),
-        "photo": asdict(options.photo),
-        "quality": options.quality,
-        "detector": detector.name,
-        "seed": options.seed,
-        "prior": prior if method.uses_prior else None,
-        "corrector": {"name": used.name, "sha256": used.sha256} if used else None,
-        "device": str(pipeline.prior.device.type),
-        "dtype": str(next(pipeline.unet.parameters()).dtype).removeprefix("torch."),
     }
 
 
@@ -172,7 +127,7 @@ class ClipRestorer:
         restored: faces restored so far, counted in every frame.
     """
 
-    def __init__(self, pipeline: FacePriorPipeline, options: VideoOptions) -> None:
+    def __init__(self, pipeline: FacePriorPipeline, options: RestoreOptions) -> None:
         self.restored = 0
         self._pipeline, self._options = pipeline, options
         self._past: dict[int, _Past] = {}
@@ -194,19 +149,19 @@ class ClipRestorer:
         faces = [self._face(pixels, place) for place in places]
         restored = self._restore(places, [face.low_resolution for face in faces]) if faces else []
         self.restored += len(faces)
-        return paste_faces(pixels, faces, restored, self._options.photo)
+        return paste_faces(pixels, faces, restored, blend=self._options.blend, upscale=self._options.upscale)
 
-    def _face(self, pixels: NDArray[np.uint8], place: Place) -> PhotoFace:
+    def _face(self, pixels: NDArray[np.uint8], place: Place) -> Face:
         resolution, template = self._pipeline.resolution, self._pipeline.prior.card.template
         landmarks = [(float(x), float(y)) for x, y in place.landmarks]
         aligned = to_tensor(align(Image.fromarray(pixels), landmarks, template, resolution))
-        scale = self._options.photo.scale
+        scale = self._options.scale
         if scale == "auto":
             low, high = AUTO_SCALES
             scale = min(max(resolution / place.effective_side, low), high)
         small = low_resolution(aligned, scale, resolution)
         (left, top), (right, bottom) = place.landmarks.min(0).tolist(), place.landmarks.max(0).tolist()
-        return PhotoFace(
+        return Face(
             found=DetectedFace((left, top, right, bottom), landmarks, 1.0),
             transform=alignment(landmarks, template, resolution),
             effective_side=place.effective_side,

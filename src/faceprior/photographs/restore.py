@@ -1,4 +1,4 @@
-"""Faces through the networks, in batches as large as the device's memory allows."""
+"""Conditions through the networks, of any number of photographs, in batches that fit into the device's memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from faceprior.errors import CancelledError, DeviceError, FacePriorError
-from faceprior.methods import Preset
+from faceprior.photographs.options import RestoreOptions
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step, face_generator
 
@@ -19,19 +19,35 @@ position of its face among those that were asked for."""
 _FULL = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-@dataclass(frozen=True)
-class FaceInput:
-    """A face for the networks.
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """All that the networks see of a face.
 
     Attributes:
         low_resolution: (3, n, n) in [-1, 1].
-        seed: of the noise in its photograph.
-        index: its number in its photograph, from 0.
+        index: its number in its photograph, from 0; its noise follows from that and from the seed.
     """
 
     low_resolution: torch.Tensor
-    seed: int
     index: int = 0
+
+
+def restore(
+    pipeline: FacePriorPipeline,
+    conditions: Sequence[Condition],
+    options: RestoreOptions = RestoreOptions(),
+    on_step: OnFacesStep | None = None,
+    on_notice: Callable[[str], object] | None = None,
+) -> list[torch.Tensor | FacePriorError]:
+    """Sample faces, of one photograph or of many; see `BatchSampler`.
+
+    Returns:
+        For each condition its samples, (N, 3, R, R) in [-1, 1], or why there are none.
+
+    Raises:
+        CancelledError: `on_step` raised it.
+    """
+    return BatchSampler(pipeline, options, on_step, on_notice)(conditions)
 
 
 class BatchSampler:
@@ -41,9 +57,8 @@ class BatchSampler:
 
     Args:
         pipeline: prior and corrector.
-        preset: the method and all its options.
-        samples: samples N of each face.
-        batch_size: samples that go through the networks together at first.
+        options: the method, the seed, the samples N of each face, and how many go through the networks together at
+            first.
         on_step: see `OnFacesStep`; what it raises stops the work.
         on_notice: called with a sentence for the user when the batch is halved.
     """
@@ -51,37 +66,32 @@ class BatchSampler:
     def __init__(
         self,
         pipeline: FacePriorPipeline,
-        preset: Preset,
-        samples: int,
-        batch_size: int,
+        options: RestoreOptions,
         on_step: OnFacesStep | None = None,
         on_notice: Callable[[str], object] | None = None,
     ) -> None:
-        self._pipeline, self._preset, self._samples = pipeline, preset, samples
-        self._evaluations = pipeline.evaluations(preset)
+        self._pipeline, self._options = pipeline, options
+        self._evaluations = pipeline.evaluations(options.preset)
         self._on_step, self._on_notice = on_step, on_notice
-        self.batch_size = batch_size
+        self.batch_size = options.batch_size
 
     @property
     def faces_at_once(self) -> int:
         """Faces that fill a batch."""
-        return max(1, self.batch_size // self._samples)
+        return max(1, self.batch_size // self._options.samples)
 
-    def __call__(self, faces: Sequence[FaceInput]) -> list[torch.Tensor | FacePriorError]:
+    def __call__(self, faces: Sequence[Condition]) -> list[torch.Tensor | FacePriorError]:
         """Sample faces, any number of them.
 
         Returns:
             For each face its samples, (N, 3, R, R) in [-1, 1], or why there are none.
-
-        Raises:
-            CancelledError: `on_step` raised it.
         """
         results: list[torch.Tensor | FacePriorError] = []
         alone = 0  # so many faces are tried one by one: one of them is refused by the method
         while len(results) < len(faces):
             batch = faces[len(results) :][: 1 if alone else self.faces_at_once]
             sampled = self._try(batch, len(results))
-            together = min(self.batch_size, len(batch) * self._samples)
+            together = min(self.batch_size, len(batch) * self._options.samples)
             if isinstance(sampled, list):
                 results += sampled
             elif isinstance(sampled, _OutOfMemoryError) and together > 1:
@@ -95,8 +105,8 @@ class BatchSampler:
             alone = max(0, alone - len(batch))
         return results
 
-    def _try(self, batch: Sequence[FaceInput], first: int) -> list[torch.Tensor | FacePriorError] | FacePriorError:
-        rows = [first + position for position in range(len(batch)) for _ in range(self._samples)]
+    def _try(self, batch: Sequence[Condition], first: int) -> list[torch.Tensor | FacePriorError] | FacePriorError:
+        rows = [first + position for position in range(len(batch)) for _ in range(self._options.samples)]
         calls = passed = 0
 
         def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
@@ -108,11 +118,13 @@ class BatchSampler:
                 passed += len(x0)
             return x_prev
 
-        generators = [face_generator(face.seed, face.index) for face in batch]
+        generators = [face_generator(self._options.seed, face.index) for face in batch]
         inputs = [face.low_resolution for face in batch]
         try:
             return list(
-                self._pipeline.restore(inputs, generators, self._samples, self._preset, self.batch_size, stepped)
+                self._pipeline.restore(
+                    inputs, generators, self._options.samples, self._options.preset, self.batch_size, stepped
+                )
             )
         except CancelledError:
             raise

@@ -1,4 +1,4 @@
-"""One photograph: find its faces, prepare them for the networks, put the restored ones back."""
+"""The faces of one photograph: aligned and measured for the networks, and put back."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceprior.errors import ImageError, OptionError, WeightsError
-from faceprior.faces import DetectedFace, FaceDetector
+from faceprior.errors import ImageError, WeightsError
+from faceprior.faces import DetectedFace
 from faceprior.faces.alignment import alignment, cut_out
-from faceprior.faces.detection import MIN_FACE
 from faceprior.faces.paste import FaceMask, paste, photographed
 from faceprior.faces.sharpness import effective_side
 from faceprior.images import resize, to_tensor
+from faceprior.photographs.options import RestoreOptions
 from faceprior.pipeline.face_prior import AUTO_SCALES, low_resolution
 from faceprior.priors import ModelCard
 
@@ -27,37 +27,8 @@ _CROP_SIDES = 1.1  # an aligned crop in which no face is found is at most this o
 _UNIT_SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1))
 
 
-@dataclass(frozen=True)
-class PhotoOptions:
-    """How a photograph is treated.
-
-    Attributes:
-        faces: how many of the faces are restored, the largest first: "all", "largest" or a number.
-        min_face: smallest face to look for, side of its box in pixels.
-        blend: share of the restored face against the photograph, 0 to 1.
-        upscale: by how much the photograph is enlarged (Lanczos outside the faces): 1, 2 or 4.
-        scale: R/n of the faces, 2 to 32; "auto" takes what each face's effective resolution says.
-    """
-
-    faces: int | Literal["largest", "all"] = "all"
-    min_face: int = MIN_FACE
-    blend: float = 1.0
-    upscale: Literal[1, 2, 4] = 1
-    scale: float | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.faces not in ("all", "largest") and not (isinstance(self.faces, int) and self.faces >= 1):
-            raise OptionError(f"faces is {self.faces!r}; choose all, largest or a number from 1 on")
-        if self.min_face < 8:
-            raise OptionError(f"the smallest face is {self.min_face} pixels; choose 8 or more")
-        if not 0 <= self.blend <= 1:
-            raise OptionError(f"blend is {self.blend:g}; choose a number from 0 to 1")
-        if self.upscale not in (1, 2, 4):
-            raise OptionError(f"upscale is {self.upscale}; choose 1, 2 or 4")
-
-
 @dataclass(frozen=True, eq=False)
-class PhotoFace:
+class Face:
     """One face of a photograph, ready for the networks.
 
     Attributes:
@@ -78,13 +49,16 @@ class PhotoFace:
 
 
 def find_faces(
-    photo: Image.Image, detector: FaceDetector, card: ModelCard, options: PhotoOptions = PhotoOptions()
-) -> list[PhotoFace]:
-    """Find the faces of a photograph and align them to a prior's own template.
+    photo: Image.Image,
+    detections: Sequence[DetectedFace],
+    card: ModelCard,
+    options: RestoreOptions = RestoreOptions(),
+) -> list[Face]:
+    """Align the faces of a photograph to a prior's own template, and measure them.
 
     Args:
         photo: RGB.
-        detector: finds them.
+        detections: the faces that a detector found, the largest first.
         card: of the prior.
         options: which faces, and how.
 
@@ -96,10 +70,9 @@ def find_faces(
         WeightsError: the card has no template.
     """
     _check_template(card)
-    found = detector(photo, options.min_face)
     if options.faces != "all":
-        found = found[: 1 if options.faces == "largest" else options.faces]
-    return [_prepared(photo, face, card, options) for face in found]
+        detections = detections[: 1 if options.faces == "largest" else options.faces]
+    return [_prepared(photo, face, card, options) for face in detections]
 
 
 def _check_template(card: ModelCard) -> None:
@@ -110,7 +83,7 @@ def _check_template(card: ModelCard) -> None:
         )
 
 
-def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: PhotoOptions) -> PhotoFace:
+def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: RestoreOptions) -> Face:
     resolution = card.resolution
     transform = alignment(face.landmarks, card.template, resolution)
     size = resolution / float(np.hypot(*transform[:, 0]))  # of the aligned square, in pixels of the photo
@@ -124,7 +97,7 @@ def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: 
         left_alone = f"already sharper than the {resolution} pixels of the prior"
     elif face.side < options.min_face:
         left_alone = f"smaller than {options.min_face} pixels"
-    return PhotoFace(face, transform, effective, resolution / small.shape[-1], small, left_alone)
+    return Face(face, transform, effective, resolution / small.shape[-1], small, left_alone)
 
 
 def _reduced(aligned: Image.Image, effective: float, scale: float | Literal["auto"], resolution: int) -> torch.Tensor:
@@ -135,9 +108,11 @@ def _reduced(aligned: Image.Image, effective: float, scale: float | Literal["aut
 
 def paste_faces(
     photo: NDArray[Any],
-    faces: Sequence[PhotoFace],
+    faces: Sequence[Face],
     restored: Sequence[torch.Tensor],
-    options: PhotoOptions = PhotoOptions(),
+    *,
+    blend: float = 1.0,
+    upscale: int = 1,
 ) -> NDArray[Any]:
     """Put restored faces back into their photograph.
 
@@ -148,7 +123,8 @@ def paste_faces(
         photo: (H, W, C), uint8 or uint16, C = 1 (grey) or 3, upright, in any colour space.
         faces: those that were restored.
         restored: of each, (3, R, R) in [-1, 1].
-        options: blend and upscale.
+        blend: share of the restored face against the photograph, 0 to 1.
+        upscale: by how much the photograph is enlarged.
 
     Returns:
         (H · upscale, W · upscale, C), of the photograph's depth; with upscale 1, bit for bit the photograph
@@ -172,7 +148,7 @@ def paste_faces(
         kept = _keep(samples, own, face)
         pixels.append(((kept + 1) * (top / 2)).permute(1, 2, 0).numpy())
         masks.append(mask)
-    return paste(photo, pixels, masks, options.upscale, options.blend)
+    return paste(photo, pixels, masks, upscale, blend)
 
 
 def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:
@@ -183,7 +159,7 @@ def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:
     return (image * weights[:, None, None]).sum(0, keepdim=True)
 
 
-def _keep(restored: torch.Tensor, own: torch.Tensor, face: PhotoFace) -> torch.Tensor:
+def _keep(restored: torch.Tensor, own: torch.Tensor, face: Face) -> torch.Tensor:
     """Replace what the photograph knows better: colour and lighting, and detail that the input lacked."""
     side, known = restored.shape[-1], round(face.effective_side)
     kept = min(known, side) if known > face.low_resolution.shape[-1] else _COLOUR_SIDE

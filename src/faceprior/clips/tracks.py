@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceprior.clips import Frame
+from faceprior.clips.container import Frame
 from faceprior.faces import FaceDetector
 from faceprior.faces.tracking import MIN_SIGHTINGS, FaceTracker, Place, Sighting, distance, extent, look, smooth
 from faceprior.images import MIN_SIDE, resize
-from faceprior.pipeline.photo import PhotoFace, PhotoOptions, find_faces
+from faceprior.photographs import Face, RestoreOptions, find_faces
 from faceprior.priors import ModelCard
 
 SEARCH_EVERY = 0.2
@@ -47,7 +47,7 @@ def find_cast(
     frames: Iterable[Frame],
     detector: FaceDetector,
     card: ModelCard,
-    options: PhotoOptions,
+    options: RestoreOptions,
     on_frame: Callable[[int], object] = lambda _frames: None,
 ) -> Cast:
     """Follow the faces of a clip from its first frame to its last.
@@ -83,13 +83,14 @@ Seen = tuple[Sighting, NDArray[np.float32]]
 
 
 def _everywhere(
-    photo: Image.Image, frame: Frame, detector: FaceDetector, card: ModelCard, options: PhotoOptions
+    photo: Image.Image, frame: Frame, detector: FaceDetector, card: ModelCard, options: RestoreOptions
 ) -> list[Seen]:
-    return [_seen(frame, face) for face in find_faces(photo, detector, card, replace(options, faces="all"))]
+    found = detector(photo, options.min_face)
+    return [_seen(frame, face) for face in find_faces(photo, found, card, replace(options, faces="all"))]
 
 
 def _near(
-    photo: Image.Image, frame: Frame, last: Sighting, detector: FaceDetector, card: ModelCard, options: PhotoOptions
+    photo: Image.Image, frame: Frame, last: Sighting, detector: FaceDetector, card: ModelCard, options: RestoreOptions
 ) -> list[Seen]:
     """The face that is nearest to where a known one was, if there is any: much cheaper than a search."""
     size = extent(last.landmarks)
@@ -100,11 +101,11 @@ def _near(
         return []
     part = photo.crop((*low.tolist(), *high.tolist()))
     here = replace(options, faces="all", min_face=max(options.min_face, round(_SMALLEST * size)))
-    seen = [_seen(frame, face, low) for face in find_faces(part, detector, card, here)]
+    seen = [_seen(frame, face, low) for face in find_faces(part, detector(part, here.min_face), card, here)]
     return sorted(seen, key=lambda own: distance(last, own[0]))[:1]
 
 
-def _seen(frame: Frame, face: PhotoFace, offset: NDArray[np.int_] | tuple[int, int] = (0, 0)) -> Seen:
+def _seen(frame: Frame, face: Face, offset: NDArray[np.int_] | tuple[int, int] = (0, 0)) -> Seen:
     landmarks = np.asarray(face.found.landmarks, np.float64) + offset
     sighting = Sighting(frame.index, frame.time, landmarks, face.effective_side, face.left_alone)
     return sighting, look(resize(face.low_resolution[None], _LOOK)[0].mean(0).numpy())

@@ -1,4 +1,4 @@
-"""Pictures on their way from the disk through the networks and back, several at once.
+"""Restoring files, any number of them: every input is done, or said why not, and nothing is done twice.
 
 Pictures are read, and their faces found, on some threads, and composed and written on another, while the networks
 compute on the caller's. All decisions are made on the caller's thread, between the steps of the sampler, so that
@@ -13,29 +13,28 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 
 from faceprior.errors import FacePriorError, ImageError, OutputError
-from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.images import Picture, read_picture
-from faceprior.pipeline.batches import BatchSampler, FaceInput, is_out_of_memory
-from faceprior.pipeline.crops import Crop
-from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.inputs import Input
-from faceprior.pipeline.manifest import Manifest, Record
-from faceprior.pipeline.outputs import Outputs
-from faceprior.pipeline.photo import find_faces, is_aligned_crop
-from faceprior.pipeline.recipe import RestoreOptions
-from faceprior.pipeline.restore_photo import Photo
+from faceprior.faces import FaceDetector
+from faceprior.folders.inputs import Input, output_names
+from faceprior.folders.manifest import Manifest, Record
+from faceprior.folders.outputs import write_results
+from faceprior.images import MIN_SIDE, read_file
+from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
+from faceprior.photographs.options import settings
+from faceprior.photographs.prepare import degraded_scale
+from faceprior.photographs.restore import BatchSampler, is_out_of_memory
+from faceprior.pipeline.face_prior import FacePriorPipeline, low_resolution
 from faceprior.sampling import Step
 
-MAX_PIXELS_HELD = 64_000_000
-"""Pixels of photographs between reading and writing above which none is read: about half a gigabyte of memory."""
+MAX_BYTES_HELD = 256_000_000
+"""Bytes of pictures between reading and writing above which none is read."""
 
 _READERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 _PICTURES_BEHIND = 16  # that wait for the disk
@@ -67,6 +66,91 @@ class NoWatcher(Watcher):
         """Do nothing."""
 
 
+def restore_files(
+    pipeline: FacePriorPipeline,
+    inputs: Sequence[Input],
+    output: Path,
+    options: RestoreOptions,
+    detector: FaceDetector | None = None,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> Iterator[Record]:
+    """Restore pictures from files into a folder.
+
+    Of an aligned face it writes `<name>.png`, for several samples also `<name>-2.png` …, `<name>-mean.png` and
+    `<name>-spread.png`; of a photograph the whole of it in its own format, again once for each sample and for their
+    mean. A photograph in which nothing is restored is copied, or only enlarged. An input that cannot be read or
+    written fails alone.
+
+    `restore.jsonl` gets a line for each input as soon as its results are written, in the order of the inputs; a
+    run that was stopped at any moment goes on from there. What failed is tried again, and goes to the end.
+
+    Args:
+        pipeline: prior and corrector.
+        inputs: the files.
+        output: folder; made if it is missing.
+        options: how.
+        detector: finds faces in photographs; without one every input must be an aligned face.
+        resume: leave out what the manifest in the folder says is done, if there is one.
+        watcher: looks on.
+
+    Yields:
+        A record for every input, in the order of the inputs: "input", "status" ("done" or "failed"), and either
+        "error" or what the manifest says of it (docs/folders.md); "earlier" is True in those of an earlier run.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+        OptionError: the scale does not fit the prior, or the run that is resumed had other options.
+    """
+    _check_scale(options, pipeline.resolution)
+    watcher = watcher or NoWatcher()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from error
+    if resume:
+        _remove_partials(inputs, output)
+    own = settings(pipeline, options, detector.name if detector else None)
+    with closing(Manifest(output, own, resume=resume, is_valid=_Unchanged(inputs, output))) as manifest:
+        kept = {i: manifest.names[str(g.path)] for i, g in enumerate(inputs) if str(g.path) in manifest.names}
+        if kept:
+            watcher.on_notice(f"{len(kept)} of {len(inputs)} were done before")
+        suffixes = [""] if options.only_faces else options.suffixes
+        names = output_names(inputs, output, suffixes, kept)
+        yield from _Stages(pipeline, detector, output, options, manifest, watcher).run(inputs, names)
+
+
+def _check_scale(options: RestoreOptions, resolution: int) -> None:
+    scale = options.scale if options.degradation is None else degraded_scale(options)
+    low_resolution(torch.zeros(3, MIN_SIDE, MIN_SIDE), scale, resolution)
+
+
+def _remove_partials(inputs: Sequence[Input], output: Path) -> None:
+    """Remove what a killed run was writing."""
+    for folder in {output, *(output / given.folder for given in inputs)}:
+        for partial in folder.glob(".faceprior-*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+class _Unchanged:
+    """Says of a record of an earlier run whether its input and its results are still as they were."""
+
+    def __init__(self, inputs: Sequence[Input], output: Path) -> None:
+        self._inputs, self._output = {str(given.path) for given in inputs}, output
+
+    def __call__(self, record: Record) -> bool:
+        if record["input"] not in self._inputs:
+            return True  # not our business now
+        try:
+            if file_stamp(Path(record["input"])) != record["file"]:
+                return False
+            outputs = record["outputs"]
+            return all((self._output / own["file"]).stat().st_size == own["bytes"] for own in outputs)
+        except (OSError, KeyError, TypeError):
+            return False
+
+
 @dataclass(eq=False)
 class _Item:
     """An input on its way; what it holds is let go as soon as it is not needed."""
@@ -75,24 +159,24 @@ class _Item:
     name: str
     earlier: Record | None  # its record, if an earlier run has done it
     stamp: dict[str, int] | None = None
-    reading: Future[Crop | Photo] | None = None
-    job: Crop | Photo | None = None
-    samples: list[torch.Tensor] = field(default_factory=list)
+    reading: Future[Prepared] | None = None
+    prepared: Prepared | None = None
+    samples: list[torch.Tensor | FacePriorError] = field(default_factory=list)
     missing: int = 0  # faces that are not sampled yet
     writing: Future[Record] | None = None
     error: BaseException | None = None
     seconds: float = 0.0
 
     @property
-    def pixels(self) -> int:
-        return self.job.pixels if self.job is not None else 0
+    def bytes(self) -> int:
+        return len(self.prepared.content) if self.prepared is not None else 0
 
     def fail(self, error: BaseException) -> None:
         if self.error is None:
             self.error = error
 
 
-class Stages:
+class _Stages:
     """Moves inputs through reading, sampling and writing.
 
     Args:
@@ -114,14 +198,12 @@ class Stages:
         watcher: Watcher,
     ) -> None:
         self._pipeline, self._detector, self._output, self._options = pipeline, detector, output, options
-        self._manifest, self._watcher = manifest, watcher
-        self._sampler = BatchSampler(
-            pipeline, options.preset, options.samples, options.batch_size, self._stepped, watcher.on_notice
-        )
+        self._manifest, self._watcher, self._made = manifest, watcher, how_made(pipeline, options)
+        self._sampler = BatchSampler(pipeline, options, self._stepped, watcher.on_notice)
         self._todo: Iterator[_Item] = iter(())
         # one after the other in order; an item moves on only when those before it have
         self._reading, self._sampling, self._writing = deque[_Item](), deque[_Item](), deque[_Item]()
-        self._faces = deque[tuple[_Item, FaceInput]]()  # that wait for the networks, of items in `_sampling`
+        self._faces = deque[tuple[_Item, Condition]]()  # that wait for the networks, of items in `_sampling`
         self._records = deque[Record]()
         self._readers = ThreadPoolExecutor(_READERS, "faceprior-read")
         self._writer = ThreadPoolExecutor(1, "faceprior-write")
@@ -161,7 +243,7 @@ class Stages:
             self._note_written()  # a run that is stopped keeps what it has finished
 
     def _has_room(self) -> bool:
-        return sum(item.pixels for item in (*self._sampling, *self._writing)) < MAX_PIXELS_HELD
+        return sum(item.bytes for item in (*self._sampling, *self._writing)) < MAX_BYTES_HELD
 
     def _stepped(self, _step: Step, x0: torch.Tensor, _faces: Sequence[int]) -> None:
         self._watcher.on_step(len(x0))
@@ -182,11 +264,11 @@ class Stages:
 
     def _wants_more(self) -> bool:
         under_way = sum(item.reading is not None and not item.reading.done() for item in self._reading)
-        held = sum(item.pixels for queue in (self._reading, self._sampling, self._writing) for item in queue)
+        held = sum(item.bytes for queue in (self._reading, self._sampling, self._writing) for item in queue)
         enough = _READERS + 2 * self._sampler.faces_at_once
-        return under_way <= _READERS and len(self._reading) < enough and held < MAX_PIXELS_HELD
+        return under_way <= _READERS and len(self._reading) < enough and held < MAX_BYTES_HELD
 
-    def _read(self, item: _Item) -> Crop | Photo:
+    def _read(self, item: _Item) -> Prepared:
         """Read a picture and find its faces; on a thread of the readers."""
         started = time.perf_counter()
         given = item.given
@@ -196,27 +278,10 @@ class Stages:
             item.stamp = file_stamp(given.path)  # before it is read: it may change meanwhile
         except OSError as error:
             raise ImageError(f"{given.path}: cannot be opened ({error.strerror}); check the name") from error
-        picture = read_picture(given.path)
-        item.job = self._job(given.path, picture)
+        content = read_file(given.path)
+        item.prepared = prepare(content, given.path.name, self._pipeline.prior.card, self._options, self._detector)
         item.seconds += time.perf_counter() - started
-        return item.job
-
-    def _job(self, path: Path, picture: Picture) -> Crop | Photo:
-        pipeline, options = self._pipeline, self._options
-        if options.kind == "aligned" or options.degradation is not None:
-            return Crop(pipeline, path, picture, options)
-        card, found = pipeline.prior.card, list[DetectedFace]()
-        if self._detector is not None:
-            found = self._detector(picture.image, options.min_face)
-        if options.kind == "auto" and is_aligned_crop(picture.image, found, card):
-            return Crop(pipeline, path, picture, options)
-        if self._detector is None:
-            raise ImageError(
-                f"{path}: looks like a whole photograph, and finding faces needs an extra;"
-                " pip install 'faceprior[faces]', or say --aligned if it is one face that fills the picture"
-            )
-        faces = find_faces(picture.image, Found(self._detector.name, found), card, options.photo)
-        return Photo(pipeline, path, picture, faces, options)
+        return item.prepared
 
     def _take_picture(self) -> None:
         """Take the next picture from the readers; its faces now wait for the networks."""
@@ -227,10 +292,10 @@ class Stages:
             item.reading = None
             if error is not None:
                 item.fail(error)
-        faces = item.job.faces if item.job is not None else []
-        item.missing = len(faces)
-        self._faces.extend((item, face) for face in faces)
-        self._watcher.on_faces(len(faces))
+        conditions = item.prepared.conditions if item.prepared is not None else ()
+        item.missing = len(conditions)
+        self._faces.extend((item, condition) for condition in conditions)
+        self._watcher.on_faces(len(conditions))
 
     # --- sampling
 
@@ -238,15 +303,12 @@ class Stages:
         """Take a batch of faces through the networks."""
         started = time.perf_counter()
         batch = [self._faces.popleft() for _ in range(min(len(self._faces), self._sampler.faces_at_once))]
-        results = self._sampler([face for _, face in batch])
+        results = self._sampler([condition for _, condition in batch])
         seconds = (time.perf_counter() - started) / len(batch)
         for (item, _), result in zip(batch, results, strict=True):
             item.missing -= 1
             item.seconds += seconds
-            if isinstance(result, FacePriorError):
-                item.fail(result)
-            else:
-                item.samples.append(result)
+            item.samples.append(result)
 
     # --- writing
 
@@ -254,16 +316,16 @@ class Stages:
         while self._sampling and self._sampling[0].missing == 0:
             item = self._sampling.popleft()
             self._writing.append(item)
-            if item.job is not None and item.error is None:
-                item.writing = self._writer.submit(self._write, item, item.job)
+            if item.prepared is not None and item.error is None:
+                item.writing = self._writer.submit(self._write, item, item.prepared)
 
-    def _write(self, item: _Item, job: Crop | Photo) -> Record:
+    def _write(self, item: _Item, prepared: Prepared) -> Record:
         """Compose and write the results; on the writer's thread."""
         started = time.perf_counter()
-        outputs = Outputs(self._output, item.name)
-        record = job.write(item.samples, outputs)
+        composed = compose(prepared, item.samples, self._made, self._options)
+        outputs = write_results(composed, self._output, item.name, item.given.path)
         seconds = item.seconds + time.perf_counter() - started
-        return {"name": item.name, **record, "outputs": outputs.files, "seconds": round(seconds, 3)}
+        return {"name": item.name, **composed.record, "outputs": outputs, "seconds": round(seconds, 3)}
 
     def _note_written(self, *, wait: bool = False) -> None:
         """Put down what is written, in order; wait for the first to be if that is asked for."""
@@ -277,18 +339,6 @@ class Stages:
             if item.earlier is None:
                 self._manifest.append(record)
             wait = False
-
-
-@dataclass(frozen=True)
-class Found:
-    """A detector that has found its faces already."""
-
-    name: str
-    faces: Sequence[DetectedFace]
-
-    def __call__(self, photo: Image.Image, min_face: int = 0) -> list[DetectedFace]:  # noqa: ARG002
-        """Return them."""
-        return list(self.faces)
 
 
 def file_stamp(path: Path) -> dict[str, int]:
@@ -309,7 +359,7 @@ def _record(item: _Item) -> Record:
 
 
 def _message(path: Path, error: BaseException) -> str:
-    if isinstance(error, OutputError):
+    if isinstance(error, OutputError) and not str(error).startswith(f"{path.name}: "):
         return str(error)  # which names the result
     if isinstance(error, FacePriorError):
         text = str(error)
@@ -317,4 +367,4 @@ def _message(path: Path, error: BaseException) -> str:
         text = "does not fit into the memory; reduce the picture, or close other programs"
     else:
         text = f"stopped by what should not happen ({type(error).__name__}: {error}); please report it"
-    return text if text.startswith(str(path)) else f"{path}: {text}"
+    return text if text.startswith(str(path)) else f"{path}: {text.removeprefix(f'{path.name}: ')}"

@@ -89,8 +89,6 @@ def rewrite(
     path: str | Path,
     output: str | Path,
     change: Callable[[Frame], NDArray[np.uint8]],
-    *,
-    quality: int = QUALITY,
     metadata: dict[str, Any] | None = None,
 ) -> tuple[str, ...]:
     """Write a clip anew with every frame changed; all else of it is kept.
@@ -102,7 +100,6 @@ def rewrite(
         path: the clip.
         output: where to; its suffix must be `output_suffix(path)`.
         change: the new frame, (H', W', 3) uint8, of one size for all.
-        quality: x264's constant rate factor, 0 (lossless) to 51; 6 more halve the file.
         metadata: stored in the file as JSON under the key "faceprior".
 
     Returns:
@@ -114,7 +111,7 @@ def rewrite(
     """
     path, output = Path(path), Path(output)
     with _opened(path) as source, _written(output) as partial:
-        with closing(_Sink(partial, _FORMATS[output.suffix.lower()], source, quality, metadata)) as sink:
+        with closing(_Sink(partial, _FORMATS[output.suffix.lower()], source, metadata)) as sink:
             for item in source.items(copied=True):
                 if isinstance(item, _Decoded):
                     sink.write(item, change(item.frame))
@@ -271,11 +268,9 @@ class _Source:
 class _Sink:
     """A clip that is being written."""
 
-    def __init__(
-        self, path: Path, format_: str, source: _Source, quality: int, metadata: dict[str, Any] | None
-    ) -> None:
+    def __init__(self, path: Path, format_: str, source: _Source, metadata: dict[str, Any] | None) -> None:
         av = load_av()
-        self.notes, self._source, self._quality = list[str](), source, quality
+        self.notes, self._source = list[str](), source
         # the index goes to the front, as players on the web want it; tags of any name are kept
         flags = {} if format_ == "matroska" else {"movflags": "faststart+use_metadata_tags"}
         self.container = av.open(str(path), "w", format=format_, options=flags)
@@ -336,7 +331,7 @@ class _Sink:
         video, context, source = self.video, self.video.codec_context, self._source.video
         video.height, video.width = height, width
         video.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"  # halved colour needs even sides
-        video.options = {"crf": str(self._quality)}
+        video.options = {"crf": str(QUALITY)}
         video.time_base = context.time_base = source.time_base
         ratio = source.sample_aspect_ratio
         if ratio and ratio != 1:

@@ -1,0 +1,234 @@
+"""From a prepared picture and its restored faces to the files of the results, and a record of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from PIL import Image
+
+from faceprior.errors import DeviceError, FacePriorError
+from faceprior.images import SUFFIXES, Picture, decode_picture, encode_picture, encode_png, to_pil
+from faceprior.photographs.faces import Face, paste_faces
+from faceprior.photographs.options import RestoreOptions, sample_suffix
+from faceprior.photographs.prepare import Prepared, sharp_face
+from faceprior.photographs.results import RestoredFace, sheet, spread_picture
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A file to write.
+
+    Attributes:
+        suffix: what is appended to the name of the results, "" for the first.
+        ending: of the file's name, ".jpg".
+        content: what is in it.
+        copied: whether it is the input itself.
+        extra: whether the others are of use without it.
+    """
+
+    suffix: str
+    ending: str
+    content: bytes
+    copied: bool = False
+    extra: bool = False
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The results of a picture.
+
+    Attributes:
+        files: to write.
+        record: what there is to say of them, as JSON has it (docs/folders.md).
+    """
+
+    files: tuple[ResultFile, ...]
+    record: dict[str, Any]
+
+
+def compose(
+    prepared: Prepared,
+    samples: Sequence[torch.Tensor | FacePriorError],
+    made: Mapping[str, Any],
+    options: RestoreOptions = RestoreOptions(),
+) -> Composed:
+    """Put restored faces back into their picture.
+
+    Args:
+        prepared: the picture.
+        samples: of each of its conditions, (N, 3, R, R) in [-1, 1], or why there are none.
+        made: how they were made (`how_made`); goes into every file.
+        options: as the picture was prepared and restored.
+
+    Raises:
+        FacePriorError: the first of the samples that is one.
+        DeviceError: the networks overflowed.
+        ImageError: the photograph is too large to be enlarged so much.
+        OutputError: its format does not hold the result.
+        OptionError: its format needs an extra to be written.
+    """
+    picture = decode_picture(prepared.content, prepared.name)
+    found = [_checked(own, made) for own in samples]
+    made = {**made, "input": prepared.name, "notes": list(prepared.notes)}
+    results = {
+        condition.index: RestoredFace(condition.low_resolution, None, own)
+        for condition, own in zip(prepared.conditions, found, strict=True)
+    }
+    work = _aligned if prepared.aligned else _faces if options.only_faces else _photograph
+    return work(prepared, picture, results, made, options)
+
+
+def _checked(samples: torch.Tensor | FacePriorError, made: Mapping[str, Any]) -> torch.Tensor:
+    if isinstance(samples, FacePriorError):
+        raise samples
+    if not bool(torch.isfinite(samples).all()):
+        raise DeviceError(f"the networks overflowed in {made['dtype']}; choose --dtype float32")
+    return samples
+
+
+def _aligned(
+    prepared: Prepared,
+    picture: Picture,
+    results: Mapping[int, RestoredFace],
+    made: Mapping[str, Any],
+    options: RestoreOptions,
+) -> Composed:
+    result, notes = results[0], list(prepared.notes)
+    if options.degradation is not None:
+        sharp = sharp_face(picture.image, result.images.shape[-1])
+        result = RestoredFace(result.low_resolution, sharp, result.images)
+    suffix = "-face1" if options.only_faces else ""
+    files = (*_files_of(suffix, result, {**made, "scale": result.scale}, options, notes),)
+    record = {
+        "kind": "aligned",
+        "scale": result.scale,
+        "seed": options.seed,
+        "notes": notes,
+        "lr_consistency": [round(value, 3) for value in result.lr_consistency],
+        **result.fidelity(),
+    }
+    return Composed(files, record)
+
+
+def _faces(
+    prepared: Prepared,
+    _picture: Picture,
+    results: Mapping[int, RestoredFace],
+    made: Mapping[str, Any],
+    options: RestoreOptions,
+) -> Composed:
+    """The faces of a photograph, each for itself."""
+    files, notes = list[ResultFile](), list(prepared.notes)
+    for index, result in results.items():
+        about = _about(prepared.faces[index], result)
+        own = {**made, "scale": about["scale"], "face": index + 1, "box": about["box"]}
+        files += _files_of(f"-face{index + 1}", result, own, options, notes)
+    return Composed(tuple(files), _photo_record(prepared, results, options, notes))
+
+
+def _photograph(
+    prepared: Prepared,
+    picture: Picture,
+    results: Mapping[int, RestoredFace],
+    made: Mapping[str, Any],
+    options: RestoreOptions,
+) -> Composed:
+    notes = list(prepared.notes)
+    record = _photo_record(prepared, results, options, notes)
+    ending = PurePath(prepared.name).suffix
+    if not results and options.upscale == 1:
+        return Composed((ResultFile("", ending, prepared.content, copied=True),), record)
+    if ending.lower() not in SUFFIXES[picture.written_as]:
+        ending = SUFFIXES[picture.written_as][0]
+    made = {**made, "upscale": options.upscale, "blend": options.blend, "faces": record["faces"]}
+    faces = [prepared.faces[index] for index in results]
+
+    def pasted(suffix: str, images: Sequence[torch.Tensor], content: Mapping[str, Any]) -> ResultFile:
+        own = [picture.from_srgb(image) for image in images]
+        pixels = paste_faces(picture.pixels, faces, own, blend=options.blend, upscale=options.upscale)
+        whole = encode_picture(pixels, picture, {**made, **content}, name=prepared.name)
+        return ResultFile(suffix, ending, whole)
+
+    files = [
+        pasted(
+            sample_suffix(number),
+            [result.images[number - 1] for result in results.values()],
+            {"content": "photo", "sample": number},
+        )
+        for number in range(1, options.samples + 1 if results else 2)
+    ]
+    if results and options.samples > 1:
+        means = [result.mean for result in results.values()]
+        files.append(pasted("-mean", means, {"content": "photo of the mean", "samples": options.samples}))
+    if results and options.write_sheet:
+        files += _sheet_file("", lambda: _photo_sheet(list(results.values())), {**made, "content": "sheet"}, notes)
+    return Composed(tuple(files), record)
+
+
+def _files_of(
+    suffix: str, result: RestoredFace, made: Mapping[str, Any], options: RestoreOptions, notes: list[str]
+) -> Iterator[ResultFile]:
+    """All that there is of a face: samples, mean and spread of several, and a sheet if it is wanted."""
+
+    def png(kind: str, image: Image.Image, content: Mapping[str, Any]) -> ResultFile:
+        return ResultFile(f"{suffix}{kind}", ".png", encode_png(image, {**made, **content}))
+
+    samples = len(result.images)
+    for number, (image, agreement) in enumerate(zip(result.images, result.lr_consistency, strict=True), 1):
+        own = {"content": "sample", "sample": number, "lr_consistency": round(agreement, 3)}
+        yield png(sample_suffix(number), to_pil(image), own)
+    if samples > 1:
+        yield png("-mean", to_pil(result.mean), {"content": "mean", "samples": samples})
+        yield png("-spread", spread_picture(result.spread), {"content": "spread", "samples": samples})
+    if options.write_sheet:
+        yield from _sheet_file(suffix, result.sheet, {**made, "content": "sheet", "samples": samples}, notes)
+
+
+def _sheet_file(
+    suffix: str, draw: Callable[[], Image.Image], made: dict[str, Any], notes: list[str]
+) -> list[ResultFile]:
+    """The sheet; a note where it cannot be made, which is no reason to lose the results."""
+    try:
+        return [ResultFile(f"{suffix}-sheet", ".png", encode_png(draw(), made), extra=True)]
+    except (FacePriorError, OSError, MemoryError, ValueError) as error:
+        notes.append(f"no sheet: {error or type(error).__name__}")
+        return []
+
+
+def _photo_sheet(results: Sequence[RestoredFace]) -> Image.Image:
+    pictures = [result.pictures() for result in results]
+    labelled = [
+        (f"face {number}: {label}" if len(results) > 1 else label, image)
+        for number, own in enumerate(pictures, 1)
+        for label, image in own
+    ]
+    return sheet(labelled, columns=len(pictures[0]))
+
+
+def _photo_record(
+    prepared: Prepared, results: Mapping[int, RestoredFace], options: RestoreOptions, notes: list[str]
+) -> dict[str, Any]:
+    faces = [_about(face, results.get(index)) for index, face in enumerate(prepared.faces)]
+    return {"kind": "photo", "seed": options.seed, "notes": notes, "faces": faces}
+
+
+def _about(face: Face, result: RestoredFace | None) -> dict[str, Any]:
+    left, top, right, bottom = (round(value, 1) for value in face.found.box)
+    record: dict[str, Any] = {
+        "box": [left, top, right, bottom],
+        "landmarks": [[round(float(x), 2), round(float(y), 2)] for x, y in face.found.landmarks],
+        "score": round(face.found.score, 3),
+        "effective_side": round(face.effective_side, 1),
+        "scale": face.scale,
+    }
+    if face.left_alone is not None:
+        record["left_alone"] = face.left_alone
+    if result is not None:
+        record["lr_consistency"] = [round(value, 3) for value in result.lr_consistency]
+        if len(result.images) > 1:
+            record["spread"] = round(float(result.spread.mean()), 4)
+    return record

@@ -1,0 +1,137 @@
+"""From the bytes of a picture to its faces, ready for the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from faceprior.degradations import make_input
+from faceprior.errors import ImageError
+from faceprior.faces import DetectedFace, FaceDetector
+from faceprior.images import decode_picture, resize, square, to_tensor
+from faceprior.photographs.faces import Face, find_faces, is_aligned_crop
+from faceprior.photographs.options import RestoreOptions
+from faceprior.photographs.restore import Condition
+from faceprior.pipeline.face_prior import low_resolution
+from faceprior.priors import ModelCard
+
+DEFAULT_DEGRADED_SCALE = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A picture whose faces are ready for the networks. Pickled it is hardly larger than its own file.
+
+    Attributes:
+        name: of its file.
+        content: of its file.
+        size: width and height, upright.
+        aligned: whether it is an aligned face, rather than a photograph with faces in it.
+        detections: the faces that a detector found, the largest first; none where it did not look.
+        faces: the faces of a photograph, the largest first; those that are left alone say why. An aligned face has
+            none.
+        conditions: of the faces that are to be restored; their index is the place in `faces`.
+        notes: what had to be given up of the picture, in words.
+    """
+
+    name: str
+    content: bytes
+    size: tuple[int, int]
+    aligned: bool
+    detections: tuple[DetectedFace, ...]
+    faces: tuple[Face, ...]
+    conditions: tuple[Condition, ...]
+    notes: tuple[str, ...]
+
+    def choose(self, indices: Collection[int]) -> Prepared:
+        """Return the same with fewer faces to restore: those at some places in `faces`; an aligned face is at 0."""
+        return replace(self, conditions=tuple(own for own in self.conditions if own.index in indices))
+
+
+def prepare(
+    content: bytes,
+    name: str,
+    card: ModelCard,
+    options: RestoreOptions = RestoreOptions(),
+    detector: FaceDetector | None = None,
+    detections: Sequence[DetectedFace] | None = None,
+) -> Prepared:
+    """Find the faces of a picture, align them to a prior's template, and bring them to the size that they hold.
+
+    Args:
+        content: of the picture's file.
+        name: of the file, for messages and for what the results say about themselves.
+        card: of the prior.
+        options: how.
+        detector: finds faces; None where every picture is an aligned face.
+        detections: what it found earlier, the largest first; then it is not asked again.
+
+    Raises:
+        ImageError: the bytes are no picture that can be restored; or it is a photograph and there is no detector.
+        OptionError: the scale is out of its range.
+        WeightsError: the card does not say how faces are aligned.
+    """
+    picture = decode_picture(content, name)
+    looked = detections is not None or detector is not None
+    found: tuple[DetectedFace, ...] = ()
+    if options.kind == "aligned" or options.degradation is not None:
+        aligned = True
+    else:
+        if detections is not None:
+            found = tuple(detections)
+        elif detector is not None:
+            found = tuple(detector(picture.image, options.min_face))
+        aligned = options.kind == "auto" and is_aligned_crop(picture.image, found, card)
+        if not (aligned or looked):
+            raise ImageError(
+                f"{name}: looks like a whole photograph, and finding faces needs an extra;"
+                " pip install 'faceprior[faces]', or say --aligned if it is one face that fills the picture"
+            )
+    if aligned:
+        condition, notes = _condition(picture.image, card.resolution, options)
+        return Prepared(name, content, picture.image.size, aligned, found, (), (condition,), (*picture.notes, *notes))
+    faces = tuple(find_faces(picture.image, found, card, options))
+    conditions = tuple(
+        Condition(face.low_resolution, index)
+        for index, face in enumerate(faces)
+        if face.left_alone is None and (not options.chosen or index + 1 in options.chosen)
+    )
+    width, height = picture.image.size
+    advice = " (--aligned if the picture is one)" if width == height else ""
+    notes = [] if faces else [f"no face found{advice}"]
+    return Prepared(name, content, (width, height), aligned, found, faces, conditions, (*picture.lost, *notes))
+
+
+def sharp_face(image: Image.Image, resolution: int) -> torch.Tensor:
+    """The face that a degraded experiment starts from and is measured against, (3, R, R) in [-1, 1]."""
+    return resize(to_tensor(square(image))[None], resolution)[0].clamp(-1, 1)
+
+
+def degraded_scale(options: RestoreOptions) -> float:
+    """The scale of a degraded experiment."""
+    return DEFAULT_DEGRADED_SCALE if options.scale == "auto" else options.scale
+
+
+def _condition(image: Image.Image, resolution: int, options: RestoreOptions) -> tuple[Condition, list[str]]:
+    """What the networks see of an aligned face, of an oblong one its central square; and what was done to it."""
+    width, height = image.size
+    notes = [f"cropped to the central square of {width}×{height}"] if width != height else []
+    side = min(width, height)
+    if options.degradation is None:
+        small = low_resolution(to_tensor(square(image)), options.scale, resolution)
+        notes += _resized(side, small.shape[-1])
+    else:
+        notes += _resized(side, resolution)
+        generator = torch.Generator().manual_seed(options.seed)
+        to = round(resolution / degraded_scale(options))
+        small = make_input(sharp_face(image, resolution), options.degradation, to, generator)
+    return Condition(small), notes
+
+
+def _resized(before: int, after: int) -> list[str]:
+    if before == after:
+        return []
+    return [f"{'reduced' if after < before else 'enlarged'} from {before}×{before} to {after}×{after}"]
