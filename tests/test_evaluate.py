@@ -18,7 +18,6 @@ from faceprior.pipeline import FacePriorPipeline
 from faceprior.pipeline.held_out import Damage, evaluate_held_out
 from faceprior.priors import save_prior
 from faceprior.priors.card import TIGHT_TEMPLATE
-from faceprior.sampling import map_images, whole_batches
 from faceprior.training.shards import pack
 from tiny_faces import pack_faces, splits, write_faces
 
@@ -109,19 +108,6 @@ def test_the_batch_size_changes_no_more_than_the_last_bits(pipeline, faces):
     assert [row.face for row in together.rows] == [0, 1] * 3
     for estimate in ("bicubic", "sample", "mean"):
         assert figures_of(alone, estimate) == pytest.approx(figures_of(together, estimate), abs=0.02)
-
-
-def test_networks_see_whole_batches_only_where_it_is_asked_for():
-    seen = []
-
-    def network(batch):
-        seen.append(len(batch))
-        return batch
-
-    with whole_batches():
-        map_images(network, torch.zeros(3, 1))
-    map_images(network, torch.zeros(3, 1))
-    assert seen == [3, 1, 1, 1]
 
 
 def test_identity_compares_the_embedding_of_a_result_with_that_of_its_own_face(aligned, faces):

@@ -1,9 +1,10 @@
 """Methods against independent re-implementations of their papers' equations, with dense matrices in float64."""
 
+import copy
 import itertools
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +39,17 @@ from faceprior.priors import save_prior
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
-from faceprior.sampling import NoiseSource, Restoration, Step, sample, spaced_steps, time_travel
+from faceprior.sampling import (
+    Initial,
+    NoiseSource,
+    Restoration,
+    Sampler,
+    Step,
+    noised,
+    sample,
+    spaced_steps,
+    time_travel,
+)
 from faceprior.sampling.solvers import DDIM
 from tiny_faces import smooth_picture
 
@@ -140,7 +151,7 @@ def run(name, noise, count=6, prior=None, low=None, clip=False, start=1.0, **opt
     steps = method.steps(SCHEDULE, preset.sampling, preset.options)
     restoration = method.begin([face()] if low is None else low, prior, preset.options)
     solver = method.solver(preset.sampling)
-    found = sample(prior, restoration, solver, steps, noise, clip=clip, on_step=watch)
+    found = sample(restoration, steps, Sampler(prior, solver, noise, clip=clip), on_step=watch)
     return found.flatten(2).double(), seen
 
 
@@ -378,7 +389,7 @@ def test_deterministic_ddnm_samples_the_posterior():
         method = find_method("ddnm")
         steps = method.steps(SCHEDULE, preset.sampling, preset.options)
         restoration = method.begin(low, prior, preset.options)
-        restoration.start = lambda step, noise: noise.normal()
+        restoration.start = lambda step, sampler, initial: (sampler.noise.normal(), None)
         found = sample_at_once(prior, restoration, steps, Impulses()).flatten(2).double()[:, 0]
         centre, matrix = found[-1], (found[:-1] - found[-1]).mT
         off_mean = ((centre - mean[0]).norm() / (mean[0] - face_only()).norm()).item()
@@ -399,7 +410,7 @@ def face_only():
 def sample_at_once(prior, restoration, steps, noise):
     """The loop with noise that is drawn but not used: η is 0."""
     restoration.eta = 0.0
-    return sample(prior, restoration, DDIM(), steps, noise, clip=False)
+    return sample(restoration, steps, Sampler(prior, DDIM(), noise, clip=False))
 
 
 def test_the_mean_of_sdedit_is_the_denoised_enlargement():
@@ -424,9 +435,10 @@ def test_pigdm_corrects_towards_the_posterior_mean_of_a_unit_gaussian():
     preset = Preset.of(method).with_options(sigma_y=sigma / 2)
     x = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
     restoration = method.begin([face()], prior, preset.options)
-    restoration.start = lambda step, noise: x
+    restoration.start = lambda step, sampler, initial: (x, None)
     seen = []
-    sample(prior, restoration, DDIM(), [step], noise_source(0), clip=False, on_step=lambda *a: seen.append(a) or a[1])
+    sampler = Sampler(prior, DDIM(), noise_source(0), clip=False)
+    sample(restoration, [step], sampler, on_step=lambda *a: seen.append(a) or a[1])
     level = step.alphas_cumprod
     x0 = prior.network.estimate(x[0].flatten(1).double(), level)
     gain = (1 - level) * A.mT @ torch.linalg.inv((1 - level) * A @ A.mT + sigma**2 * torch.eye(len(A)).double())
@@ -488,10 +500,11 @@ def test_a_step_that_goes_up_noises_the_image_and_asks_nothing():
     x = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 
     class Start(Restoration):
-        def start(self, step, noise):
-            return x
+        def start(self, step, sampler, initial=None):
+            return x, None
 
-    found = sample(asked.append, Start(), DDIM(), [up], noise_source(5), on_step=lambda *a: asked.append(a))
+    sampler = Sampler(asked.append, DDIM(), noise_source(5))
+    found = sample(Start(), [up], sampler, on_step=lambda *a: asked.append(a))
     assert asked == []
     z = noise_source(5).normal(3, SIDE, SIDE)
     ratio = float(levels[1] / levels[0])
@@ -500,8 +513,52 @@ def test_a_step_that_goes_up_noises_the_image_and_asks_nothing():
 
 def test_without_steps_the_loop_returns_the_start():
     restoration = Enlarged([face()], gaussian_prior())
-    found = sample(None, restoration, DDIM(), [], noise_source(0))
+    found = sample(restoration, [], Sampler(None, DDIM(), noise_source(0)))
     assert torch.equal(found, resize(face()[None], SIDE))
+
+
+# --- the start ---
+
+
+@pytest.mark.parametrize("name", [*REFERENCES, "dpi"])
+@pytest.mark.parametrize("start", [0.4, 1.0])
+def test_a_method_starts_from_a_face_that_is_known(name, start):
+    """And from its own guess where none is."""
+    method, prior = find_method(name), gaussian_prior()
+    restoration = method.begin([face()], prior, method.options)
+    step = spaced_steps(SCHEDULE, 20, start)[0]
+    known = torch.zeros(1, 1, SIDE, SIDE)
+    known[..., : SIDE // 2] = 1
+    given = Initial(face(3, SIDE)[None], known)
+    found, _ = restoration.start(step, Sampler(prior, method.solver(method.sampling), noise_source(1)), given)
+    mixed = torch.cat([given.faces[..., : SIDE // 2], resize(face()[None], SIDE)[..., SIDE // 2 :]], dim=3)
+    expected = noised(mixed, noise_source(1).normal(3, SIDE, SIDE), step.alphas_cumprod)
+    if name == "ddrm":  # what the face says goes before
+        null = I - torch.as_tensor(PSEUDO_INVERSE @ A)
+        found, expected = (image.flatten(2).double() @ null for image in (found, expected))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WITHOUT_PRIOR)
+def test_a_method_without_a_prior_cannot_start_from_a_face(pipeline, name):
+    given = Initial(face(3, 32)[None], torch.ones(1, 1, 1, 1))
+    with pytest.raises(OptionError, match=f"{name} does not sample, so it cannot start from a face"):
+        pipeline.restore([face(side=8)], [torch.Generator()], 1, find_preset(name), 1, initial=given)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_restoration_does_not_change_while_it_samples(tiny, name):
+    prior, method = tiny.gaussian_prior(), find_method(name)
+    sampling = None if method.sampling is None else replace(method.sampling, steps=3)
+    steps = method.steps(SCHEDULE, sampling, method.options)
+    restoration = method.begin([face(side=8)], prior, method.options, tiny.corrector())
+    before = {key: (value, copy.deepcopy(value)) for key, value in vars(restoration).items() if key != "corrector"}
+    sample(restoration, steps, Sampler(prior, method.solver(sampling), noise_source(0)))
+    assert vars(restoration).keys() - {"corrector"} == before.keys()
+    for key, (value, kept) in before.items():
+        now = vars(restoration)[key]
+        assert now is value
+        assert torch.equal(now, kept) if isinstance(now, torch.Tensor) else now == kept
 
 
 # --- gradients ---
@@ -707,8 +764,10 @@ class Halfway(Enlarged):
         super().__init__(low_resolution, prior)
         self.options = options
 
-    def correct(self, denoised, step, noise):
-        return denoised._replace(x0=denoised.x0 + self.options.share * (self.enlarged - denoised.x0))
+    def step(self, x_t, state, step, sampler):
+        denoised = sampler.estimate(x_t, step)
+        x0 = denoised.x0 + self.options.share * (self.enlarged - denoised.x0)
+        return sampler.solve(denoised._replace(x0=x0), step), x0, state
 
 
 HALFWAY = Method(

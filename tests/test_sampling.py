@@ -18,6 +18,8 @@ from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.sampling import (
     Denoised,
     NoiseSource,
+    Restoration,
+    Sampler,
     make_solver,
     map_images,
     sample,
@@ -105,21 +107,14 @@ class Constant(nn.Module):
         return SimpleNamespace(sample=self.prediction.expand(len(x_t), -1, -1, -1))
 
 
-class Given(NamedTuple):
-    """An unconditional restoration that starts from a given x_t; None starts from noise."""
+class Given(Restoration):
+    """An unconditional restoration that starts from a given x_t."""
 
-    x: torch.Tensor | None = None
-    side: int = 0
-    differentiates = False
+    def __init__(self, x):
+        self.x = x
 
-    def start(self, step, noise):
-        return noise.normal(3, self.side, self.side) if self.x is None else self.x
-
-    def correct(self, denoised, step, noise):
-        return denoised
-
-    def finish(self, x_prev, step, noise):
-        return x_prev
+    def start(self, step, sampler, initial=None):
+        return self.x, None
 
 
 def constant_prior(prediction, prediction_type="epsilon"):
@@ -129,7 +124,7 @@ def constant_prior(prediction, prediction_type="epsilon"):
 
 def one_step(solver, prediction, x, step, seed=5, prediction_type="epsilon"):
     prior = constant_prior(prediction, prediction_type)
-    return sample(prior, Given(x), solver, [step], noise_source(seed))
+    return sample(Given(x), [step], Sampler(prior, solver, noise_source(seed)))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
@@ -249,7 +244,7 @@ def test_errors_of_a_solver_of_order_p_fall_with_the_pth_power_of_the_steps(name
         steps = spaced_steps(SCHEDULE, count + 1, 0.1 + 0.5 * (count + 1) / count, 0.1)
         assert (steps[0].t, steps[-1].t) == (600, 100)
         start = Given(torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
-        return sample(block_prior(), start, make_solver(name), steps, noise_source(0), clip=False)
+        return sample(start, steps, Sampler(block_prior(), make_solver(name), noise_source(0), clip=False))
 
     exact = run(500)
     few, more = ((run(count) - exact).norm().item() for count in (10, 25))
@@ -416,7 +411,7 @@ def affine_map(prior, restoration, steps):
     rows = []
     for x in starts:
         restoration = started(restoration, x[None])
-        found = sample(prior, restoration, DDIM(), steps, Silent(), clip=False)
+        found = sample(restoration, steps, Sampler(prior, DDIM(), Silent(), clip=False))
         blocks = to_blocks(found).double()
         rows.append(blocks)
     mean = rows[0]
@@ -424,15 +419,14 @@ def affine_map(prior, restoration, steps):
 
 
 def started(restoration, x):
-    if isinstance(restoration, Given):
-        return Given(x)
-    restoration.start = lambda step, noise: x
+    """The same, started from x."""
+    restoration.start = lambda step, sampler, initial: (x, getattr(restoration, "condition", None))
     return restoration
 
 
 def test_deterministic_ddim_carries_noise_to_the_prior():
     """The probability-flow ODE maps N(0, I) to the prior exactly; 250 steps come within a few per cent."""
-    coarse, fine = (affine_map(block_prior(), Given(side=8), spaced_steps(SCHEDULE, count)) for count in (25, 250))
+    coarse, fine = (affine_map(block_prior(), Restoration(), spaced_steps(SCHEDULE, count)) for count in (25, 250))
     for mean, matrix in (coarse, fine):
         torch.testing.assert_close(mean, MEAN.expand_as(mean), atol=0.01, rtol=0)
         torch.testing.assert_close(matrix, matrix[:1].expand_as(matrix), atol=1e-4, rtol=0)
@@ -444,7 +438,7 @@ def test_deterministic_ddim_carries_noise_to_the_prior():
 @pytest.mark.parametrize("solver", [AncestralDDPM(), DDIM(1.0)], ids=["ancestral", "ddim with eta 1"])
 def test_stochastic_samplers_draw_from_the_prior(solver):
     steps = spaced_steps(SCHEDULE, 1000)
-    found = sample(block_prior(side=64), Given(side=64), solver, steps, noise_source(0, 1), clip=False)
+    found = sample(Restoration(), steps, Sampler(block_prior(side=64), solver, noise_source(0, 1), clip=False))
     blocks = to_blocks(found).double()
     count = len(blocks)  # 6144 independent draws: the standard error of a variance is 1.8 % of it
     assert count == 2 * 3 * 32 * 32
@@ -505,7 +499,7 @@ def test_the_mean_of_stochastic_fcm_nears_the_posterior_mean(solver):
     for count in (20, 200, 1000):
         prior = block_prior()
         restoration = started(fcm(prior), torch.zeros(1, 3, 8, 8))
-        found = sample(prior, restoration, solver, spaced_steps(SCHEDULE, count), Silent(), clip=False)
+        found = sample(restoration, spaced_steps(SCHEDULE, count), Sampler(prior, solver, Silent(), clip=False))
         blocks = to_blocks(found).double()
         torch.testing.assert_close(blocks[:, 0], mean[:, 0], atol=0.01, rtol=0)
         errors.append(((blocks - mean)[:, 1:].norm() / (mean - MEAN)[:, 1:].norm()).item())
@@ -519,7 +513,7 @@ def test_without_clipping_the_ancestral_rule_is_the_same_interpolation_as_ddim_w
     prior = block_prior()
     steps = spaced_steps(SCHEDULE, 20)
     found = [
-        sample(prior, fcm(prior), solver, steps, noise_source(3), clip=False)
+        sample(fcm(prior), steps, Sampler(prior, solver, noise_source(3), clip=False))
         for solver in (AncestralDDPM(), DDIM(1.0))
     ]
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
@@ -534,7 +528,7 @@ def test_fcm_leaves_on_the_grid_what_the_last_estimate_makes_of_the_held_value()
         seen.append((x_prev, x0))
         return x_prev
 
-    found = sample(prior, fcm(prior), DDIM(), steps, noise_source(0), clip=False, on_step=watch)
+    found = sample(fcm(prior), steps, Sampler(prior, DDIM(), noise_source(0), clip=False), on_step=watch)
     y = GRID_CONDITION.float().view(1, 3, 1, 1).expand(1, 3, 4, 4)
     for (x_prev, x0), step in zip(seen[:-1], steps, strict=False):
         torch.testing.assert_close(x0[..., ::2, ::2], y)
@@ -559,7 +553,7 @@ def test_the_loop_goes_on_with_what_on_step_returns(rng):
         calls.append(step)
         return marker if step.index == 1 else x_prev
 
-    found = sample(prior, Given(side=8), DDIM(), steps, noise_source(0), clip=False, on_step=on_step)
+    found = sample(Restoration(), steps, Sampler(prior, DDIM(), noise_source(0), clip=False), on_step=on_step)
     assert calls == steps
     torch.testing.assert_close(found, prior(marker, torch.tensor([0])).x0, atol=1e-5, rtol=1e-5)
 
@@ -567,7 +561,9 @@ def test_the_loop_goes_on_with_what_on_step_returns(rng):
 def test_clipping_is_a_choice(rng):
     x, eps = (3 * torch.randn(1, 3, 4, 4, generator=rng) for _ in range(2))
     prior, step = constant_prior(eps), spaced_steps(SCHEDULE, 10)[-1]
-    clipped, free = (sample(prior, Given(x), DDIM(), [step], noise_source(0), clip=clip) for clip in (True, False))
+    clipped, free = (
+        sample(Given(x), [step], Sampler(prior, DDIM(), noise_source(0), clip=clip)) for clip in (True, False)
+    )
     assert clipped.abs().max() == 1
     assert free.abs().max() > 1
     assert torch.equal(clipped, free.clamp(-1, 1))
@@ -592,6 +588,14 @@ def test_map_images_shows_the_network_one_image_at_a_time_on_a_cpu(rng):
     assert found.nothing is None
     torch.testing.assert_close(found.total, batch.sum((1, 2, 3)) + others)
     assert torch.equal(map_images(torch.neg, batch), -batch)
+
+
+def test_networks_see_whole_batches_only_where_it_is_asked_for():
+    sizes = []
+    for whole in (True, False):
+        sampler = Sampler(block_prior(), DDIM(), noise_source(0), whole_batches=whole)
+        sampler.apply(lambda batch: sizes.append(len(batch)) or batch, torch.zeros(3, 1))
+    assert sizes == [3, 1, 1, 1]
 
 
 def test_map_images_sends_a_batch_at_once_to_an_accelerator():

@@ -21,11 +21,11 @@ from faceprior.clips.restore import _Past as Past  # noqa: E402
 from faceprior.clips.tracks import find_cast  # noqa: E402
 from faceprior.errors import DataError, VideoError  # noqa: E402
 from faceprior.faces import DetectedFace  # noqa: E402
-from faceprior.images import resize  # noqa: E402
 from faceprior.methods import find_preset  # noqa: E402
 from faceprior.photographs import RestoreOptions  # noqa: E402
 from faceprior.pipeline import FacePriorPipeline  # noqa: E402
 from faceprior.priors.card import TIGHT_TEMPLATE  # noqa: E402
+from faceprior.sampling import Initial  # noqa: E402
 from synthetic_clips import REGULAR, sound_of, timing, write_clip  # noqa: E402
 
 QUICK = RestoreOptions(preset=find_preset("default").with_options(steps=3), seed=5)
@@ -347,13 +347,18 @@ def test_flicker_is_shown_and_written(command, clip, tmp_path):
 # --- starting from a given face
 
 
-@pytest.mark.parametrize(("start", "matters"), [(0.3, True), (1.0, False)])
-def test_a_restoration_starts_from_the_face_that_it_is_given(pipeline, rng, start, matters):
-    face, other = torch.rand(3, 8, 8, generator=rng) - 0.5, torch.rand(3, 32, 32, generator=rng) - 0.5
-    preset = QUICK.preset.with_options(start=start)
+def test_a_restoration_starts_from_the_face_that_it_is_given_where_it_is_known(pipeline, rng):
+    low = [torch.rand(3, 8, 8, generator=rng) - 0.5 for _ in range(2)]
+    others = torch.rand(2, 3, 32, 32, generator=rng) - 0.5
+    preset = QUICK.preset.with_options(start=0.3)
 
     def restored(initial):
-        return pipeline.restore([face], [torch.Generator().manual_seed(0)], 1, preset, 1, initial=initial)
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        return pipeline.restore(low, generators, 2, preset, 3, initial=initial)
 
-    assert torch.equal(restored(None), restored([other])) is not matters
-    assert torch.equal(restored(None), restored([resize(face[None], 32)[0]]))
+    free = restored(None)
+    assert torch.equal(restored(Initial(others, torch.zeros(2, 1, 1, 1))), free)
+    first_known = restored(Initial(others, torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)))
+    assert torch.equal(first_known[1], free[1])
+    for sample in range(2):
+        assert not torch.equal(first_known[0, sample], free[0, sample])

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to
 from faceprior.methods import Preset, find_method
 from faceprior.pipeline.face_prior import FacePriorPipeline, low_resolution
 from faceprior.pipeline.held_out import Damage
-from faceprior.sampling import whole_batches
 
 IMAGES = "images"
 
@@ -262,8 +260,14 @@ class Benchmark:
         inputs = [job.low_resolution for job in jobs]
         started = time.perf_counter()
         try:
-            with whole_batches() if config.whole_batches else nullcontext():
-                images = self.pipeline.restore(inputs, generators, config.samples, case.preset, config.batch_size)
+            images = self.pipeline.restore(
+                inputs,
+                generators,
+                config.samples,
+                case.preset,
+                config.batch_size,
+                whole_batches=config.whole_batches,
+            )
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(
                 f"{config.batch_size} faces at once do not fit into the memory of {self.pipeline.prior.device};"

@@ -27,9 +27,11 @@ from faceprior.faces import DetectedFace, FaceDetector, align
 from faceprior.faces.alignment import alignment
 from faceprior.faces.tracking import Place
 from faceprior.images import resize, to_tensor
+from faceprior.methods import find_method
 from faceprior.photographs import Face, RestoreOptions, paste_faces
 from faceprior.photographs.options import settings
 from faceprior.pipeline.face_prior import AUTO_SCALES, FacePriorPipeline, low_resolution
+from faceprior.sampling import Initial
 
 NO_FACE = "no face found"
 
@@ -180,7 +182,7 @@ class ClipRestorer:
             1,
             self._options.preset,
             len(places),
-            initial=[self._initial(own, before) for own, before in zip(steadied, past, strict=True)],
+            initial=self._initial(steadied, past) if find_method(self._options.preset.method).uses_prior else None,
         )[:, 0]
         if not bool(torch.isfinite(restored).all()):
             raise DeviceError("the networks overflowed; choose --dtype float32")
@@ -190,13 +192,14 @@ class ClipRestorer:
         }
         return list(restored)
 
-    def _initial(self, steadied: _Steadied, past: _Past | None) -> torch.Tensor:
-        """The last result where the face stands still, the enlarged input where it moves."""
-        enlarged = resize(steadied.input[None], self._pipeline.resolution)[0]
-        if past is None:
-            return enlarged
-        still = resize(steadied.still[None], self._pipeline.resolution)[0].clamp(0, 1)
-        return enlarged + still * (past.restored - enlarged)
+    def _initial(self, steadied: Sequence[_Steadied], past: Sequence[_Past | None]) -> Initial:
+        """The last results, known where a face stands still; of a new face nothing is known."""
+        resolution = self._pipeline.resolution
+        unknown = torch.zeros(3, resolution, resolution)
+        return Initial(
+            torch.stack([unknown if before is None else before.restored for before in past]),
+            torch.cat([resize(own.still[None], resolution) for own in steadied]).clamp(0, 1),
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from faceprior.methods.measured import Enlarged, Measured
 from faceprior.methods.method import Method, NoOptions, SamplingOptions
 from faceprior.methods.presets import DEFAULT_PRESET, PRESETS, Preset, find_preset
 from faceprior.methods.registry import all_methods, find_method, method_names
-from faceprior.methods.unconditional import Unconditional
 
 __all__ = [
     "DEFAULT_PRESET",
@@ -20,7 +19,6 @@ __all__ = [
     "NoOptions",
     "Preset",
     "SamplingOptions",
-    "Unconditional",
     "all_methods",
     "find_method",
     "find_preset",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from faceprior.errors import OptionError
 from faceprior.methods.measured import Enlarged
 from faceprior.methods.method import Method, NoOptions
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import NoiseSource, Step
+from faceprior.sampling import Initial, Sampler, Started, Step
 
 
 class Bicubic(Enlarged):
@@ -24,9 +25,11 @@ class Bicubic(Enlarged):
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior, options: NoOptions) -> None:  # noqa: ARG002
         super().__init__(low_resolution, prior)
 
-    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
-        """The enlarged faces."""
-        return self.enlarged
+    def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:  # noqa: ARG002
+        """The enlarged faces; raises OptionError if there are initial ones."""
+        if initial is not None:
+            raise OptionError("bicubic does not sample, so it cannot start from a face; choose a method with a prior")
+        return self.enlarged, None
 
 
 METHOD = Method(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from faceprior.methods.measured import Measured, check_not_negative, check_share
 from faceprior.methods.method import Method, SamplingOptions, evenly_spaced
 from faceprior.priors.adapter import Prior
 from faceprior.priors.noise_schedule import NoiseSchedule
-from faceprior.sampling import Denoised, NoiseSource, Step, time_travel
+from faceprior.sampling import Sampler, Step, Stepped, time_travel
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,22 @@ class DDNM(Measured):
         self.eta, self.noisy = options.eta, options.sigma_y > 0
         self.sigma = 2 * options.sigma_y * self.measured / self.singular_values.clamp(min=1e-12)  # of ȳ, in [-1, 1]
 
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
+    def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
         """x0' = x0 − Σ_t A⁺(A x0 − y) (eq. 17), and x_{t−1} gets the noise that is then missing (eq. 18–19).
 
         Σ_t and Φ_t are diagonal in the spectral coordinates: λ = 1 as long as the measurement's own noise,
         √ᾱ_{t−1} σ_y/s, is below that of x_{t−1}, else their ratio; φ is what is left of the variance of x_{t−1}.
         """
+        denoised = sampler.estimate(x_t, step)
         level, spread = math.sqrt(step.alphas_cumprod_prev), math.sqrt(1 - step.alphas_cumprod_prev)
         brought = level * self.sigma
         share = (spread / brought.clamp(min=1e-12)).clamp(max=1).where(brought > 0, torch.ones_like(brought))  # λ
         x0 = denoised.x0 + self.from_spectrum(share * self.disagreement(denoised.x0))
-        eps = refreshed(denoised.eps, noise.normal(*x0.shape[1:]), self.eta)
+        eps = refreshed(denoised.eps, sampler.noise.normal(*x0.shape[1:]), self.eta)
         if self.noisy and not step.last:
             left = (1 - (share * brought / spread) ** 2).clamp(min=0).sqrt()  # √φ over the spread of x_{t−1}
             eps = self.from_spectrum(left * self.to_spectrum(eps))
-        return denoised._replace(x0=x0, eps=eps)
+        return sampler.solve(denoised._replace(x0=x0, eps=eps), step), x0, state
 
 
 def plan(schedule: NoiseSchedule, sampling: SamplingOptions, options: DDNMOptions) -> list[Step]:

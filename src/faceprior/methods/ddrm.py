@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from faceprior.methods.measured import Measured, check_not_negative, check_share, noised, refreshed
+from faceprior.methods.measured import Measured, check_not_negative, check_share, refreshed
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import Denoised, NoiseSource, Step
+from faceprior.sampling import Initial, Sampler, Started, Step, Stepped, noised
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,27 @@ class DDRM(Measured):
         noise = 2 * options.sigma_y / self.singular_values.clamp(min=1e-12)  # of ȳ, in [-1, 1]
         self.sigma = noise.where(self.measured, torch.full_like(noise, math.inf))
 
-    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
+    def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:
         """x̄_T ~ N(ȳ, σ_T² − σ_y²/s²) where A measures that well, N(0, σ_T²) elsewhere (eq. 4).
 
-        Below T, the enlarged face stands for the 0.
+        Below T the enlarged face, or at any level the initial one, stands for the 0.
         """
         sigma = math.sqrt(1 - step.alphas_cumprod) / math.sqrt(step.alphas_cumprod)
-        centre = torch.zeros_like(self.enlarged) if step.pure_noise else self.to_spectrum(self.enlarged)
+        unknown = initial is None and step.pure_noise
+        centre = torch.zeros_like(self.enlarged) if unknown else self.to_spectrum(self.guess(initial))
         held = self.sigma < sigma
         centre = self.known.where(held, centre)
         left = (1 - (self.sigma.where(held, torch.zeros_like(self.sigma)) / sigma) ** 2).sqrt()
-        z = self.to_spectrum(noise.normal(*self.enlarged.shape[1:]))
-        return self.from_spectrum(noised(centre, left * z, step.alphas_cumprod))
+        z = self.to_spectrum(sampler.noise.normal(*self.enlarged.shape[1:]))
+        return self.from_spectrum(noised(centre, left * z, step.alphas_cumprod)), None
 
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
+    def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
         """The three cases of eq. 7–8, written as the x̄0 and ε̄ whose DDIM step is x̄_{t−1} = x̄0 + σ_{t−1} ε̄."""
+        denoised = sampler.estimate(x_t, step)
         sigma = math.sqrt(1 - step.alphas_cumprod_prev) / math.sqrt(step.alphas_cumprod_prev)
-        z = self.to_spectrum(noise.normal(*denoised.x0.shape[1:]))
-        x0 = self.to_spectrum(denoised.x0)
-        disagreement = (self.known - x0) * self.measured
+        z = self.to_spectrum(sampler.noise.normal(*denoised.x0.shape[1:]))
+        free = self.to_spectrum(denoised.x0)
+        disagreement = (self.known - free) * self.measured
         # noisier than the diffusion, or not measured at all
         unmeasured = refreshed(self.to_spectrum(denoised.eps), z, self.options.eta)
         noisier = refreshed(disagreement / self.sigma.clamp(min=1e-12), z, self.options.eta)
@@ -86,7 +89,8 @@ class DDRM(Measured):
         weight = self.options.eta_b * held
         used = weight * self.sigma.where(held, torch.zeros_like(self.sigma)) / max(sigma, 1e-12)
         eps = ((1 - used**2).sqrt() * z).where(held, eps)
-        return denoised._replace(x0=self.from_spectrum(x0 + weight * disagreement), eps=self.from_spectrum(eps))
+        x0 = self.from_spectrum(free + weight * disagreement)
+        return sampler.solve(denoised._replace(x0=x0, eps=self.from_spectrum(eps)), step), x0, state
 
 
 METHOD = Method(

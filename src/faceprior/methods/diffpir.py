@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from faceprior.methods.measured import Measured, check_not_negative, check_positive, check_share, refreshed
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import Denoised, NoiseSource, Step
+from faceprior.sampling import Sampler, Step, Stepped
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,22 @@ class DiffPIR(Measured):
         super().__init__(low_resolution, prior)
         self.options = options
 
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
+    def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
         """x0' = argmin ‖y − A x‖² + ρ_t ‖x − x0‖² with ρ_t = λ σ_n²/σ̄_t², then ε̂ from it (algorithm 1).
 
         In spectral coordinates x̄0' = (s² ȳ + ρ_t x̄0)/(s² + ρ_t). σ̄_t is √(1 − ᾱ_t)/√ᾱ_t; the authors set it, on
         the scale of [-1, 1], against σ_n on that of [0, 1], and their λ is for that.
         """
+        denoised = sampler.estimate(x_t, step)
         options, level = self.options, step.alphas_cumprod
         rho = options.lam * options.sigma_n**2 * level / (1 - level)
         squares = self.singular_values**2
         gain = squares / (squares + rho).where(self.measured, torch.ones_like(squares))
         x0 = denoised.x0 + self.from_spectrum(gain * self.disagreement(denoised.x0))
-        eps = (denoised.x_t - math.sqrt(level) * x0) / math.sqrt(1 - level)
-        z = noise.normal(*x0.shape[1:])
-        return denoised._replace(x0=x0, eps=refreshed(eps, z, math.sqrt(options.zeta)))
+        eps = (x_t - math.sqrt(level) * x0) / math.sqrt(1 - level)
+        z = sampler.noise.normal(*x0.shape[1:])
+        eps = refreshed(eps, z, math.sqrt(options.zeta))
+        return sampler.solve(denoised._replace(x0=x0, eps=eps), step), x0, state
 
 
 METHOD = Method(

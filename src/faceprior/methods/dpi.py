@@ -19,7 +19,7 @@ from faceprior.errors import OptionError
 from faceprior.methods.measured import Enlarged
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import Denoised, NoiseSource, Step, map_images
+from faceprior.sampling import Initial, Sampler, Started, Step, Stepped, noised
 
 GREY = (0.2989, 0.587, 0.114)
 LAPLACIAN = ((0.0, -1.0, 0.0), (-1.0, 4.0, -1.0), (0.0, -1.0, 0.0))
@@ -32,9 +32,9 @@ class DPIOptions:
     """Options of DPI.
 
     Attributes:
-        tau: τ; from noise level τ·T upwards the whole grid is held (FCM), below it edges only (RACM).
+        tau: τ; above noise level τ·T the whole grid is held (FCM), from it downwards edges only (RACM).
             Fraction of T, 0 to 1.
-        late_weight: ω; below τ·T the weight of the condition is ω · t/T. At least 0, and ω · τ at most 1.
+        late_weight: ω; from τ·T downwards the weight of the condition is ω · t/T. At least 0, and ω · τ at most 1.
         edge_exponent: s; the probability that RACM holds a pixel is (edge strength)^s. At least 0.
         stride: k; the condition stands on every k-th pixel of a row and of a column: 1, 2, 4 or 8.
         placement: how the condition gets onto the grid: "resized" as in the paper, or "sampled", without its
@@ -102,49 +102,54 @@ class DPI(Enlarged):
         if corrector is not None:
             self.first_condition = torch.cat([corrector.first_condition(face[None]) for face in low_resolution])
 
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:
-        """x0' = x0 + w_t · m_t · (y − x0) on the grid; the last step is left to the prior.
-
-        An ancestral solver also mixes x_t itself in; there y stands in noised to level t with the same eps.
-        """
-        if step.last:
-            return denoised
-        weight: float | torch.Tensor = 1.0
-        if step.fraction < self.options.tau:
-            uniform = noise.uniform(1, *self.condition.shape[-2:])
-            mask = adaptive_mask(self.condition, self.options.edge_exponent, uniform)
-            weight = self.options.late_weight * step.fraction * mask
-        stride, level = self.options.stride, step.alphas_cumprod
-        eps = denoised.eps[..., ::stride, ::stride]
-        noised = math.sqrt(level) * self.condition + math.sqrt(1 - level) * eps
-        return denoised._replace(
-            x0=interpolate(denoised.x0, self.condition, weight, stride),
-            x_t=interpolate(denoised.x_t, noised, weight, stride),
-        )
-
-    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
-        """Pure noise or the noised bicubic face; if the corrector is asked once, the face that it corrected."""
-        x = super().start(step, noise)
+    def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:
+        """Pure noise or the noised guess at the face; if the corrector is asked once, the guess that it corrected."""
+        x, _ = super().start(step, sampler, initial)
         if self.corrector is None or not self.options.crt_once:
-            return x
-        self.condition = self._corrected(self.corrector, x, step.t)
-        if step.pure_noise:
-            return x
-        stride = self.options.stride
-        change = enlarge_grid(self.condition - self.enlarged[..., ::stride, ::stride], stride)
-        return x + math.sqrt(step.alphas_cumprod) * change
+            return x, self.condition
+        t = min(step.t + 1, len(sampler.prior.schedule) - 1)  # trained on (x_{t−1}, t), t below T
+        condition = self._corrected(self.corrector, x, t, sampler)
+        if not step.pure_noise:
+            stride = self.options.stride
+            change = enlarge_grid(condition - self.enlarged[..., ::stride, ::stride], stride)
+            if initial is not None:  # it needs no correction
+                change = (1 - initial.known) * change
+            x = x + math.sqrt(step.alphas_cumprod) * change
+        return x, condition
 
-    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
-        """Let the corrector look at x_{t_prev} and predict the next condition."""
-        if self.corrector is not None and not self.options.crt_once and not step.last:
-            self.condition = self._corrected(self.corrector, x_prev, step.t_prev)
-        return x_prev
+    def step(self, x_t: torch.Tensor, condition: torch.Tensor, step: Step, sampler: Sampler) -> Stepped:
+        """Hold the estimate to the condition on the grid, make the step, and correct the condition.
 
-    def _corrected(self, corrector: Corrector, x: torch.Tensor, t: int) -> torch.Tensor:
-        # trained on (x_{t−1}, t), t below T
-        after = torch.full((len(x),), min(t + 1, len(corrector.network.schedule) - 1), device=x.device)
+        The last step is left to the prior.
+        """
+        options, stride = self.options, self.options.stride
+        denoised = sampler.estimate(x_t, step)
+        if step.last:
+            return sampler.solve(denoised, step), denoised.x0, condition
+
+        # w_t · m_t: FCM, all of the grid, above τ · T; RACM, at random where the condition has edges, below
+        weight: float | torch.Tensor = 1.0
+        if step.fraction <= options.tau:
+            mask = adaptive_mask(condition, options.edge_exponent, sampler.noise.uniform(1, *condition.shape[-2:]))
+            weight = options.late_weight * step.fraction * mask
+
+        # x0' = x0 + w_t · m_t · (y − x0); an ancestral solver also mixes x_t in, where y is noised with the same eps
+        noised_condition = noised(condition, denoised.eps[..., ::stride, ::stride], step.alphas_cumprod)
+        denoised = denoised._replace(
+            x0=interpolate(denoised.x0, condition, weight, stride),
+            x_t=interpolate(denoised.x_t, noised_condition, weight, stride),
+        )
+        x_prev = sampler.solve(denoised, step)
+
+        # CRT sees x_{t−1} and is told the t of the step just made, as the authors' code does
+        if self.corrector is not None and not options.crt_once:
+            condition = self._corrected(self.corrector, x_prev, step.t, sampler)
+        return x_prev, denoised.x0, condition
+
+    def _corrected(self, corrector: Corrector, x: torch.Tensor, t: int, sampler: Sampler) -> torch.Tensor:
         skip = self.options.stride // corrector.network.stride
-        return map_images(corrector.network, x, after, self.first_condition)[..., ::skip, ::skip]
+        told = torch.full((len(x),), t, device=x.device)
+        return sampler.apply(corrector.network, x, told, self.first_condition)[..., ::skip, ::skip]
 
 
 def interpolate(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from faceprior.methods.measured import Measured, check_not_negative
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import Denoised, NoiseSource, Step
+from faceprior.sampling import Sampler, Step, Stepped
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,16 @@ class DPS(Measured):
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior, options: DPSOptions) -> None:
         super().__init__(low_resolution, prior)
         self.zeta = options.zeta
-        self.gradient = torch.zeros_like(self.enlarged)
 
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:  # noqa: ARG002
-        """Take the gradient of ‖y − A x0(x_t)‖; the estimate stays."""
-        residual = self.singular_values * self.disagreement(denoised.x0)  # Uᵀ(y − A x0), as long as y − A x0
-        distance = torch.linalg.vector_norm(residual, dim=(1, 2, 3))  # (B,)
-        (self.gradient,) = torch.autograd.grad(distance.sum(), denoised.x_t)
-        return denoised
-
-    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
-        """x_{t−1} = x'_{t−1} − ζ ∇‖y − A x0‖ (algorithm 1; the step size is the authors' code's)."""
-        return x_prev - self.zeta * self.gradient
+    def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
+        """x_{t−1} = x'_{t−1} − ζ ∇‖y − A x0(x_t)‖ (algorithm 1; the step size is the authors' code's)."""
+        with torch.enable_grad():
+            denoised = sampler.estimate(x_t.detach().requires_grad_(), step)
+            residual = self.singular_values * self.disagreement(denoised.x0)  # Uᵀ(y − A x0), as long as y − A x0
+            distances = torch.linalg.vector_norm(residual, dim=(1, 2, 3)).sum()  # of each face: none sees another's
+        (gradient,) = torch.autograd.grad(distances, denoised.x_t)
+        denoised = denoised.detach()
+        return sampler.solve(denoised, step) - self.zeta * gradient, denoised.x0, state
 
 
 METHOD = Method(

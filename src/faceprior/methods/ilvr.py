@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from faceprior.errors import OptionError
-from faceprior.methods.measured import Enlarged, Measured, check_share, noised
+from faceprior.methods.measured import Enlarged, Measured, check_share
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.operators import bicubic_reduction
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import NoiseSource, Step
+from faceprior.sampling import Sampler, Step, Stepped, noised
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ class ILVR(Measured):
         self.enlarged = Enlarged(low_resolution, prior).enlarged  # a warm start sees all of the face
         self.until = options.until * len(prior.schedule)
 
-    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:
+    def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
         """x_{t−1} = φ(y_{t−1}) + x'_{t−1} − φ(x'_{t−1}), with y_{t−1} ~ q(y_{t−1} | y) (algorithm 1)."""
-        if max(step.t_prev, 0) < self.until:
-            return x_prev
-        z = self.to_spectrum(noise.normal(*x_prev.shape[1:]))
-        y = noised(self.known, z, step.alphas_cumprod_prev)
-        return x_prev + self.from_spectrum((y - self.to_spectrum(x_prev)) * self.measured)
+        x_prev, x0, state = super().step(x_t, state, step, sampler)
+        if max(step.t_prev, 0) >= self.until:
+            z = self.to_spectrum(sampler.noise.normal(*x_prev.shape[1:]))
+            y = noised(self.known, z, step.alphas_cumprod_prev)
+            x_prev = x_prev + self.from_spectrum((y - self.to_spectrum(x_prev)) * self.measured)
+        return x_prev, x0, state
 
 
 METHOD = Method(

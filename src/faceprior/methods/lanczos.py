@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from faceprior.errors import OptionError
 from faceprior.methods.method import Method, NoOptions
 from faceprior.operators import lanczos_matrix
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import NoiseSource, Restoration, Step
+from faceprior.sampling import Initial, Restoration, Sampler, Started, Step
 
 
 class Lanczos(Restoration):
@@ -28,9 +29,11 @@ class Lanczos(Restoration):
             enlarged.append(matrix @ face @ matrix.mT)
         self.enlarged = torch.stack(enlarged)
 
-    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:  # noqa: ARG002
-        """The enlarged faces."""
-        return self.enlarged
+    def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:  # noqa: ARG002
+        """The enlarged faces; raises OptionError if there are initial ones."""
+        if initial is not None:
+            raise OptionError("lanczos does not sample, so it cannot start from a face; choose a method with a prior")
+        return self.enlarged, None
 
 
 METHOD = Method(

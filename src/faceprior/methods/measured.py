@@ -11,7 +11,7 @@ from faceprior.errors import OptionError
 from faceprior.images import resize
 from faceprior.operators import bicubic_reduction
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import NoiseSource, Restoration, Step, map_images
+from faceprior.sampling import Initial, Restoration, Sampler, Started, Step, map_images, noised
 
 
 class Enlarged(Restoration):
@@ -27,17 +27,17 @@ class Enlarged(Restoration):
 
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior) -> None:
         self.enlarged = torch.cat([resize(face[None], prior.resolution) for face in low_resolution])
-        self._initial: torch.Tensor | None = None
 
-    def start_from(self, images: torch.Tensor) -> None:
-        """Take these faces, (B, 3, R, R), for the bicubic ones in a warm start."""
-        self._initial = images
+    def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:
+        """Pure noise if the sampler starts at T; else the bicubic or initial face, noised to the first level."""
+        z = sampler.noise.normal(*self.enlarged.shape[1:])
+        if initial is None and step.pure_noise:
+            return z, None
+        return noised(self.guess(initial), z, step.alphas_cumprod), None
 
-    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
-        """Pure noise if the sampler starts at T; else the bicubic face, noised to the first level (warm start)."""
-        initial = self.enlarged if self._initial is None else self._initial
-        z = noise.normal(*initial.shape[1:])
-        return z if step.pure_noise else noised(initial, z, step.alphas_cumprod)
+    def guess(self, initial: Initial | None) -> torch.Tensor:
+        """The clean face as far as it is known before sampling: the initial one over the bicubic one."""
+        return self.enlarged if initial is None else initial.over(self.enlarged)
 
 
 class Measured(Enlarged):
@@ -82,11 +82,6 @@ class Measured(Enlarged):
     def disagreement(self, x0: torch.Tensor) -> torch.Tensor:
         """ȳ − Vᵀ x0 where A measures, 0 elsewhere: what x0 lacks of the measurement, in spectral coordinates."""
         return (self.known - self.to_spectrum(x0)) * self.measured
-
-
-def noised(x0: torch.Tensor, z: torch.Tensor, alphas_cumprod: float) -> torch.Tensor:
-    """Draw from q(x_t | x0) with noise z: √ᾱ · x0 + √(1 − ᾱ) · z."""
-    return math.sqrt(alphas_cumprod) * x0 + math.sqrt(1 - alphas_cumprod) * z
 
 
 def refreshed(eps: torch.Tensor, z: torch.Tensor, eta: float) -> torch.Tensor:

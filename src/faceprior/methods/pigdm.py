@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from faceprior.methods.measured import Measured, check_not_negative
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import Denoised, NoiseSource, Step
+from faceprior.sampling import Sampler, Step, Stepped
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PiGDM(Measured):
         super().__init__(low_resolution, prior)
         self.sigma, self.weight = 2 * options.sigma_y, options.weight
 
-    def correct(self, denoised: Denoised, step: Step, noise: NoiseSource) -> Denoised:  # noqa: ARG002
+    def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
         """x0' = x0 + √ᾱ_t · r_t² · (∂x0/∂x_t)ᵀ Aᵀ (r_t² A Aᵀ + σ_y² I)⁻¹ (y − A x0) (eq. 7, algorithm 1).
 
         r_t² = σ_t²/(1 + σ_t²) with σ_t² = (1 − ᾱ_t)/ᾱ_t, which is 1 − ᾱ_t: the variance of x0 given x_t if faces had
@@ -64,10 +64,13 @@ class PiGDM(Measured):
         gain = (
             variance * squares / (variance * squares + self.sigma**2).where(self.measured, torch.ones_like(squares))
         )
-        with torch.no_grad():
-            wanted = self.from_spectrum(gain * self.disagreement(denoised.x0))
+        with torch.enable_grad():
+            denoised = sampler.estimate(x_t.detach().requires_grad_(), step)
+        wanted = self.from_spectrum(gain * self.disagreement(denoised.x0))
         (guidance,) = torch.autograd.grad(denoised.x0, denoised.x_t, wanted)
-        return denoised._replace(x0=denoised.x0 + self.weight * math.sqrt(step.alphas_cumprod) * guidance)
+        denoised = denoised.detach()
+        x0 = denoised.x0 + self.weight * math.sqrt(step.alphas_cumprod) * guidance
+        return sampler.solve(denoised._replace(x0=x0), step), x0, state
 
 
 METHOD = Method(

@@ -84,7 +84,7 @@ PRESETS = {
     "paper-ddim": Preset(
         "dpi",
         SamplingOptions(solver="ddim", steps=20),
-        DPIOptions(tau=0.4, late_weight=2 / 3, edge_exponent=1.4, stride=2, placement="resized"),
+        DPIOptions(tau=0.35, late_weight=2 / 3, edge_exponent=1.4, stride=2, placement="resized"),
     ),
     "paper-ddpm": Preset(
         "dpi",

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from faceprior.corrector import make_condition
 from faceprior.errors import OptionError
-from faceprior.methods.measured import Enlarged, noised
+from faceprior.methods.measured import Enlarged
 from faceprior.methods.method import Method, SamplingOptions, evenly_spaced
 from faceprior.priors.adapter import Prior
 from faceprior.priors.noise_schedule import NoiseSchedule
-from faceprior.sampling import NoiseSource, Step, time_travel
+from faceprior.sampling import Sampler, Step, Stepped, noised, time_travel
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ class RePaint(Enlarged):
             [make_condition(face[None], prior.resolution, options.stride, "sampled") for face in low_resolution]
         )
 
-    def finish(self, x_prev: torch.Tensor, step: Step, noise: NoiseSource) -> torch.Tensor:
+    def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
         """x_{t−1} = m ⊙ known_{t−1} + (1 − m) ⊙ x'_{t−1}, with known_{t−1} ~ q(x_{t−1} | y) (eq. 8)."""
-        z = noise.normal(*self.condition.shape[1:])
-        mixed = x_prev.clone()
-        mixed[..., :: self.stride, :: self.stride] = noised(self.condition, z, step.alphas_cumprod_prev)
-        return mixed
+        x_prev, x0, state = super().step(x_t, state, step, sampler)
+        z = sampler.noise.normal(*self.condition.shape[1:])
+        x_prev[..., :: self.stride, :: self.stride] = noised(self.condition, z, step.alphas_cumprod_prev)
+        return x_prev, x0, state
 
 
 def plan(schedule: NoiseSchedule, sampling: SamplingOptions, options: RePaintOptions) -> list[Step]:

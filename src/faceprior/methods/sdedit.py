@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
-from faceprior.methods.measured import Enlarged, noised
+from faceprior.methods.measured import Enlarged
 from faceprior.methods.method import Method, NoOptions, SamplingOptions
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import NoiseSource, Step
+from faceprior.sampling import Initial, Sampler, Started, Step, noised
 
 
 class SDEdit(Enlarged):
@@ -27,9 +27,10 @@ class SDEdit(Enlarged):
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior, options: NoOptions) -> None:  # noqa: ARG002
         super().__init__(low_resolution, prior)
 
-    def start(self, step: Step, noise: NoiseSource) -> torch.Tensor:
+    def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:
         """x_{t₀} = √ᾱ · y + √(1 − ᾱ) · z (algorithm 2), even if t₀ is T."""
-        return noised(self.enlarged, noise.normal(*self.enlarged.shape[1:]), step.alphas_cumprod)
+        z = sampler.noise.normal(*self.enlarged.shape[1:])
+        return noised(self.guess(initial), z, step.alphas_cumprod), None
 
 
 METHOD = Method(

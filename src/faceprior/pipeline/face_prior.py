@@ -27,7 +27,7 @@ from faceprior.images import MIN_SIDE, resize, square, to_pil, to_rgb, to_tensor
 from faceprior.methods import DEFAULT_PRESET, Method, Preset, find_method, find_preset
 from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
 from faceprior.priors.store import resolve
-from faceprior.sampling import NoiseSource, OnStep, Step, sample, spawn_generators
+from faceprior.sampling import Initial, NoiseSource, OnStep, Sampler, Step, sample, spawn_generators
 
 ImageInput = Image.Image | np.ndarray | torch.Tensor
 OutputType = Literal["pil", "np", "pt"]
@@ -285,7 +285,9 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         preset: Preset,
         batch_size: int,
         on_step: OnStep | None = None,
-        initial: Sequence[torch.Tensor] | None = None,
+        initial: Initial | None = None,
+        *,
+        whole_batches: bool = False,
     ) -> torch.Tensor:
         """Restore low-resolution faces as they are; what `__call__` and the workflow over files share.
 
@@ -296,11 +298,15 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             preset: all options.
             batch_size: samples that go through the networks together.
             on_step: see `faceprior.sampling.sample`.
-            initial: clean faces to start from, each (3, R, R) in [-1, 1], for methods that start from a noised face
-                (`faceprior.sampling.Restoration.start_from`); None leaves the start to the method.
+            initial: clean faces to start from, one for each face; None leaves the start to the method.
+            whole_batches: networks see whole batches on a CPU too: faster, but the last bits of a result depend on
+                its batch. For measuring many faces; a result that someone keeps is made without.
 
         Returns:
             (B, N, 3, R, R) in [-1, 1], on the CPU.
+
+        Raises:
+            OptionError: initial faces are given to a method that cannot start from them.
         """
         method, steps = find_method(preset.method), self._steps(preset)
         corrector = self._corrector(method)
@@ -312,12 +318,12 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             batch = slice(first, first + batch_size)
             conditions = [face.to(device) for face in repeated[batch]]
             restoration = method.begin(conditions, self.prior, preset.options, corrector)
+            starts = None
             if initial is not None:
-                starts = [face for face in initial for _ in range(num_samples)]
-                restoration.start_from(torch.stack(starts[batch]).to(device))
+                starts = Initial(*(own.repeat_interleave(num_samples, 0)[batch].to(device) for own in initial))
             noise = NoiseSource(sources[batch], device)
-            solver = method.solver(preset.sampling)
-            found = sample(self.prior, restoration, solver, steps, noise, on_step=on_step)
+            sampler = Sampler(self.prior, method.solver(preset.sampling), noise, whole_batches=whole_batches)
+            found = sample(restoration, steps, sampler, initial=starts, on_step=on_step)
             restored.append(found.clamp(-1, 1).cpu())
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))
 

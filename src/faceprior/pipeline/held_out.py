@@ -17,7 +17,6 @@ from faceprior.images import resize
 from faceprior.methods import Preset
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.priors.card import Landmarks
-from faceprior.sampling import whole_batches
 
 
 class Damage(NamedTuple):
@@ -91,8 +90,9 @@ def evaluate_held_out(
             for corrector, used in pipelines.items():
                 generators = [torch.Generator().manual_seed(seed + i) for i in chosen]
                 started = time.perf_counter()
-                with whole_batches():
-                    images = used.restore(list(inputs), generators, samples, preset, batch_size)  # (b, N, 3, R, R)
+                images = used.restore(  # (b, N, 3, R, R)
+                    list(inputs), generators, samples, preset, batch_size, whole_batches=True
+                )
                 seconds = (time.perf_counter() - started) / len(chosen)
                 estimates: list[tuple[Estimate, torch.Tensor, float]] = [("sample", images[:, 0], seconds / samples)]
                 if samples > 1:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from faceprior.sampling.loop import Denoised, OnStep, Restoration, map_images, sample, whole_batches
-from faceprior.sampling.noise import NoiseSource, face_generator, spawn_generators
-from faceprior.sampling.solvers import Solver, make_solver
+from faceprior.sampling.loop import Initial, OnStep, Restoration, Sampler, Started, Stepped, map_images, sample
+from faceprior.sampling.noise import NoiseSource, face_generator, noised, spawn_generators
+from faceprior.sampling.solvers import Denoised, Solver, make_solver
 from faceprior.sampling.steps import Step, spaced_steps, time_travel
 
 __all__ = [
     "Denoised",
+    "Initial",
     "NoiseSource",
     "OnStep",
     "Restoration",
+    "Sampler",
     "Solver",
+    "Started",
     "Step",
+    "Stepped",
     "face_generator",
     "make_solver",
     "map_images",
+    "noised",
     "sample",
     "spaced_steps",
     "spawn_generators",
     "time_travel",
-    "whole_batches",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,6 +33,11 @@ class NoiseSource:
         """Uniform numbers in [0, 1), (B, *shape), float32."""
         draws = [torch.rand(shape, generator=g, device=g.device) for g in self.generators]
         return torch.stack(draws).to(self.device)
+
+
+def noised(x0: torch.Tensor, z: torch.Tensor, alphas_cumprod: float) -> torch.Tensor:
+    """Draw from q(x_t | x0) with noise z: √ᾱ · x0 + √(1 − ᾱ) · z."""
+    return math.sqrt(alphas_cumprod) * x0 + math.sqrt(1 - alphas_cumprod) * z
 
 
 def spawn_generators(generator: torch.Generator, count: int) -> list[torch.Generator]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 
@@ -16,10 +16,28 @@ from faceprior.errors import OptionError
 from faceprior.sampling.noise import NoiseSource
 from faceprior.sampling.steps import Step
 
-if TYPE_CHECKING:
-    from faceprior.sampling.loop import Denoised
-
 SolverName = Literal["ddim", "ddpm", "dpmpp-2m", "unipc"]
+
+
+class Denoised(NamedTuple):
+    """What is estimated at a step, and what a method corrects; all tensors (B, 3, R, R).
+
+    Attributes:
+        x_t: the noisy image.
+        x0: estimate of the clean image, clipped to [-1, 1].
+        eps: estimate of the noise.
+        variance_range: see `faceprior.priors.Estimate`; may be None.
+    """
+
+    x_t: torch.Tensor
+    x0: torch.Tensor
+    eps: torch.Tensor
+    variance_range: torch.Tensor | None
+
+    def detach(self) -> Denoised:
+        """Return the values alone, without a graph."""
+        variance_range = None if self.variance_range is None else self.variance_range.detach()
+        return Denoised(self.x_t.detach(), self.x0.detach(), self.eps.detach(), variance_range)
 
 
 class Solver(Protocol):

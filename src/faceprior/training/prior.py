@@ -15,7 +15,6 @@ from torch import nn
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import to_pil
-from faceprior.methods.unconditional import Unconditional
 from faceprior.priors.adapter import PredictionType, Prior
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -23,7 +22,7 @@ from faceprior.priors.patch_transformer import PatchTransformer
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import ddim_scheduler_config, load_prior, save_prior
 from faceprior.priors.unshuffled_unet import UnshuffledUNet
-from faceprior.sampling import NoiseSource, make_solver, sample, spaced_steps
+from faceprior.sampling import NoiseSource, Restoration, Sampler, make_solver, sample, spaced_steps
 from faceprior.training.config import PriorConfig, Weighting, build_network
 from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
 from faceprior.training.shards import PackedFaces
@@ -148,7 +147,7 @@ class PriorTask:
         noise = NoiseSource([torch.Generator().manual_seed(seed) for seed in range(count)], prior.device)
         steps = spaced_steps(prior.schedule, min(_SAMPLE_STEPS, len(prior.schedule)))
         with self._autocast(prior.device):
-            return sample(prior, Unconditional(prior.resolution), make_solver("ddim"), steps, noise)
+            return sample(Restoration(), steps, Sampler(prior, make_solver("ddim"), noise))
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")

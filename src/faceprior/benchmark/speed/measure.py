@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,6 @@ from faceprior.errors import DeviceError
 from faceprior.images import resize
 from faceprior.methods import Preset, find_method
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.sampling import whole_batches
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,7 @@ def make_work(
 
     def work() -> torch.Tensor:
         generators = [torch.Generator().manual_seed(number) for number in range(batch_size)]
-        with whole_batches() if whole else nullcontext():
-            return pipeline.restore(faces, generators, 1, preset, batch_size)
+        return pipeline.restore(faces, generators, 1, preset, batch_size, whole_batches=whole)
 
     return work
 
