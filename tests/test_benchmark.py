@@ -22,12 +22,13 @@ from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.metrics import COSTS, METRICS, Measured, MeterOptions, Meters, lpips_network
 from faceprior.benchmark.results import Results
 from faceprior.benchmark.run import Benchmark, noise_seed
-from faceprior.benchmark.summary import bootstrap, summarise
+from faceprior.benchmark.summary import summarise
 from faceprior.cli.app import app
 from faceprior.degradations import OCCLUSIONS, bicubic_downscale, make_input
 from faceprior.errors import DataError, FacePriorError, OptionError, WeightsError
 from faceprior.evaluation.arcface import ArcFaceEmbedder, IResNet
 from faceprior.evaluation.frechet import frechet_distance
+from faceprior.evaluation.intervals import bootstrap
 from faceprior.evaluation.metrics import diversity, ms_ssim, psnr
 from faceprior.evaluation.pose import PoseMeter
 from faceprior.images import read_image, to_tensor

@@ -16,8 +16,9 @@ from PIL import Image
 from faceprior import __version__
 from faceprior.benchmark.metrics import METRICS, Metric
 from faceprior.benchmark.results import Row
-from faceprior.benchmark.summary import Interval, MethodSummary
+from faceprior.benchmark.summary import MethodSummary
 from faceprior.errors import OutputError
+from faceprior.evaluation.intervals import Interval
 from faceprior.images import read_image
 from faceprior.studies.tables import write_plot
 

@@ -6,36 +6,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from faceprior.benchmark.metrics import METRICS, Features, set_figures
 from faceprior.benchmark.results import Row
-
-DRAWS = 2000
-"""Draws of the bootstrap."""
-
-_SEED = 0
-_COVERED = (0.025, 0.975)
-_AT_ONCE = 4_000_000  # indices that are drawn together, for memory
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over faces.
-
-    Attributes:
-        mean: the mean.
-        low: lower end of its 95 % bootstrap interval; the mean itself for a single face.
-        high: upper end.
-        faces: number of faces.
-    """
-
-    mean: float
-    low: float
-    high: float
-    faces: int
+from faceprior.evaluation.intervals import DRAWS, Interval, bootstrap
 
 
 @dataclass(frozen=True)
@@ -67,29 +42,6 @@ SetInputs = Callable[
     [Sequence[Row]], tuple[Features | None, Features | None, torch.Tensor | None, torch.Tensor | None]
 ]
 """What set metrics are computed from, for the rows of one method, condition and seed: see `set_figures`."""
-
-
-def bootstrap(values: Sequence[float], draws: int = DRAWS) -> Interval:
-    """Mean of at least one value with its 95 % percentile interval (Efron 1979).
-
-    Args:
-        values: one for each face.
-        draws: number of resamplings, from a fixed seed.
-    """
-    own = np.asarray(values, np.float64)
-    means = _resampled_means(own, draws)
-    low, high = np.quantile(means, _COVERED)
-    return Interval(float(own.mean()), float(low), float(high), len(own))
-
-
-def _resampled_means(values: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
-    generator = np.random.default_rng(_SEED)
-    each = max(1, _AT_ONCE // len(values))
-    parts = [
-        values[generator.integers(len(values), size=(min(each, draws - first), len(values)))].mean(1)
-        for first in range(0, draws, each)
-    ]
-    return np.concatenate(parts)
 
 
 def summarise(
