@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, ModelMixin
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -202,7 +202,7 @@ def test_a_face_emerges_step_by_step(studio, crop):
     assert all(step.done <= step.total == 12 for step in steps)
 
 
-class Counting(torch.nn.Module):
+class Counting(ModelMixin):
     """A network that counts its evaluations, and is slow enough to be stopped."""
 
     def __init__(self, network):

@@ -62,9 +62,8 @@ class MeanColours:
 
 
 @pytest.fixture
-def aligned(pipeline, monkeypatch):
-    monkeypatch.setattr(pipeline.prior, "card", replace(pipeline.prior.card, template=TIGHT_TEMPLATE))
-    return pipeline
+def aligned(pipeline):
+    return FacePriorPipeline(pipeline.unet, pipeline.scheduler, card=replace(pipeline.card, template=TIGHT_TEMPLATE))
 
 
 def test_the_bicubic_rows_are_what_the_metrics_say_of_bicubic(pipeline, faces):

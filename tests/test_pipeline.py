@@ -154,6 +154,23 @@ def test_a_generator_is_used_up_so_that_the_next_call_differs(plain):
     assert not torch.equal(first.images, second.images)
 
 
+def test_a_seed_is_a_generator_of_that_seed(corrected):
+    images = faces(2)
+    by_generator = restore(corrected, images, generator=[generator(1), generator(2)])
+    assert same(restore(corrected, images, generator=[1, 2]), by_generator)
+    assert same(restore(corrected, images, generator=(np.int64(1), torch.tensor(2))), by_generator)
+    assert same(restore(corrected, images, generator=0), restore(corrected, images, generator=generator(0)))
+
+
+def test_torch_seeds_a_call_without_a_generator(plain):
+    torch.manual_seed(5)
+    first = restore(plain, generator=None)
+    torch.manual_seed(5)
+    assert same(restore(plain, generator=None), first)
+    torch.manual_seed(6)
+    assert not torch.equal(restore(plain, generator=None).images, first.images)
+
+
 def test_without_a_generator_every_call_draws_fresh_noise(plain):
     assert not torch.equal(restore(plain, generator=None).images, restore(plain, generator=None).images)
 
@@ -208,6 +225,20 @@ def test_scale_preset_and_corrector_change_the_result(plain, corrected):
     assert not torch.equal(restore(corrected).images, base.images)
 
 
+def test_numbers_of_numpy_and_torch_are_numbers(plain):
+    base = restore(plain, scale=8, num_inference_steps=4, num_samples=2, batch_size=1, tau=0.5, stride=2)
+    found = restore(
+        plain,
+        scale=np.float32(8),
+        num_inference_steps=np.int64(4),
+        num_samples=np.int32(2),
+        batch_size=torch.tensor(1),
+        tau=np.float64(0.5),
+        stride=torch.tensor(2),
+    )
+    assert same(found, base)
+
+
 def test_an_option_of_none_is_left_to_the_preset(plain):
     assert same(restore(plain, tau=None, num_inference_steps=None, solver=None), restore(plain))
 
@@ -252,7 +283,7 @@ def test_mean_spread_and_consistency_are_what_their_docstring_says(corrected):
     assert found.lr_consistency == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-def test_the_input_types_agree(plain):
+def test_the_input_types_agree(plain, tmp_path):
     tensor = faces(1)[0]
     pixels = (tensor * 255).round().to(torch.uint8)
     array = pixels.permute(1, 2, 0).numpy()
@@ -270,6 +301,30 @@ def test_the_input_types_agree(plain):
         "picture": Image.fromarray(array),
         "list of pictures": [Image.fromarray(array)],
         "transparent picture": Image.fromarray(array).convert("RGBA"),
+        "path": tmp_path / "face.png",
+        "path as text": str(tmp_path / "face.png"),
+        "list of paths": [tmp_path / "face.png"],
+    }
+    Image.fromarray(array).save(tmp_path / "face.png")
+    for name, image in inputs.items():
+        found = restore(plain, image)
+        torch.testing.assert_close(found.images, base.images, atol=1e-5, rtol=0, msg=name)
+
+
+def test_grey_inputs_agree(plain):
+    tensor = faces(1)[0, 0]
+    pixels = (tensor * 255).round().to(torch.uint8)
+    array = pixels.numpy()
+    base = restore(plain, tensor.expand(3, -1, -1))
+    inputs = {
+        "tensor": tensor,
+        "tensor of one channel": tensor[None],
+        "batch of tensors": tensor[None, None],
+        "uint8 array": array,
+        "array of one channel": array[..., None],
+        "batch of arrays": array[None, ..., None],
+        "list of float arrays": [array / 255],
+        "picture": Image.fromarray(array),
     }
     for name, image in inputs.items():
         found = restore(plain, image)
@@ -389,6 +444,12 @@ def test_the_callback_can_replace_the_sample(plain):
         ({"scale": "4"}, "scale"),
         ({"num_samples": 0}, "samples"),
         ({"batch_size": 0}, "batch size"),
+        ({"num_samples": 1.5}, "samples"),
+        ({"num_inference_steps": 2.5}, "steps"),
+        ({"guidance_scale": 7.5}, "guidance_scale"),
+        ({"generator": -1}, "generator is -1"),
+        ({"generator": [2**64]}, "generator is"),
+        ({"generator": "0"}, "generator is '0'"),
         ({"output_type": "latent"}, "latent"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "latents"),
@@ -408,12 +469,13 @@ def test_a_wrong_option_is_refused_by_its_name(corrected, options, word):
         pytest.param(torch.full((3, 8, 8), math.inf), "values", id="infinity"),
         pytest.param(torch.full((3, 8, 8), -0.5), r"\[0, 1\]", id="signed values"),
         pytest.param(np.full((8, 8, 3), 128, dtype=np.int64), r"\[0, 1\]", id="integers that are not uint8"),
-        pytest.param(torch.zeros(1, 8, 8), r"\(1, 8, 8\)", id="one channel"),
+        pytest.param(torch.zeros(2, 8, 8), r"\(2, 8, 8\)", id="two channels"),
         pytest.param(np.zeros((3, 8, 8)), r"\(3, 8, 8\)", id="array with channels first"),
-        pytest.param(np.zeros((8, 8)), "not understood", id="grey array"),
+        pytest.param(np.zeros(8), "not understood", id="a row"),
         pytest.param(torch.zeros(3, 3, 8), "too small", id="three pixels"),
         pytest.param(Image.new("RGB", (8, 2)), "too small", id="small picture"),
-        pytest.param("face.png", "str", id="a path"),
+        pytest.param("no-such-face.png", r"no-such-face\.png", id="a path without a file"),
+        pytest.param(8, "int", id="a number"),
         pytest.param([], "no image", id="nothing"),
         pytest.param([None], "NoneType", id="None"),
         pytest.param(np.zeros((0, 5, 3)), "small", id="empty array"),

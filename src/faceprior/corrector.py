@@ -8,9 +8,9 @@ every prior of its resolution and noise schedule.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
@@ -25,9 +25,11 @@ from faceprior.priors.store import (
     embedded_cards,
     find_weights,
     load_network,
+    read_card,
     read_json,
     resolve,
     save_network,
+    write_card,
 )
 
 Placement = Literal["resized", "sampled"]
@@ -190,26 +192,29 @@ class Corrector:
             )
 
 
-def load_corrector(spec: str | Path) -> Corrector:
+def load_corrector(
+    spec: str | Path, *, variant: str | None = None, use_safetensors: bool | None = None, **hub: Any
+) -> Corrector:
     """Load a corrector in float32 on the CPU.
 
     Args:
         spec: name of an embedded corrector, a folder as `save_corrector` writes it, or a hub id.
+        variant: see `faceprior.priors.store.find_weights`.
+        use_safetensors: see there.
+        **hub: see `faceprior.priors.store.resolve`.
 
     Raises:
         WeightsError: nothing is found, a key or shape does not fit, or a sha256 is not the card's.
     """
-    folder = resolve(spec, "corrector")
+    folder = resolve(spec, "corrector", **hub)
     if not folder.is_dir():
         raise WeightsError(f"{folder}: a corrector is a folder with config.json and its weights, not a file")
-    weights = find_weights(folder)
-    card = ModelCard.read(folder)
-    if card is not None:
-        card.verify(weights)
+    weights = find_weights(folder, variant, use_safetensors=use_safetensors)
+    card = read_card(folder, weights)
     config = read_json(folder / "config.json")
     if config.get("_class_name") != "ConditionCorrector":
         raise WeightsError(f"{folder}: holds a {config.get('_class_name')}, not a ConditionCorrector")
-    network = load_network(folder, ConditionCorrector)
+    network = load_network(weights, ConditionCorrector)
     assert isinstance(network, ConditionCorrector)  # noqa: S101 - load_network returns the class it is given
     if card is None:
         sha256 = file_sha256(weights)
@@ -217,12 +222,13 @@ def load_corrector(spec: str | Path) -> Corrector:
     return Corrector(network, card)
 
 
-def save_corrector(corrector: Corrector, folder: Path, *, half: bool = True) -> ModelCard:
-    """Write a corrector as a diffusers model folder with its card; returns the card with the new sha256."""
-    save_network(corrector.network, folder, half=half)
-    card = replace(corrector.card, sha256=file_sha256(find_weights(folder)))
-    card.write(folder)
-    return card
+def save_corrector(corrector: Corrector, folder: Path, *, half: bool = True, **how: Any) -> ModelCard:
+    """Write a corrector as a diffusers model folder with its card; returns the card with the new sha256.
+
+    `how` are options of `faceprior.priors.store.save_network`.
+    """
+    weights = save_network(corrector.network, folder, half=half, **how)
+    return write_card(corrector.card, folder, weights)
 
 
 def embedded_corrector_for(resolution: int, schedule: NoiseSchedule) -> Corrector | None:

@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import nn
 
-from faceprior.corrector import (
-    ConditionCorrector,
-    Corrector,
-    embedded_corrector_for,
-    load_corrector,
-    save_corrector,
-)
-from faceprior.errors import ImageError, OptionError
+from faceprior.corrector import ConditionCorrector, Corrector, save_corrector
+from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import lr_consistency, spread
-from faceprior.images import MIN_SIDE, resize, square, to_pil, to_rgb, to_tensor
+from faceprior.images import MIN_SIDE
 from faceprior.methods import DEFAULT_PRESET, Method, Preset, find_method, find_preset
+from faceprior.pipeline.components import (
+    check_component,
+    corrector_for,
+    describe,
+    prediction_type_of,
+    schedule_of,
+    scheduler_for,
+)
+from faceprior.pipeline.conversions import (
+    AUTO_SCALES,
+    MAX_SCALE,
+    MIN_SCALE,
+    ImageInput,
+    OutputType,
+    Seed,
+    as_images,
+    as_tensors,
+    as_values,
+    generators_of,
+    low_resolution,
+    plain,
+)
+from faceprior.pipeline.devices import choose_device
 from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
-from faceprior.priors.store import resolve
+from faceprior.priors.patch_transformer import PatchTransformer
+from faceprior.priors.residual_unet import GaussianResidualUNet
+from faceprior.priors.store import bare, in_own_memory, read_index, write_index
+from faceprior.priors.unshuffled_unet import UnshuffledUNet
 from faceprior.sampling import Initial, NoiseSource, OnStep, Sampler, Step, sample, spawn_generators
 
-ImageInput = Image.Image | np.ndarray | torch.Tensor
-OutputType = Literal["pil", "np", "pt"]
+__all__ = ["AUTO_SCALES", "MAX_SCALE", "MIN_SCALE", "FacePriorOutput", "FacePriorPipeline", "low_resolution"]
+
 StepCallback = Callable[["FacePriorPipeline", int, int, dict[str, Any]], dict[str, Any]]
 
-MIN_SCALE, MAX_SCALE = 2.0, 32.0
-AUTO_SCALES = (4.0, 16.0)
-"""The range that scale "auto" keeps to: what the priors and correctors are made for."""
+_COMPONENTS = ("unet", "scheduler", "corrector")
 
 
 @dataclass
@@ -62,106 +79,226 @@ class FacePriorOutput(BaseOutput):  # type: ignore[misc]
 class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Restores aligned low-resolution faces with a diffusion prior, by DPI or any other method.
 
+    What is registered is what counts: prior and corrector are made anew from the components for every call, so
+    that `pipeline.unet = ...`, `torch.compile` and another scheduler act at once.
+
     Args:
         unet: the prior's network, any that `faceprior.priors.load_prior` loads.
         scheduler: a diffusers scheduler that carries the prior's noise schedule and prediction type; the
-            sampling itself is faceprior's.
+            sampling itself is the presets'.
         corrector: the CRT; None restores without.
-        card: what the prior is; made from the network if it is None.
-        corrector_card: what the corrector is.
+        card: what the prior is; None takes the card from the folder that the network was loaded from, or else
+            makes one from the network.
+        corrector_card: what the corrector is; None as for the card.
+
+    Raises:
+        WeightsError: the scheduler's noise schedule or the network is not one that a prior can have. Assigning a
+            component raises it too.
     """
 
     model_cpu_offload_seq = "unet->corrector"
     _optional_components = ("corrector",)
+    _callback_tensor_inputs = ("sample", "x0")
+
+    unet: Any
+    scheduler: Any
+    corrector: Any
 
     def __init__(
         self,
-        unet: nn.Module,
-        scheduler: Any,
+        unet: UNet2DModel | GaussianResidualUNet | PatchTransformer | UnshuffledUNet,
+        scheduler: SchedulerMixin,
         corrector: ConditionCorrector | None = None,
         card: ModelCard | None = None,
         corrector_card: ModelCard | None = None,
     ) -> None:
+        self._cards: dict[str, ModelCard] = {}
+        self._interrupt = False
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, corrector=corrector)
-        schedule = NoiseSchedule.from_scheduler_config(scheduler.config)
-        if card is None:
-            card = ModelCard(
-                kind="prior",
-                name=type(unet).__name__,
-                resolution=int(cast("Any", unet.config).sample_size),
-                schedule={"_class_name": type(scheduler).__name__, **_plain_config(scheduler)},
-                prediction_type=scheduler.config.get("prediction_type", "epsilon"),
-            )
-        self.prior = Prior(unet, schedule, scheduler.config.get("prediction_type", "epsilon"), card)
-        if corrector is not None and corrector_card is None:
-            corrector_card = ModelCard(kind="corrector", name="corrector", resolution=corrector.resolution)
-        self.corrector_card = corrector_card
+        for name, own in (("unet", card), ("corrector", corrector_card)):
+            if own is not None and getattr(self, name) is not None:
+                self._cards[name] = own
         self.to()  # networks lie in memory as after loading, so results are the same to the last bit
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Register a component, or say at once why it cannot be one."""
+        before = self.__dict__.get(name)
+        if name in _COMPONENTS:
+            check_component(name, value, before)
+        super().__setattr__(name, value)
+        if name in ("unet", "corrector") and value is not None:
+            in_own_memory(value)
+            if before is None or bare(value) is not bare(before):
+                self._cards[name] = describe(value, self._cards.get(name))
 
     @classmethod
     def from_pretrained(
         cls,
-        prior: str | Path = DEFAULT_PRIOR,
+        pretrained_model_name_or_path: str | Path = DEFAULT_PRIOR,
         *,
-        corrector: str | Path | None = "auto",
+        corrector: str | Path | ConditionCorrector | None = "auto",
+        unet: nn.Module | None = None,
+        scheduler: SchedulerMixin | None = None,
         adm_config: Path | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        device_map: str | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **unknown: Any,
     ) -> FacePriorPipeline:
         """Load a prior and its corrector.
 
         Args:
-            prior: name of an embedded prior, diffusers folder, hub id or ADM checkpoint file.
-            corrector: name, folder or hub id; "auto" takes the one saved with the prior, else the embedded one
-                of the same resolution and noise schedule, else none; None or "none" takes none.
+            pretrained_model_name_or_path: name of an embedded prior, diffusers folder, hub id or ADM checkpoint
+                file.
+            corrector: name, folder, hub id or network; "auto" takes what was saved with the prior, and where
+                the folder says nothing about a corrector the embedded one of the same resolution and noise schedule,
+                if there is one; None or "none" takes none.
+            unet: a network instead of the saved one.
+            scheduler: a scheduler instead of the saved one.
             adm_config: architecture flags of an ADM checkpoint file.
-            torch_dtype: number format to compute in.
+            torch_dtype: number format to compute in; None is float32.
+            dtype: the same under diffusers' newer name.
+            device_map: device for all networks: "cuda", "cpu", ..., or "balanced" for the best there is.
+            variant: "fp16" and the like: of several sets of weights in the folder, the one with this in its name.
+            use_safetensors: True refuses pickled weights, False takes only them; None takes safetensors where there
+                are both.
+            revision: branch, tag or commit of the hub's repository.
+            cache_dir: where downloads are kept.
+            token: for the hub.
+            local_files_only: don't ask the hub.
+            force_download: download again.
+            **unknown: other options of diffusers are refused by name.
 
         Raises:
             WeightsError: something is not found, not safe, or does not fit.
-            OptionError: the corrector does not fit the prior.
+            OptionError: the corrector does not fit the prior, or an option is unknown.
+            DeviceError: the device does not exist on this machine.
         """
-        loaded = load_prior(prior, adm_config)
-        saved = resolve(prior, "prior") / "corrector"
-        found: Corrector | None = None
-        if corrector == "auto":
-            if (saved / "config.json").is_file():
-                found = load_corrector(saved)
-            else:
-                found = embedded_corrector_for(loaded.resolution, loaded.schedule)
-        elif corrector is not None and corrector != "none":
-            found = load_corrector(corrector)
-            found.check(loaded.resolution, loaded.schedule, found.network.stride)
-        config = {**loaded.card.schedule, "prediction_type": loaded.prediction_type}
-        scheduler = DDIMScheduler.from_config(config)
+        if unknown:
+            raise OptionError(f"FacePriorPipeline.from_pretrained has no option {', '.join(sorted(unknown))}")
+        number_format = torch_dtype or dtype or torch.float32
+        if not isinstance(number_format, torch.dtype):
+            raise OptionError(f"torch_dtype is {number_format!r}; give one torch.dtype, such as torch.bfloat16")
+        if not isinstance(device_map, str | None):
+            raise OptionError(f"device_map is {device_map!r}; name one device for all networks, or balanced")
+        device = choose_device("auto" if device_map == "balanced" else device_map) if device_map else None
+
+        source, hub = pretrained_model_name_or_path, {"cache_dir": cache_dir, "token": token}
+        hub |= {"local_files_only": local_files_only, "force_download": force_download}
+        prior = load_prior(
+            source, adm_config, variant=variant, use_safetensors=use_safetensors, revision=revision, **hub
+        )
+        found = corrector_for(prior, source, corrector, variant, use_safetensors, revision, hub)
         pipeline = cls(
-            loaded.network,
-            scheduler,
+            prior.network,
+            scheduler_for(prior),
             found.network if found else None,
-            card=loaded.card,
+            card=prior.card,
             corrector_card=found.card if found else None,
         )
-        pipeline.to(torch_dtype)
-        return pipeline
+        if unet is not None:
+            pipeline.unet = unet
+        if scheduler is not None:
+            pipeline.scheduler = scheduler
+        return pipeline.to(device, number_format)
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write prior, scheduler, corrector and cards as a diffusers folder that `from_pretrained` reads."""
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> FacePriorPipeline:
+        """Make a pipeline of another one's components, as diffusers does, and of the cards that go with them."""
+        if isinstance(pipeline, FacePriorPipeline):
+            for name, card in (("unet", "card"), ("corrector", "corrector_card")):
+                if name not in kwargs:
+                    kwargs.setdefault(card, getattr(pipeline, card))
+        made: FacePriorPipeline = super().from_pipe(pipeline, **kwargs)
+        return made
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        push_to_hub: bool = False,
+        **hub: Any,
+    ) -> None:
+        """Write prior, scheduler, corrector and cards as a diffusers folder that `from_pretrained` reads.
+
+        Args:
+            save_directory: the folder; made if it is missing.
+            safe_serialization: weights as safetensors rather than pickled.
+            variant: "fp16" and the like: part of the weights' file names; their numbers stay as they are.
+            push_to_hub: upload it all, too.
+            **hub: `repo_id` (the folder's name without), `commit_message`, `private`, `token`, `create_pr`.
+
+        Raises:
+            OptionError: an option is unknown.
+        """
+        if unknown := hub.keys() - {"repo_id", "commit_message", "private", "token", "create_pr"}:
+            raise OptionError(f"FacePriorPipeline.save_pretrained has no option {', '.join(sorted(unknown))}")
+        if hub and not push_to_hub:
+            raise OptionError(f"{', '.join(sorted(hub))} says how to upload; add push_to_hub=True")
         folder = Path(save_directory)
-        save_prior(self.prior, folder, half=False)
+        how: dict[str, Any] = {"variant": variant, "safe_serialization": safe_serialization}
+        save_prior(self.prior, folder, half=False, **how)
         corrector = self._corrector()
         if corrector is not None:
-            save_corrector(corrector, folder / "corrector", half=False)
+            save_corrector(corrector, folder / "corrector", half=False, **how)
+        components = {name: entry for name, entry in read_index(folder).items() if not name.startswith("_")}
+        write_index(folder, **{**components, "corrector": self.config["corrector"]})
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.resolve().name), **hub, **how)
 
-    def to(self, *args: Any, **kwargs: Any) -> FacePriorPipeline:
+    def to(self, *args: Any, silence_dtype_warnings: bool = True, **kwargs: Any) -> FacePriorPipeline:
         """Move and cast the networks, as `torch.nn.Module.to` does."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # noqa: SLF001 - as torch and diffusers parse it
+        if device is not None:
+            super().to(device, silence_dtype_warnings=silence_dtype_warnings)  # it knows what is offloaded
         for network in (self.unet, self.corrector):
             if network is not None:
-                nn.Module.to(network, *args, memory_format=torch.channels_last, **kwargs)  # type: ignore[call-overload]
+                nn.Module.to(network, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def without_corrector(self) -> FacePriorPipeline:
         """Return a pipeline of the same prior, not a copy of it, that restores without a corrector."""
-        return FacePriorPipeline(self.unet, self.scheduler, None, card=self.prior.card)
+        return FacePriorPipeline(self.unet, self.scheduler, None, card=self.card)
+
+    @property
+    def prior(self) -> Prior:
+        """The registered network under the registered noise schedule."""
+        schedule = NoiseSchedule.from_scheduler_config(self.scheduler.config)
+        return Prior(self.unet, schedule, prediction_type_of(self.scheduler), self.card)
+
+    @property
+    def card(self) -> ModelCard:
+        """What the prior is; of a network that took the place of another, the sha256 is unknown."""
+        return replace(
+            self._cards["unet"],
+            schedule=schedule_of(self.scheduler),
+            prediction_type=prediction_type_of(self.scheduler),
+        )
+
+    @property
+    def corrector_card(self) -> ModelCard | None:
+        """What the corrector is, if there is one."""
+        return None if self.corrector is None else self._cards["corrector"]
+
+    @property
+    def resolution(self) -> int:
+        """Side R of restored faces, in pixels."""
+        return self._cards["unet"].resolution
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call now at work is to stop; a callback sets `pipeline._interrupt = True`, as in diffusers."""
+        return self._interrupt
 
     def check(self, preset: Preset) -> None:
         """Check that options fit the prior and the corrector before any work is done; raises OptionError."""
@@ -178,18 +315,12 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _steps(self, preset: Preset) -> list[Step]:
         return find_method(preset.method).steps(self.prior.schedule, preset.sampling, preset.options)
 
-    @property
-    def resolution(self) -> int:
-        """Side R of restored faces, in pixels."""
-        return self.prior.resolution
-
     def _corrector(self, method: Method | None = None) -> Corrector | None:
         """The corrector, if there is one and the method works with it."""
-        if self.corrector is None or self.corrector_card is None:
+        card = self.corrector_card
+        if card is None or (method is not None and not method.uses_corrector):
             return None
-        if method is not None and not method.uses_corrector:
-            return None
-        return Corrector(self.corrector, self.corrector_card)
+        return Corrector(self.corrector, card)
 
     @torch.no_grad()
     def __call__(
@@ -197,7 +328,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         image: ImageInput | Sequence[ImageInput],
         scale: float | Literal["auto"] = "auto",
         num_inference_steps: int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Seed | Sequence[Seed] | None = None,
         num_samples: int = 1,
         *,
         preset: str | Preset = DEFAULT_PRESET,
@@ -211,22 +342,25 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Restore aligned faces.
 
         Args:
-            image: one or several low-resolution faces, aligned as the prior's card says: Pillow images, arrays
+            image: one or several low-resolution faces, aligned as the prior's card says: Pillow images, paths, arrays
                 (H, W, 3) or (B, H, W, 3) of uint8 or of floats in [0, 1], or tensors (3, H, W) or (B, 3, H, W)
-                in [0, 1]. They need not be of one size; of an oblong one the central square is taken.
+                in [0, 1]; grey ones have one channel, or (H, W) alone. They need not be of one size; of an oblong
+                one the central square is taken.
             scale: R/n, the size n that an input is taken to have, 2 to 32; it is resized to n×n first if it
                 differs. "auto" keeps the input's own size within ×4 to ×16.
             num_inference_steps: noise levels of the sampler, and for most methods evaluations of the prior; None
                 leaves it to the preset.
-            generator: one for all inputs (each then starts from its state, so that no result depends on the
-                others), or one for each; None draws fresh randomness.
+            generator: generator or seed, one for all inputs (each then starts from its state, so that no result
+                depends on the others), or one for each; None takes a seed from torch's own, which
+                `torch.manual_seed` sets.
             num_samples: samples N of each input.
             preset: name of a preset or of a method, or a preset of your own.
             batch_size: samples that go through the networks together; no result depends on it.
             output_type: "pil", "np" or "pt".
             return_dict: return a `FacePriorOutput` rather than a tuple.
             callback_on_step_end: called as (pipeline, step index, t, tensors) after every step; a "sample" in the
-                dictionary that it returns replaces x_{t−1}.
+                dictionary that it returns replaces x_{t−1}. If it sets `pipeline._interrupt = True`, every batch
+                ends at its next step, and what x0 was then is returned.
             callback_on_step_end_tensor_inputs: the tensors that it gets: "sample" (x_{t−1}) and "x0" (the
                 corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
             **options: options of the preset by name: `solver`, `start`, `end`, `eta`, and the method's own, for DPI
@@ -237,36 +371,46 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             ImageError: an input is not an image that can be restored.
             OptionError: an option is unknown or out of its range.
         """
-        if num_samples < 1 or batch_size < 1:
-            raise OptionError(f"samples is {num_samples} and batch size {batch_size}; both must be at least 1")
+        counts = num_samples, batch_size = plain(num_samples), plain(batch_size)
+        if not all(isinstance(count, int) and count >= 1 for count in counts):
+            raise OptionError(f"samples is {num_samples!r} and batch size {batch_size!r}; both must be at least 1")
         if output_type not in ("pil", "np", "pt"):
             raise OptionError(f"output_type is {output_type!r}; choose pil, np or pt")
-        if unknown := set(callback_on_step_end_tensor_inputs) - {"sample", "x0"}:
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise OptionError(f"callback tensors {', '.join(sorted(unknown))} are not known; choose sample and x0")
         if "steps" in options:
             raise OptionError("the number of steps is num_inference_steps here, not steps")
         chosen = find_preset(preset) if isinstance(preset, str) else preset
-        chosen = chosen.with_options(steps=num_inference_steps, **options)
+        given = {"steps": num_inference_steps, **options}
+        chosen = chosen.with_options(**{name: plain(value) for name, value in given.items()})
         faces = [low_resolution(face, scale, self.resolution) for face in as_tensors(image)]
         batches = -(-len(faces) * num_samples // self._batch_size(chosen, batch_size))
+        self._interrupt = False
         with self.progress_bar(total=self.evaluations(chosen) * batches) as progress:
 
             def on_step(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
                 progress.update()
-                if callback_on_step_end is None:
-                    return x_prev
-                tensors = {"sample": x_prev, "x0": x0}
-                wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                changed = callback_on_step_end(self, step.index, step.t, wanted) or {}
-                replaced: torch.Tensor = changed.get("sample", x_prev)
-                return replaced
+                if callback_on_step_end is not None:
+                    tensors = {"sample": x_prev, "x0": x0}
+                    wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, step.index, step.t, wanted) or {}
+                    if any(value is not tensors.get(name) for name, value in changed.items() if name != "sample"):
+                        raise OptionError("a callback can replace sample; x0 is only to be looked at")
+                    x_prev = changed.get("sample", x_prev)
+                if self.interrupt:
+                    raise _InterruptedError(x0)
+                return x_prev
 
-            generators = _one_each(generator, len(faces))
-            samples = self.restore(faces, generators, num_samples, chosen, batch_size, on_step)
+            samples = self.restore(
+                faces, generators_of(generator, len(faces)), num_samples, chosen, batch_size, on_step
+            )
+        self.maybe_free_model_hooks()
         output = FacePriorOutput(
-            images=_as_type(samples.flatten(0, 1), output_type),
-            mean=_as_type(samples.mean(1), output_type),
-            spread=_as_array(torch.stack([spread(own) for own in samples]), output_type),
+            images=as_images(samples.flatten(0, 1), output_type),
+            mean=as_images(samples.mean(1), output_type),
+            spread=as_values(torch.stack([spread(own) for own in samples]), output_type),
             lr_consistency=[
                 value
                 for own, face in zip(samples, faces, strict=True)
@@ -309,124 +453,36 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             OptionError: initial faces are given to a method that cannot start from them.
         """
         method, steps = find_method(preset.method), self._steps(preset)
-        corrector = self._corrector(method)
-        device, batch_size = self.prior.device, self._batch_size(preset, batch_size)
+        prior, corrector = self.prior, self._corrector(method)
+        device, batch_size = self._execution_device, self._batch_size(preset, batch_size)
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]
         restored = []
         for first in range(0, len(repeated), batch_size):
             batch = slice(first, first + batch_size)
             conditions = [face.to(device) for face in repeated[batch]]
-            restoration = method.begin(conditions, self.prior, preset.options, corrector)
+            restoration = method.begin(conditions, prior, preset.options, corrector)
             starts = None
             if initial is not None:
                 starts = Initial(*(own.repeat_interleave(num_samples, 0)[batch].to(device) for own in initial))
             noise = NoiseSource(sources[batch], device)
-            sampler = Sampler(self.prior, method.solver(preset.sampling), noise, whole_batches=whole_batches)
-            found = sample(restoration, steps, sampler, initial=starts, on_step=on_step)
+            sampler = Sampler(prior, method.solver(preset.sampling), noise, whole_batches=whole_batches)
+            try:
+                found = sample(restoration, steps, sampler, initial=starts, on_step=on_step)
+            except _InterruptedError as stopped:
+                found = stopped.x0
             restored.append(found.clamp(-1, 1).cpu())
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))
 
     def _batch_size(self, preset: Preset, batch_size: int) -> int:
         # a CPU computes one image after the other anyway; so only one image's graph is in memory
         differentiates = find_method(preset.method).differentiates
-        return 1 if differentiates and self.prior.device.type == "cpu" else batch_size
+        return 1 if differentiates and self._execution_device.type == "cpu" else batch_size
 
 
-def _plain_config(scheduler: Any) -> dict[str, Any]:
-    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+class _InterruptedError(Exception):
+    """Leaves the sampler where it is."""
 
-
-def low_resolution(face: torch.Tensor, scale: float | Literal["auto"], resolution: int) -> torch.Tensor:
-    """Bring a face to the size that it is taken to have.
-
-    Args:
-        face: (3, n, n) in [-1, 1].
-        scale: resolution / side of the result; "auto" keeps the face's own side within ×4 to ×16.
-        resolution: side R of the restored face.
-
-    Raises:
-        OptionError: the scale is not a number from 2 to 32, or leaves fewer than 4 pixels.
-    """
-    if scale == "auto":
-        low, high = (round(resolution / bound) for bound in reversed(AUTO_SCALES))
-        side = min(max(face.shape[-1], low), high)
-    else:
-        if not (isinstance(scale, int | float) and MIN_SCALE <= scale <= MAX_SCALE):
-            raise OptionError(f"scale is {scale!r}; choose a number from {MIN_SCALE:g} to {MAX_SCALE:g}, or auto")
-        side = round(resolution / scale)
-        if side < MIN_SIDE:
-            raise OptionError(
-                f"scale {scale:g} leaves {side} pixels of a {resolution}-pixel face; choose a smaller one"
-            )
-    return resize(face[None], side)[0].clamp(-1, 1)
-
-
-def as_tensors(images: ImageInput | Sequence[ImageInput]) -> list[torch.Tensor]:
-    """Return every kind of image input as square (3, n, n) tensors in [-1, 1].
-
-    Raises:
-        ImageError: an input has the wrong type, shape or size.
-    """
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 3):
-        images = [images]
-    if len(images) == 0:
-        raise ImageError("no image was given")
-    return [_as_tensor(image) for image in images]
-
-
-def _as_tensor(image: Any) -> torch.Tensor:
-    if isinstance(image, Image.Image):
-        return _checked(to_tensor(square(to_rgb(image))))
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 3:
-        values = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    elif isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] == 3:
-        values = image.detach().cpu()
-    else:
-        shape = getattr(image, "shape", "")
-        raise ImageError(
-            f"an image of type {type(image).__name__} {tuple(shape) if shape else ''} is not understood;"
-            " give a Pillow image, an array (H, W, 3) or a tensor (3, H, W)"
-        )
-    values = values.float() / 255.0 if values.dtype == torch.uint8 else values.float()
-    if values.numel() == 0:
-        raise ImageError("a face of 0 pixels is too small")
-    if not bool(torch.isfinite(values).all()) or values.min() < 0 or values.max() > 1:
-        raise ImageError("an image has values outside [0, 1]; give floats in [0, 1] or uint8")
-    side = min(values.shape[1:])
-    top, left = (values.shape[1] - side) // 2, (values.shape[2] - side) // 2
-    return _checked(values[:, top : top + side, left : left + side] * 2 - 1)
-
-
-def _checked(face: torch.Tensor) -> torch.Tensor:
-    if face.shape[-1] < MIN_SIDE:
-        raise ImageError(f"a face of {face.shape[-1]} pixels is too small; it needs at least {MIN_SIDE}")
-    return face
-
-
-def _one_each(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> Sequence[torch.Generator]:
-    if generator is None:
-        fresh = torch.Generator()
-        fresh.seed()
-        generator = fresh
-    if isinstance(generator, torch.Generator):
-        state = generator.get_state()
-        copies = [torch.Generator(generator.device) for _ in range(count)]
-        for copy in copies:
-            copy.set_state(state)
-        torch.randint(2**62, (), generator=generator, device=generator.device)  # the next call starts elsewhere
-        return copies
-    if len(generator) != count:
-        raise OptionError(f"{len(generator)} generators for {count} images; give one, or one for each")
-    return generator
-
-
-def _as_type(images: torch.Tensor, output_type: OutputType) -> Any:
-    if output_type == "pil":
-        return [to_pil(image) for image in images]
-    values = (images + 1) / 2
-    return _as_array(values.permute(0, 2, 3, 1) if output_type == "np" else values, output_type)
-
-
-def _as_array(values: torch.Tensor, output_type: OutputType) -> Any:
-    return values if output_type == "pt" else values.numpy()
+    def __init__(self, x0: torch.Tensor) -> None:
+        super().__init__()
+        self.x0 = x0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -45,12 +45,18 @@ class Prior:
     def __init__(
         self, network: nn.Module, schedule: NoiseSchedule, prediction_type: PredictionType, card: ModelCard
     ) -> None:
-        if prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise WeightsError(f"prediction type {prediction_type!r} is not one of epsilon, sample, v_prediction")
+        self.check_prediction_type(prediction_type)
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type
         self.card = card
+
+    @staticmethod
+    def check_prediction_type(name: str) -> None:
+        """Check that a prior can have this prediction type; raises WeightsError."""
+        if name not in get_args(PredictionType):
+            known = ", ".join(get_args(PredictionType))
+            raise WeightsError(f"prediction type {name!r} is not one of {known}")
 
     @property
     def resolution(self) -> int:

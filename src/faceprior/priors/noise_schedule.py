@@ -39,7 +39,12 @@ class NoiseSchedule:
         if config.get("trained_betas") is not None:
             betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
             return cls(torch.cumprod(1.0 - betas, 0))
-        kind = config.get("beta_schedule", "linear")
+        if "beta_schedule" not in config:
+            name = config.get("_class_name", "this scheduler")
+            raise WeightsError(
+                f"{name} has no beta_schedule; a prior needs the noise schedule of a DDPM-family scheduler"
+            )
+        kind = config["beta_schedule"]
         steps = int(config.get("num_train_timesteps", 1000))
         beta_start, beta_end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
         if config.get("rescale_betas_zero_snr"):

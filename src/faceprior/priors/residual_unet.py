@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,15 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         torch.nn.init.zeros_(self.unet.conv_out.bias)
         self.register_buffer("error_std", torch.ones(num_train_timesteps))
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod.float(), persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as diffusers does, but the closed-form part in float32, as `to` leaves it."""
+        dtypes = [kwargs.pop(name, None) for name in ("torch_dtype", "dtype")]
+        dtype = next(filter(None, dtypes), torch.float32)
+        loaded = super().from_pretrained(*args, **kwargs, torch_dtype=torch.float32)
+        torch.nn.Module.to(loaded[0] if isinstance(loaded, tuple) else loaded, dtype=dtype)
+        return loaded
 
     @property
     def input_dtype(self) -> torch.dtype:

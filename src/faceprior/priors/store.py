@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -21,6 +22,7 @@ from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+INDEX_NAME = "model_index.json"
 DEFAULT_PRIOR = "faces-128"
 PRIOR_NETWORKS = {
     "GaussianResidualUNet": "faceprior.priors.residual_unet",
@@ -29,6 +31,14 @@ PRIOR_NETWORKS = {
 }
 """Modules of our own networks, by class; a stock `UNet2DModel` is a prior's network as well."""
 
+_PIPELINE_CODE = '''"""Tells `DiffusionPipeline.from_pretrained` which pipeline these weights are for."""
+
+from faceprior import FacePriorPipeline
+
+__all__ = ["FacePriorPipeline"]
+'''
+
+_ALIGNMENT = 64  # bytes, of what torch allocates on a CPU
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 
@@ -48,12 +58,14 @@ def embedded_cards(kind: str) -> dict[str, ModelCard]:
     return cards
 
 
-def resolve(spec: str | Path, kind: str) -> Path:
+def resolve(spec: str | Path, kind: str, **hub: Any) -> Path:
     """Return the local folder or file that `spec` names, downloading a hub id if need be.
 
     Args:
         spec: name of embedded weights, an existing folder or file, or a hub id ("owner/name").
         kind: "prior" or "corrector", for the embedded names and the message.
+        **hub: options of `huggingface_hub.snapshot_download`, for a hub id: `revision`, `cache_dir`, `token`,
+            `local_files_only`, `force_download`.
 
     Raises:
         WeightsError: it is none of these, or the hub cannot deliver it.
@@ -73,7 +85,7 @@ def resolve(spec: str | Path, kind: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(spec), allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+        return Path(snapshot_download(str(spec), allow_patterns=["*.json", "*.safetensors", "*.bin"], **hub))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise WeightsError(
             f"{kind} {spec}: is not a local path, and the hub did not deliver it ({type(error).__name__});"
@@ -81,7 +93,14 @@ def resolve(spec: str | Path, kind: str) -> Path:
         ) from error
 
 
-def load_prior(spec: str | Path = DEFAULT_PRIOR, adm_config: Path | None = None) -> Prior:
+def load_prior(
+    spec: str | Path = DEFAULT_PRIOR,
+    adm_config: Path | None = None,
+    *,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    **hub: Any,
+) -> Prior:
     """Load a prior in float32 on the CPU.
 
     Args:
@@ -89,23 +108,26 @@ def load_prior(spec: str | Path = DEFAULT_PRIOR, adm_config: Path | None = None)
             schedule, or an ADM (guided-diffusion) checkpoint file.
         adm_config: for a checkpoint file, a JSON or YAML file of its architecture flags; without it the flags of
             `ffhq_10m.pt` are assumed.
+        variant: see `find_weights`.
+        use_safetensors: see `find_weights`.
+        **hub: see `resolve`.
 
     Raises:
         WeightsError: nothing is found, a key or shape does not fit, a sha256 is not the card's, or the file is
             not safe to load. The message names the file.
     """
-    path = resolve(spec, "prior")
+    path = resolve(spec, "prior", **hub)
     if path.is_file():
         from faceprior.priors.adm import load_adm_checkpoint
 
+        if variant is not None or use_safetensors is not None:
+            raise WeightsError(f"{path}: variant and use_safetensors are for folders; this is one file")
         return load_adm_checkpoint(path, adm_config)
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
-    weights = find_weights(folder)
-    card = ModelCard.read(path)
-    if card is not None:
-        card.verify(weights)
+    weights = find_weights(folder, variant, use_safetensors=use_safetensors)
+    card = read_card(path, weights)
     config = read_json(folder / "config.json")
-    network = load_network(folder, _network_class(folder, config))
+    network = load_network(weights, _network_class(folder, config))
     scheduler = _read_scheduler(path)
     schedule = NoiseSchedule.from_scheduler_config(scheduler)
     prediction_type = scheduler.get("prediction_type", "epsilon")
@@ -122,37 +144,100 @@ def load_prior(spec: str | Path = DEFAULT_PRIOR, adm_config: Path | None = None)
     elif card.resolution != _side(folder, config["sample_size"]):
         raise WeightsError(f"{path}: card.json says {card.resolution} pixels, config.json {config['sample_size']}")
     else:
-        sha256 = card.sha256 or file_sha256(weights)
-        card = replace(card, schedule=scheduler, prediction_type=prediction_type, sha256=sha256)
+        card = replace(card, schedule=scheduler, prediction_type=prediction_type)
     return Prior(network, schedule, prediction_type, card)
 
 
-def save_prior(prior: Prior, folder: Path, *, half: bool = True) -> ModelCard:
+def save_prior(
+    prior: Prior, folder: Path, *, half: bool = True, variant: str | None = None, safe_serialization: bool = True
+) -> ModelCard:
     """Write a prior as a diffusers folder (`unet/`, `scheduler/`, `model_index.json`) with its card.
 
     Args:
         prior: the prior; it is not changed.
         folder: where to; made if it is missing.
         half: store the weights in float16 rather than as they are.
+        variant: see `save_network`.
+        safe_serialization: see `save_network`.
 
     Returns:
         The card as written, with the new sha256.
     """
-    save_network(prior.network, folder / "unet", half=half)
+    weights = save_network(
+        prior.network, folder / "unet", half=half, variant=variant, safe_serialization=safe_serialization
+    )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir(parents=True, exist_ok=True)
     scheduler.write_text(json.dumps(prior.card.schedule, indent=2) + "\n", encoding="utf-8")
-    card = replace(prior.card, sha256=file_sha256(folder / "unet" / WEIGHTS_NAMES[0]))
-    card.write(folder)
-    network = type(prior.network)
+    network = type(bare(prior.network))
     library = "diffusers" if network.__module__.startswith("diffusers.") else network.__module__
-    index = {
-        "_class_name": "FacePriorPipeline",
-        "unet": [library, network.__name__],
-        "scheduler": ["diffusers", prior.card.schedule["_class_name"]],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(
+        folder,
+        unet=[library, network.__name__],
+        scheduler=["diffusers", prior.card.schedule["_class_name"]],
+    )
+    return write_card(prior.card, folder, weights)
+
+
+def write_index(folder: Path, **components: Sequence[str | None]) -> None:
+    """Write `model_index.json`, and the code that tells `DiffusionPipeline.from_pretrained` where our pipeline is.
+
+    Args:
+        folder: of the pipeline.
+        **components: [library, class] by name; [None, None] for one that the pipeline does without.
+    """
+    index = {"_class_name": ["pipeline", "FacePriorPipeline"], **components}
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / "pipeline.py").write_text(_PIPELINE_CODE, encoding="utf-8")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read the `model_index.json` of a pipeline's folder; empty if there is none."""
+    path = folder / INDEX_NAME
+    return read_json(path) if path.is_file() else {}
+
+
+def write_card(card: ModelCard, folder: Path, weights: Path) -> ModelCard:
+    """Write the card of weights that were just written; returns it.
+
+    Its sha256 is that of the weights without a variant.
+    """
+    main = next((path for name in WEIGHTS_NAMES if (path := weights.parent / name).is_file()), None)
+    written = weights if weights.name in WEIGHTS_NAMES else main
+    card = replace(card, sha256=file_sha256(written) if written else "")
+    card.write(folder)
     return card
+
+
+def read_card(folder: Path, weights: Path) -> ModelCard | None:
+    """Read a folder's card, with the sha256 of the weights; None if there is none.
+
+    Raises:
+        WeightsError: the card is damaged, or vouches for other weights.
+    """
+    card = ModelCard.read(folder)
+    if card is None:
+        return None
+    if weights.name in WEIGHTS_NAMES:
+        card.verify(weights)
+        return card if card.sha256 else replace(card, sha256=file_sha256(weights))
+    return replace(card, sha256=file_sha256(weights))
+
+
+def card_beside(network: nn.Module, kind: Literal["prior", "corrector"]) -> ModelCard | None:
+    """Return the card in the folder that diffusers loaded a network from, or in the one above; None without any."""
+    source = getattr(getattr(network, "config", None), "_name_or_path", None)
+    for folder in (Path(source), Path(source).parent) if source else ():
+        card = ModelCard.read(folder)
+        if card is not None and card.kind == kind:
+            return card
+    return None
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """Return a network itself, without what `torch.compile` wraps around it."""
+    own: nn.Module = getattr(network, "_orig_mod", network)
+    return own
 
 
 def ddim_scheduler_config(schedule: dict[str, Any], prediction_type: str) -> dict[str, Any]:
@@ -180,19 +265,46 @@ def is_corrector(folder: str | Path) -> bool:
     return config.is_file() and read_json(config).get("_class_name") == "ConditionCorrector"
 
 
-def find_weights(folder: Path) -> Path:
-    """Return the weights file of a diffusers model folder; raises WeightsError if there is none."""
-    for name in WEIGHTS_NAMES:
+def find_weights(folder: Path, variant: str | None = None, *, use_safetensors: bool | None = None) -> Path:
+    """Return the weights file of a diffusers model folder.
+
+    Args:
+        folder: of the network.
+        variant: "fp16" and the like: the middle of the file's name.
+        use_safetensors: whether it is a safetensors file; None takes a pickled one where there is no other.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    names = [_with_variant(name, variant) for name in WEIGHTS_NAMES]
+    wanted = {None: names, True: names[:1], False: names[1:]}[use_safetensors]
+    for name in wanted:
         if (folder / name).is_file():
             return folder / name
-    raise WeightsError(f"{folder}: holds no {WEIGHTS_NAMES[0]}; name a diffusers model folder")
+    raise WeightsError(f"{folder}: holds no {wanted[0]}; name a diffusers model folder that has one")
 
 
-def load_network(folder: Path, kind: type[nn.Module]) -> nn.Module:
-    """Load a diffusers model in float32, refusing missing, unexpected and misshapen keys by name."""
+def _with_variant(name: str, variant: str | None) -> str:
+    stem, suffix = name.split(".")
+    return f"{stem}.{variant}.{suffix}" if variant else name
+
+
+def load_network(weights: Path, kind: type[nn.Module]) -> nn.Module:
+    """Load a diffusers model in float32, refusing missing, unexpected and misshapen keys by name.
+
+    Args:
+        weights: its file, as `find_weights` finds it.
+        kind: its class.
+    """
+    folder, (_, *variant, suffix) = weights.parent, weights.name.split(".")
     try:
         network, info = kind.from_pretrained(  # type: ignore[attr-defined]
-            folder, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+            folder,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
+            variant=".".join(variant) or None,
+            use_safetensors=suffix == "safetensors",
         )
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:300] if str(error).strip() else type(error).__name__
@@ -204,24 +316,49 @@ def load_network(folder: Path, kind: type[nn.Module]) -> nn.Module:
             raise WeightsError(
                 f"{folder}: {fault.replace('_', ' ')}: {names}{more}; the weights do not fit config.json"
             )
-    # a mapped file is not aligned as CPU kernels want it, and the last bits of a result would differ
-    for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.clone()
     loaded: nn.Module = network.eval().requires_grad_(requires_grad=False)
-    return loaded
+    return in_own_memory(loaded)
 
 
-def save_network(network: nn.Module, folder: Path, *, half: bool) -> None:
-    """Write a diffusers model as safetensors, in float16 if `half`."""
+def in_own_memory(network: nn.Module) -> nn.Module:
+    """Move a network's tensors out of a mapped file: they are not aligned there as CPU kernels want them.
+
+    The last bits of a result would depend on where the file's tensors begin.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return network
+
+
+def save_network(
+    network: nn.Module, folder: Path, *, half: bool, variant: str | None = None, safe_serialization: bool = True
+) -> Path:
+    """Write a diffusers model; returns the weights file.
+
+    Args:
+        network: the model, compiled or not.
+        folder: where to; made if it is missing.
+        half: in float16 rather than as it is.
+        variant: "fp16" and the like: the middle of the file's name.
+        safe_serialization: as safetensors rather than pickled.
+    """
+    network = bare(network)
     folder.mkdir(parents=True, exist_ok=True)
-    network.save_config(folder)  # type: ignore[operator]
+    config = {key: value for key, value in json.loads(network.to_json_string()).items() if key != "_name_or_path"}  # type: ignore[operator]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if half:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    partial = folder / f"{WEIGHTS_NAMES[0]}.partial"
-    # `save_file` would make a file that only its owner can read
-    partial.write_bytes(save(state, metadata={"format": "pt"}))
-    partial.replace(folder / WEIGHTS_NAMES[0])
+    weights = folder / _with_variant(WEIGHTS_NAMES[0 if safe_serialization else 1], variant)
+    partial = weights.with_name(f"{weights.name}.partial")
+    if safe_serialization:
+        # `save_file` would make a file that only its owner can read
+        partial.write_bytes(save(state, metadata={"format": "pt"}))
+    else:
+        torch.save(state, partial)
+    partial.replace(weights)
+    return weights
 
 
 def read_json(path: Path) -> dict[str, Any]:

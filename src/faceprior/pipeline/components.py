@@ -1,0 +1,148 @@
+"""What the components of a pipeline may be, what is known of them, and where those of saved pipelines come from."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import diffusers
+from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from torch import nn
+
+from faceprior.corrector import ConditionCorrector, Corrector, embedded_corrector_for, load_corrector
+from faceprior.errors import WeightsError
+from faceprior.priors import ModelCard, NoiseSchedule, Prior
+from faceprior.priors.store import bare, card_beside, read_index, resolve
+
+_OF_THE_PRIOR = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
+"""What a scheduler says about the prior; the rest of its configuration is about sampling, which is the presets'."""
+
+
+def check_component(name: str, component: Any, before: Any) -> None:
+    """Check that a pipeline can work with a component, and warn of what has no effect.
+
+    Args:
+        name: "unet", "scheduler" or "corrector".
+        component: the new one.
+        before: whose place it takes; None if there was none.
+
+    Raises:
+        WeightsError: it is of another kind, or its noise schedule is not one that a prior can have.
+    """
+    kind = type(component).__name__
+    if name == "scheduler":
+        if not isinstance(component, SchedulerMixin):
+            raise WeightsError(f"the scheduler is a {kind}; a pipeline needs one of diffusers' schedulers")
+        NoiseSchedule.from_scheduler_config({"_class_name": kind, **component.config})
+        Prior.check_prediction_type(prediction_type_of(component))
+        _warn_of_sampling(component, before)
+    elif name == "unet" and not isinstance(_side(component), int):
+        raise WeightsError(f"the unet is a {kind} whose config has no sample_size; a prior's network has one")
+    elif name == "corrector" and not isinstance(bare(component), ConditionCorrector | None):
+        raise WeightsError(f"the corrector is a {kind}; a pipeline needs a ConditionCorrector, or None")
+
+
+def _warn_of_sampling(scheduler: Any, before: Any) -> None:
+    without_effect = []
+    if not isinstance(scheduler, (DDIMScheduler, DDPMScheduler) if before is None else type(before)):
+        without_effect = [type(scheduler).__name__]
+    elif before is not None:
+        old, new = before.config, schedule_of(scheduler)
+        without_effect = [
+            key for key in new if key[0] != "_" and key not in _OF_THE_PRIOR and new[key] != old.get(key)
+        ]
+    if without_effect:
+        warnings.warn(
+            f"of {', '.join(without_effect)} faceprior takes the noise schedule and the prediction type alone; how it"
+            " samples is an option of the call: preset, solver, num_inference_steps, eta, start, end",
+            stacklevel=4,
+        )
+
+
+def schedule_of(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's configuration as a card has it."""
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {"_class_name": type(scheduler).__name__, **config}
+
+
+def prediction_type_of(scheduler: Any) -> Any:
+    """Return what a scheduler says that the network predicts."""
+    return scheduler.config.get("prediction_type", "epsilon")
+
+
+def describe(network: nn.Module, before: ModelCard | None = None) -> ModelCard:
+    """Return the card of a network that came without one.
+
+    It lies in the folder that the network was loaded from, or is made from the network.
+
+    Args:
+        network: of a prior or a corrector.
+        before: card of the network whose place it takes: a copy may have been trained since, so no sha256 is known.
+    """
+    network = bare(network)
+    kind: Literal["prior", "corrector"] = "corrector" if isinstance(network, ConditionCorrector) else "prior"
+    card = card_beside(network, kind)
+    if card is not None and card.resolution == _side(network):
+        return card if before is None else replace(card, sha256="")
+    made = ModelCard(kind=kind, name=type(network).__name__, resolution=_side(network))
+    aligned_alike = before is not None and before.resolution == made.resolution
+    return replace(made, template=before.template) if before is not None and aligned_alike else made
+
+
+def _side(network: Any) -> Any:
+    config = getattr(network, "config", {})
+    side = config.get("sample_size", config.get("resolution"))
+    return side[0] if isinstance(side, list | tuple) and side else side
+
+
+def scheduler_for(prior: Prior) -> SchedulerMixin:
+    """Return the scheduler that a prior was saved with; DDIM if diffusers has none of its name."""
+    named = getattr(diffusers, str(prior.card.schedule.get("_class_name")), None)
+    kind: Any = named if isinstance(named, type) and issubclass(named, SchedulerMixin) else DDIMScheduler
+    return kind.from_config({**prior.card.schedule, "prediction_type": prior.prediction_type})
+
+
+def corrector_for(
+    prior: Prior,
+    source: str | Path,
+    choice: str | Path | nn.Module | None,
+    variant: str | None,
+    use_safetensors: bool | None,
+    revision: str | None,
+    hub: dict[str, Any],
+) -> Corrector | None:
+    """Return the corrector that goes with a prior.
+
+    Args:
+        prior: as it was loaded.
+        source: where from.
+        choice: see `FacePriorPipeline.from_pretrained`.
+        variant: of the prior's folder.
+        use_safetensors: for the prior's folder.
+        revision: of the prior's repository.
+        hub: options for the hub.
+
+    Raises:
+        WeightsError: it is not found, or not safe.
+        OptionError: it does not fit the prior.
+    """
+    if choice is None or choice == "none":
+        return None
+    if isinstance(choice, nn.Module):
+        check_component("corrector", choice, None)
+        found = Corrector(cast("ConditionCorrector", choice), describe(choice))
+    elif choice == "auto":
+        here = {**hub, "local_files_only": True, "force_download": False}  # it was downloaded with the prior
+        folder = resolve(source, "prior", **here, revision=revision)
+        index = read_index(folder)
+        if "corrector" not in index:
+            return embedded_corrector_for(prior.resolution, prior.schedule)
+        if index["corrector"][0] is None:
+            return None
+        found = load_corrector(folder / "corrector", variant=variant, use_safetensors=use_safetensors)
+    else:
+        found = load_corrector(choice, **hub)
+    found.check(prior.resolution, prior.schedule, found.network.stride)
+    return found
