@@ -12,7 +12,7 @@ import yaml
 from faceprior.degradations import check_degradation
 from faceprior.errors import OptionError
 from faceprior.methods import Preset, find_preset
-from faceprior.pipeline.face_prior import MAX_SCALE, MIN_SCALE
+from faceprior.pipeline.conversions import MAX_SCALE, MIN_SCALE
 from faceprior.training.config import like
 
 DatasetName = Literal["celeba", "ffhq", "lfw", "webphoto", "wider"]

@@ -20,7 +20,8 @@ from faceprior.benchmark.results import Results, Row, identify
 from faceprior.errors import DeviceError, FacePriorError, ImageError, OutputError
 from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to_uint8, write_png
 from faceprior.methods import Preset, find_method
-from faceprior.pipeline.face_prior import FacePriorPipeline, low_resolution
+from faceprior.pipeline.conversions import low_resolution
+from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.pipeline.held_out import Damage
 
 IMAGES = "images"

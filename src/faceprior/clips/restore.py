@@ -30,7 +30,8 @@ from faceprior.images import resize, to_tensor
 from faceprior.methods import find_method
 from faceprior.photographs import Face, RestoreOptions, paste_faces
 from faceprior.photographs.options import settings
-from faceprior.pipeline.face_prior import AUTO_SCALES, FacePriorPipeline, low_resolution
+from faceprior.pipeline.conversions import AUTO_SCALES, low_resolution
+from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Initial
 
 NO_FACE = "no face found"

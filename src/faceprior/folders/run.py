@@ -30,7 +30,8 @@ from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, 
 from faceprior.photographs.options import settings
 from faceprior.photographs.prepare import degraded_scale
 from faceprior.photographs.restore import BatchSampler, is_out_of_memory
-from faceprior.pipeline.face_prior import FacePriorPipeline, low_resolution
+from faceprior.pipeline.conversions import low_resolution
+from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step
 
 MAX_BYTES_HELD = 256_000_000

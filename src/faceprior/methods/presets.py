@@ -57,6 +57,9 @@ class Preset:
         if unknown := sorted(given.keys() - known.keys()):
             names = ", ".join(known) or "none"
             raise OptionError(f"{self.method} has no option {', '.join(unknown)}; it has {names}")
+        for name, kind in self.types().items():
+            if not _is_a(given.get(name), kind):
+                raise OptionError(f"{name} is {given[name]!r}; it takes {_TYPES[kind]}")
         own = {field.name for field in fields(self.options)}
         changed = replace(self.options, **{name: value for name, value in given.items() if name in own})
         sampling = self.sampling
@@ -72,6 +75,15 @@ class Preset:
         """Types of all options, flat, by name, as `as_dict` has their values."""
         groups = [group for group in (self.sampling, self.options) if group is not None]
         return {name: kind for group in groups for name, kind in get_type_hints(type(group)).items()}
+
+
+_TYPES = {bool: "True or False", int: "a whole number", float: "a number"}
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if value is None or kind not in _TYPES:
+        return True
+    return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 PRESETS = {

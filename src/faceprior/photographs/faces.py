@@ -18,7 +18,7 @@ from faceprior.faces.paste import FaceMask, paste, photographed
 from faceprior.faces.sharpness import effective_side
 from faceprior.images import resize, to_tensor
 from faceprior.photographs.options import RestoreOptions
-from faceprior.pipeline.face_prior import AUTO_SCALES, low_resolution
+from faceprior.pipeline.conversions import AUTO_SCALES, low_resolution
 from faceprior.priors import ModelCard
 
 _COLOUR_SIDE = 8  # pixels across a face that its colour and lighting are kept at

@@ -15,7 +15,7 @@ from faceprior.images import decode_picture, resize, square, to_tensor
 from faceprior.photographs.faces import Face, find_faces, is_aligned_crop
 from faceprior.photographs.options import RestoreOptions
 from faceprior.photographs.restore import Condition
-from faceprior.pipeline.face_prior import low_resolution
+from faceprior.pipeline.conversions import low_resolution
 from faceprior.priors import ModelCard
 
 DEFAULT_DEGRADED_SCALE = 8.0

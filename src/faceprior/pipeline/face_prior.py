@@ -27,9 +27,6 @@ from faceprior.pipeline.components import (
     scheduler_for,
 )
 from faceprior.pipeline.conversions import (
-    AUTO_SCALES,
-    MAX_SCALE,
-    MIN_SCALE,
     ImageInput,
     OutputType,
     Seed,
@@ -47,8 +44,6 @@ from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import bare, in_own_memory, read_index, write_index
 from faceprior.priors.unshuffled_unet import UnshuffledUNet
 from faceprior.sampling import Initial, NoiseSource, OnStep, Sampler, Step, sample, spawn_generators
-
-__all__ = ["AUTO_SCALES", "MAX_SCALE", "MIN_SCALE", "FacePriorOutput", "FacePriorPipeline", "low_resolution"]
 
 StepCallback = Callable[["FacePriorPipeline", int, int, dict[str, Any]], dict[str, Any]]
 
