@@ -777,5 +777,5 @@ def test_a_card_without_a_hash_gets_one(folder):
 def test_a_small_run_gives_the_values_that_it_always_gave(corrected):
     face = torch.linspace(0, 1, 8).expand(3, 8, 8) * torch.tensor([1.0, 0.8, 0.6]).view(3, 1, 1)
     found = restore(corrected, face, start=0.5, num_inference_steps=6, output_type="np").images
-    expected = [0.45339, 0.59399, 0.56899, 0.59583, 0.69544, 0.75988, 0.63446, 0.63379, 0.68278]
+    expected = [0.45245, 0.59491, 0.57004, 0.59635, 0.69601, 0.76052, 0.63453, 0.63372, 0.683]
     assert found[0, -3:, -3:, -1].flatten().tolist() == pytest.approx(expected, abs=1e-4)
