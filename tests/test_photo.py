@@ -128,8 +128,40 @@ def test_a_face_sharper_than_the_prior_is_left_alone_and_a_blurred_one_of_the_sa
     small_prior = replace(CARD, resolution=48)
     (sharp,) = faces_of(photo, card=small_prior)
     (soft,) = faces_of(photo.filter(ImageFilter.GaussianBlur(3)), card=small_prior)
-    assert sharp.left_alone == "already sharper than the 48 pixels of the prior"
+    assert sharp.left_alone == "already sharper than the 48 pixels of the prior (a scale that is set restores it)"
     assert soft.left_alone is None
+
+
+def test_a_scale_that_is_set_wins_over_what_the_photograph_seems_to_hold(photo, pixels):
+    small_prior = replace(CARD, resolution=48)
+    (face,) = faces_of(photo, card=small_prior, scale=4.0)
+    assert face.left_alone is None
+    assert face.low_resolution.shape == (3, 12, 12)
+    (sharp,) = faces_of(photo)
+    (asked,) = faces_of(photo, scale=8.0)
+    assert sharp.kept_side == round(sharp.effective_side) > 80  # the photograph's own detail stays
+    restored = spoiled(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 16)
+    inside = mask_of(asked, photo.size) == 1
+
+    def detail(samples):
+        grey = samples.astype(float).mean(-1)
+        return np.abs(np.diff(grey, axis=0))[inside[1:]].mean()
+
+    kept, replaced = (detail(paste_faces(pixels, [face], [restored])) for face in (sharp, asked))
+    assert kept > 0.9 * detail(pixels)
+    assert replaced < 0.6 * detail(pixels)
+
+
+def test_noise_is_not_put_back_as_detail(photo):
+    noise = np.random.default_rng(0).normal(0, 12, (512, 512, 3))
+    blurred = np.asarray(photo.filter(ImageFilter.GaussianBlur(4)))
+    noisy = (blurred + noise).clip(0, 255).astype(np.uint8)
+    (face,) = faces_of(Image.fromarray(noisy))
+    clean = spoiled(align(Image.fromarray(blurred), ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION), 128)
+    result = paste_faces(noisy, [face], [clean])
+    inside = mask_of(face, photo.size) == 1
+    left, before = (np.abs(own.astype(float) - blurred)[inside].std() for own in (result, noisy))
+    assert left < 0.2 * before
 
 
 def test_a_face_below_the_smallest_is_left_alone(photo):
@@ -207,7 +239,7 @@ def test_detail_that_the_input_of_the_prior_lacked_is_taken_from_the_photograph(
         result = paste_faces(pixels, [own], [GREY])
         return np.abs(result.astype(float) - pixels)[inside].mean()
 
-    assert loss(face) < 0.3 * loss(replace(face, effective_side=20.0))
+    assert loss(face) < 0.3 * loss(replace(face, kept_side=8))
 
 
 @pytest.mark.parametrize("upscale", [2, 4])
@@ -259,7 +291,7 @@ def test_a_face_is_reduced_without_aliasing_where_it_is_small_in_the_photograph(
 
 def test_overlapping_faces_do_not_depend_on_their_order_and_each_keeps_its_own_middle(pixels, photo):
     places = [ASTRONAUT_LANDMARKS, moved(ASTRONAUT_LANDMARKS, 60)]
-    faces = [replace(face, effective_side=10.0) for face in faces_of(photo, *places)]
+    faces = [replace(face, kept_side=8) for face in faces_of(photo, *places)]
     wave = torch.linspace(0, 60, RESOLUTION).sin().expand(3, RESOLUTION, -1)  # no colour match takes it away
     restored = [wave, wave.mT]
     one_way = paste_faces(pixels, faces, restored).astype(int)

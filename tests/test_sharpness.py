@@ -1,15 +1,36 @@
+import io
+
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from faceprior.benchmark.photos import ASTRONAUT_LANDMARKS
 from faceprior.faces import align
-from faceprior.faces.sharpness import effective_side
+from faceprior.faces.alignment import alignment
+from faceprior.faces.sharpness import block_size, effective_side, spectral_side
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE
 
+ASTRONAUT_SIDE = 97  # of its aligned face, in pixels
 
-def face(template, side):
-    photo = Image.fromarray(pytest.importorskip("skimage.data").astronaut())
+
+@pytest.fixture(scope="module")
+def photo():
+    return Image.fromarray(pytest.importorskip("skimage.data").astronaut())
+
+
+@pytest.fixture(scope="module")
+def old(photo):
+    """A photograph of 128 pixels, enlarged: its face has 24 pixels, and 291 in the file."""
+    return photo.resize((128, 128), Image.Resampling.BICUBIC).resize((1536, 1536), Image.Resampling.BICUBIC)
+
+
+def side_of(photo):
+    factor = photo.width / 512
+    landmarks = [(x * factor, y * factor) for x, y in ASTRONAUT_LANDMARKS]
+    return effective_side(photo, alignment(landmarks, TIGHT_TEMPLATE, 128), 128)
+
+
+def face(photo, template, side):
     return align(photo, ASTRONAUT_LANDMARKS, template, side)
 
 
@@ -18,30 +39,118 @@ def reduced_and_enlarged(picture, side, enlarged):
     return low.resize((enlarged, enlarged), Image.Resampling.BICUBIC)
 
 
+def with_grain(picture, std, *, radius=0.7, grey=False):
+    """Gaussian noise, filtered as film and scanners do."""
+    noise = np.random.default_rng(0).normal(0, std, (picture.height, picture.width, 3))
+    across, down = (np.exp(-2 * (np.pi * radius * np.fft.fftfreq(side)) ** 2) for side in picture.size)
+    kernel = (down[:, None] * across)[..., None]
+    noise = np.fft.ifft2(np.fft.fft2(noise, axes=(0, 1)) * kernel, axes=(0, 1)).real
+    noise = noise[..., :1] if grey else noise
+    return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).round().astype(np.uint8))
+
+
+def printed(picture, period, degrees=45):
+    """A screen of dots."""
+    y, x = np.mgrid[: picture.height, : picture.width]
+    turn = np.radians(degrees)
+    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    threshold = 0.5 + (np.cos(2 * np.pi * u / period) + np.cos(2 * np.pi * v / period)) / 4
+    dots = Image.fromarray(255 * (np.asarray(picture) > 255 * threshold[..., None]).astype(np.uint8))
+    return dots.filter(ImageFilter.GaussianBlur(0.6))
+
+
+def as_jpeg(picture, quality):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def written_over(picture, lines):
+    picture, size = picture.copy(), picture.width // 38
+    for number in range(lines):
+        place = (0.34 * picture.width, 0.22 * picture.height + 2 * number * size)
+        ImageDraw.Draw(picture).text(place, "PROOF COPY 1987", "white", ImageFont.load_default(size))
+    return picture
+
+
 @pytest.mark.parametrize("enlarged", [128, 200])
 @pytest.mark.parametrize("template", [TIGHT_TEMPLATE, FFHQ_TEMPLATE], ids=["tight", "loose"])
-def test_the_size_to_which_a_face_was_reduced_is_found_again(template, enlarged):
+def test_the_size_to_which_a_face_was_reduced_is_found_again(photo, template, enlarged):
     for side in (10, 16, 24, 32, 48, 64):
-        found = effective_side(reduced_and_enlarged(face(template, 96), side, enlarged))
+        found = spectral_side(reduced_and_enlarged(face(photo, template, 96), side, enlarged))
         assert found == pytest.approx(side, rel=0.15)
 
 
-def test_the_stronger_the_blur_the_less_is_left():
-    sharp = face(TIGHT_TEMPLATE, 96)
-    sides = [effective_side(sharp.filter(ImageFilter.GaussianBlur(radius))) for radius in (0.7, 1, 1.5, 2.5, 4, 7)]
+def test_the_stronger_the_blur_the_less_is_left(photo):
+    sharp = face(photo, TIGHT_TEMPLATE, 96)
+    sides = [spectral_side(sharp.filter(ImageFilter.GaussianBlur(radius))) for radius in (0.7, 1, 1.5, 2.5, 4, 7)]
     assert sides == sorted(sides, reverse=True)
     assert sides[0] > 4 * sides[-1]
 
 
-def test_noise_is_not_taken_for_detail():
-    clean = np.asarray(reduced_and_enlarged(face(TIGHT_TEMPLATE, 96), 24, 128), float)
+def test_noise_is_not_taken_for_detail(photo):
+    clean = np.asarray(reduced_and_enlarged(face(photo, TIGHT_TEMPLATE, 96), 24, 128), float)
     noise = np.random.default_rng(0).normal(0, 10, clean.shape)
     noisy = Image.fromarray((clean + noise).clip(0, 255).astype(np.uint8))
-    assert effective_side(noisy) == pytest.approx(24, rel=0.25)
+    assert spectral_side(noisy) == pytest.approx(24, rel=0.25)
 
 
-def test_it_is_never_more_than_the_picture_has():
-    assert effective_side(face(TIGHT_TEMPLATE, 40)) <= 40
-    assert 0 < effective_side(Image.new("RGB", (8, 8))) <= 8
+def test_a_sharp_face_is_sharp_with_grain_and_compressed_too(photo):
+    assert side_of(photo) == pytest.approx(ASTRONAUT_SIDE, rel=0.05)
+    for spoiled in (with_grain(photo, 4), with_grain(photo, 8), as_jpeg(photo, 40)):
+        assert side_of(spoiled) > 0.9 * ASTRONAUT_SIDE
+    assert side_of(as_jpeg(photo, 5)) > 0.7 * ASTRONAUT_SIDE  # blocks of 8 pixels, but not of one colour
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("std", [2, 4, 8])
+def test_grain_of_film_is_not_taken_for_detail(old, std, grey):
+    assert side_of(with_grain(old, std, grey=grey)) == pytest.approx(24, rel=0.15)
+
+
+def test_coarse_grain_is_not_taken_for_detail(old):
+    assert side_of(with_grain(old, 16, radius=1.5, grey=True)) == pytest.approx(24, rel=0.25)
+
+
+@pytest.mark.parametrize("period", [6, 9])
+def test_the_dots_of_a_print_are_not_taken_for_detail(old, period):
+    assert side_of(printed(old, period)) == pytest.approx(24, rel=0.2)
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_writing_over_a_face_is_not_taken_for_detail(old, lines):
+    assert side_of(written_over(old, lines)) == pytest.approx(24, rel=0.2)
+
+
+NEAREST, BOX = Image.Resampling.NEAREST, Image.Resampling.BOX
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "quality"), [(768, NEAREST, None), (678, NEAREST, None), (678, BOX, None), (768, NEAREST, 40)]
+)
+def test_edges_of_blocks_are_not_taken_for_detail(photo, side, kernel, quality):
+    small = photo.resize((128, 128), Image.Resampling.BICUBIC)
+    blocks = small.resize((side, side), kernel)
+    blocks = blocks if quality is None else as_jpeg(blocks, quality)
+    assert block_size(blocks) == pytest.approx(side / 128, rel=0.02)
+    assert side_of(blocks) == pytest.approx(24, rel=0.15)
+
+
+def test_pictures_without_blocks_have_none(photo):
+    flat, noise = Image.new("RGB", (64, 64)), np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    for picture in (
+        photo,
+        photo.resize((1000, 1000), Image.Resampling.BICUBIC),
+        as_jpeg(photo, 10),
+        flat,
+        Image.fromarray(noise),
+    ):
+        assert block_size(picture) == 1
+
+
+def test_it_is_never_more_than_the_picture_has(photo):
+    assert spectral_side(face(photo, TIGHT_TEMPLATE, 40)) <= 40
+    assert 0 < spectral_side(Image.new("RGB", (8, 8))) <= 8
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    assert effective_side(Image.fromarray(noise)) < 20
+    assert spectral_side(Image.fromarray(noise)) < 20
+    assert side_of(photo.resize((200, 200))) <= ASTRONAUT_SIDE * 200 / 512 + 0.5

@@ -18,7 +18,7 @@ from faceprior.errors import FacePriorError
 from faceprior.faces import FaceDetector, Points, load_detector
 from faceprior.faces.alignment import alignment, cut_out
 from faceprior.faces.paste import FaceMask
-from faceprior.faces.sharpness import effective_side
+from faceprior.faces.sharpness import spectral_side
 from faceprior.images import resize, to_tensor
 from faceprior.photographs import find_faces, paste_faces
 from faceprior.priors import ModelCard
@@ -180,7 +180,7 @@ def _sharpness(card: ModelCard) -> Iterator[tuple[str, str]]:
     for side in (8, 12, 16, 24, 32, 48, 64):
         low = face.resize((side, side), Image.Resampling.BICUBIC)
         enlarged = low.resize((128, 128), Image.Resampling.BICUBIC)
-        yield f"n = {side}", f"{effective_side(enlarged):.1f}"
+        yield f"n = {side}", f"{spectral_side(enlarged):.1f}"
 
 
 def _seams(detector: FaceDetector, card: ModelCard) -> Iterator[tuple[str, str]]:

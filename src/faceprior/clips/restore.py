@@ -29,6 +29,7 @@ from faceprior.faces.tracking import Place
 from faceprior.images import resize, to_tensor
 from faceprior.methods import find_method
 from faceprior.photographs import Face, RestoreOptions, paste_faces
+from faceprior.photographs.faces import kept_side
 from faceprior.photographs.options import settings
 from faceprior.pipeline.conversions import AUTO_SCALES, low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
@@ -170,6 +171,7 @@ class ClipRestorer:
             effective_side=place.effective_side,
             scale=resolution / small.shape[-1],
             low_resolution=small,
+            kept_side=kept_side(self._options.scale, place.effective_side, small.shape[-1]),
             left_alone=None,
         )
 

@@ -16,7 +16,7 @@ from faceprior.faces import DetectedFace
 from faceprior.faces.alignment import alignment, cut_out
 from faceprior.faces.paste import FaceMask, paste, photographed
 from faceprior.faces.sharpness import effective_side
-from faceprior.images import resize, to_tensor
+from faceprior.images import MIN_SIDE, resize, to_tensor
 from faceprior.photographs.options import RestoreOptions
 from faceprior.pipeline.conversions import AUTO_SCALES, low_resolution
 from faceprior.priors import ModelCard
@@ -37,6 +37,7 @@ class Face:
         effective_side: pixels across the aligned square that carry detail; at most its size in pixels of the photo.
         scale: R / n.
         low_resolution: (3, n, n) in [-1, 1].
+        kept_side: pixels across the aligned square up to which the photograph's own detail stays in the result.
         left_alone: why it is not restored; None if it is.
     """
 
@@ -45,6 +46,7 @@ class Face:
     effective_side: float
     scale: float
     low_resolution: torch.Tensor
+    kept_side: int
     left_alone: str | None = None
 
 
@@ -86,18 +88,29 @@ def _check_template(card: ModelCard) -> None:
 def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: RestoreOptions) -> Face:
     resolution = card.resolution
     transform = alignment(face.landmarks, card.template, resolution)
+    effective = effective_side(photo, transform, resolution)
     size = resolution / float(np.hypot(*transform[:, 0]))  # of the aligned square, in pixels of the photo
-    # twice the prior's resolution is enough to tell whether a face has more than that
-    measured = int(np.clip(round(size), 8, 2 * resolution))
-    aligned = cut_out(photo, transform * (measured / resolution), measured)
-    effective = min(size, effective_side(aligned))
+    side = int(np.clip(round(size), MIN_SIDE, 2 * resolution))
+    aligned = cut_out(photo, transform * (side / resolution), side)
     small = _reduced(aligned, effective, options.scale, resolution)
     left_alone = None
-    if effective >= resolution:
-        left_alone = f"already sharper than the {resolution} pixels of the prior"
+    if options.scale == "auto" and effective >= resolution:
+        left_alone = f"already sharper than the {resolution} pixels of the prior (a scale that is set restores it)"
     elif face.side < options.min_face:
         left_alone = f"smaller than {options.min_face} pixels"
-    return Face(face, transform, effective, resolution / small.shape[-1], small, left_alone)
+    kept = kept_side(options.scale, effective, small.shape[-1])
+    return Face(face, transform, effective, resolution / small.shape[-1], small, kept, left_alone)
+
+
+def kept_side(scale: float | Literal["auto"], effective: float, side: int) -> int:
+    """Return up to which resolution a photograph's own detail is kept beside what the networks make of it.
+
+    Args:
+        scale: what was asked for; a number says itself how little the photograph knows.
+        effective: pixels across the aligned face that carry detail.
+        side: of what the networks see, n.
+    """
+    return round(effective) if scale == "auto" and effective > side else _COLOUR_SIDE
 
 
 def _reduced(aligned: Image.Image, effective: float, scale: float | Literal["auto"], resolution: int) -> torch.Tensor:
@@ -161,8 +174,8 @@ def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:
 
 def _keep(restored: torch.Tensor, own: torch.Tensor, face: Face) -> torch.Tensor:
     """Replace what the photograph knows better: colour and lighting, and detail that the input lacked."""
-    side, known = restored.shape[-1], round(face.effective_side)
-    kept = min(known, side) if known > face.low_resolution.shape[-1] else _COLOUR_SIDE
+    side = restored.shape[-1]
+    kept = min(face.kept_side, side)
     difference = resize((own - restored)[None], kept)
     return restored + resize(difference, side)[0]
 
