@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-EXAMPLE = Path(__file__).parents[1] / "src/faceprior/app/example.webp"
+EXAMPLE = Path(__file__).parents[1] / "src/faceprior/app/page/example.webp"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def serving(temporary, *options):
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not answers(f"{address}/healthz"):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()

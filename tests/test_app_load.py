@@ -21,7 +21,7 @@ def test_twenty_visitors_at_once_are_all_answered_and_leave_no_memory_behind(tmp
         def visit(seed):
             begun = time.monotonic()
             files, report = visitors[seed].predict(
-                photo=handle_file(EXAMPLE), enlarge=4, seed=seed, api_name="/restore"
+                photo=handle_file(EXAMPLE), upscale="4", seed=seed, api_name="/restore"
             )
             return report["seed"], len(files), time.monotonic() - begun
 

@@ -1,4 +1,5 @@
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -50,11 +51,79 @@ def test_it_is_not_reached_from_other_machines(served):
 def test_a_program_finds_faces_and_restores_the_photograph(client):
     found = client.predict(photo=handle_file(EXAMPLE), api_name="/find_faces")
     assert [face["number"] for face in found["faces"]] == [1]
-    files, report = client.predict(photo=handle_file(EXAMPLE), enlarge=2, steps=2, samples=2, api_name="/restore")
-    assert [Path(file).name for file in files] == ["example.webp", "example-2.webp", "example-mean.webp"]
+    files, report = client.predict(photo=handle_file(EXAMPLE), upscale="2", steps=2, samples=2, api_name="/restore")
+    assert [Path(file).name for file in files] == [
+        "example-restored.webp",
+        "example-restored-2.webp",
+        "example-restored-mean.webp",
+    ]
     assert Image.open(files[0]).size == (224, 224)
     assert read_metadata(files[0])["options"]["steps"] == report["options"]["steps"] == 2
     assert len(report["faces"][0]["lr_consistency"]) == 2
+    assert report["notes"] == []
+    assert "views" not in report
+
+
+def test_a_report_has_the_notes_of_the_command_line(client, tmp_path):
+    Image.open(EXAMPLE).convert("CMYK").save(tmp_path / "printed.jpg")
+    _, report = client.predict(photo=handle_file(tmp_path / "printed.jpg"), steps=2, api_name="/restore")
+    assert report["notes"] == ["CMYK turned into RGB without a profile"]
+    assert report["kind"] == "photo"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "status", "words"),
+    [
+        ("restore", {"strenth": 0.5}, 422, "/restore has no parameter strenth; did you mean strength?"),
+        ("restore", {"zzz": 0.5}, 422, "/restore has no parameter zzz; it has photo, faces, preset"),
+        ("find_faces", {"scale": "4"}, 422, "/find_faces has no parameter scale"),
+        ("restore", {"scale": "5"}, 422, "scale is '5'; choose auto, 4, 8, 16"),
+        ("restore", {"preset": "alchemy"}, 422, "neither a preset nor a method"),
+        ("restor", {}, 404, "there is no /restor here; there are /find_faces, /restore"),
+    ],
+    ids=["misspelled", "unknown", "of the other endpoint", "out of range", "no such preset", "no such endpoint"],
+)
+def test_a_call_that_cannot_be_meant_is_refused_by_name(served, name, values, status, words):
+    answer = httpx.post(f"{served.address}/gradio_api/call/v2/{name}", json=values)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]
+
+
+def test_a_folder_is_not_opened_and_the_clean_up_goes_on(tmp_path):
+    with serving(tmp_path, "--keep", "0.2") as server:
+        upload = {"files": ("a.webp", EXAMPLE.read_bytes())}
+        place = Path(httpx.post(f"{server.address}/gradio_api/upload", files=upload).json()[0])
+        for path in (place.parent, place.parents[1], "/"):
+            photo = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+            answer = httpx.post(f"{server.address}/gradio_api/call/v2/find_faces", json={"photo": photo})
+            assert answer.status_code == 400
+        wait_until(lambda: not place.exists())
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
+def test_a_server_that_is_ended_leaves_nothing_behind(tmp_path, name):
+    with serving(tmp_path) as server:
+        httpx.post(f"{server.address}/gradio_api/upload", files={"files": ("a.webp", EXAMPLE.read_bytes())})
+        assert list(tmp_path.glob("faceprior-*"))
+        server.process.send_signal(getattr(signal, name))
+        server.process.wait(30)
+        assert not list(tmp_path.iterdir())
+
+
+def test_behind_a_prefix_programs_find_everything(tmp_path):
+    with serving(tmp_path, "--root-path", "/faces") as server:
+        assert '<base href="/faces/">' in httpx.get(server.address).text
+        for address in (server.address, f"{server.address}/faces"):
+            client = Client(address, verbose=False, download_files=str(tmp_path / "got"))
+            files, _ = client.predict(photo=handle_file(EXAMPLE), steps=1, api_name="/restore")
+            assert Image.open(files[0]).size == (448, 448)
+
+
+def wait_until(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert condition()
 
 
 def test_the_examples_of_the_documentation_run(served, tmp_path):
@@ -69,7 +138,7 @@ def test_the_examples_of_the_documentation_run(served, tmp_path):
 
 
 def test_cancelling_over_http_stops_the_sampler(served, client):
-    job = client.submit(photo=handle_file(EXAMPLE), method="ddnm", samples=8, api_name="/restore")
+    job = client.submit(photo=handle_file(EXAMPLE), preset="ddnm", samples=8, api_name="/restore")
     while not job.outputs():
         time.sleep(0.1)
     job.cancel()
@@ -85,7 +154,7 @@ def test_a_program_that_goes_away_stops_its_sampler(served):
     with httpx.Client(base_url=f"{served.address}/gradio_api") as program:
         place = program.post("/upload", files={"files": ("a.webp", EXAMPLE.read_bytes())}).json()[0]
         photo = {"path": place, "meta": {"_type": "gradio.FileData"}}
-        event = program.post("/call/v2/restore", json={"photo": photo, "method": "ddnm", "samples": 8}).json()
+        event = program.post("/call/v2/restore", json={"photo": photo, "preset": "ddnm", "samples": 8}).json()
         with program.stream("GET", f"/call/restore/{event['event_id']}") as answer:
             next(answer.iter_lines())
     begun = time.monotonic()
@@ -135,7 +204,7 @@ def test_with_auth_nothing_but_health_is_open(tmp_path):
             Client(server.address, verbose=False, auth=("anna", "wrong"))
         known = Client(server.address, verbose=False, auth=("anna", "secret"))
         files, _ = known.predict(photo=handle_file(EXAMPLE), steps=1, api_name="/restore")
-        assert np.asarray(Image.open(files[0])).shape == (112, 112, 3)
+        assert np.asarray(Image.open(files[0])).shape == (448, 448, 3)
 
 
 def test_uploads_and_results_are_deleted_in_time_and_all_at_the_end(tmp_path):
@@ -143,10 +212,7 @@ def test_uploads_and_results_are_deleted_in_time_and_all_at_the_end(tmp_path):
         client = Client(server.address, verbose=False)
         client.predict(photo=handle_file(EXAMPLE), steps=1, api_name="/restore")
         assert server.files()
-        deadline = time.monotonic() + 90
-        while [path for path in server.files() if "example" in path.name] and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert not [path for path in server.files() if "example" in path.name]
+        wait_until(lambda: not server.files())
     assert not list(tmp_path.glob("faceprior-*"))
 
 

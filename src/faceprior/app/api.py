@@ -1,132 +1,246 @@
-"""The same for programs: two endpoints of Gradio's HTTP interface."""
+"""What the server does for programs, the page among them: endpoints of Gradio's HTTP interface."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import gradio as gr
+from gradio.events import api
 
-from faceprior.app.controls import Controls
-from faceprior.app.events import errors_as_messages, new_folder
-from faceprior.app.guard import check_picture
+from faceprior.app import pictures, words
+from faceprior.app.controls import STRIDES, Controls, acting_controls
+from faceprior.app.guard import check_picture, is_upload
 from faceprior.app.options import ServeOptions
-from faceprior.app.studio import Progress, Studio
-from faceprior.errors import ImageError, OptionError
+from faceprior.app.studio import Progress, Run, Studio
+from faceprior.errors import FacePriorError, ImageError, OptionError
+from faceprior.images import Picture, decode_picture
+from faceprior.images.metadata import has_location
+from faceprior.methods import DEFAULT_PRESET, all_methods, find_preset
+from faceprior.photographs import Composed, Prepared
+
+_RESTORING, _LOOKING = "restore", "look"  # those who restore wait for one another, and those who look
 
 
-def add_endpoints(studio: Studio, options: ServeOptions, concurrency_id: str) -> None:
-    """Add `/find_faces` and `/restore` to the page that is being built.
+class Interface:
+    """The endpoints.
 
     Args:
         studio: does the work.
         options: the limits.
-        concurrency_id: place in the queue that all who restore share.
+        folder: of uploads and results.
     """
 
-    def find_faces(photo: dict[str, Any]) -> dict[str, Any]:
-        with errors_as_messages():
-            subject = studio.look(_uploaded(photo, options), Controls())
-        return {
-            "aligned": subject.aligned,
-            "faces": [
-                {
-                    "number": number,
-                    "box": [round(value, 1) for value in face.found.box],
-                    "effective_side": round(face.effective_side, 1),
-                    "scale": round(face.scale, 3),
-                    "left_alone": face.left_alone,
-                }
-                for number, face in enumerate(subject.faces, 1)
-            ],
+    def __init__(self, studio: Studio, options: ServeOptions, folder: Path) -> None:
+        self._studio, self._options, self._folder = studio, options, folder
+        controls = get_type_hints(Controls)
+        self._parameters: dict[str, dict[str, Any]] = {
+            "find_faces": {"photo": gr.FileData, "previews": bool},
+            "restore": {"photo": gr.FileData, "faces": list[int] | None, **controls, "previews": bool},
+            "settings": {},
+        }
+        self._defaults: dict[str, Any] = {
+            "faces": None,
+            "previews": False,
+            **{field.name: field.default for field in fields(Controls)},
         }
 
-    def restore(photo: dict[str, Any], faces: list[int] | None, *values: Any) -> Iterator[tuple[Any, Any]]:
-        with errors_as_messages():
-            path = _uploaded(photo, options)
-            names = [field.name for field in fields(Controls)]
-            controls = _checked(dict(zip(names, values, strict=True)))
-            for update in studio.restore(path, controls, None if faces is None else [face - 1 for face in faces]):
+    def add_endpoints(self) -> None:
+        """Add `/find_faces`, `/restore` and `/settings` to the Gradio app that is being built."""
+        self._add(self._find_faces, "find_faces", dict[str, Any], _LOOKING)
+        self._add(self._restore, "restore", tuple[list[gr.FileData], dict[str, Any]], _RESTORING)
+        self._add(self._settings, "settings", dict[str, Any], None)
+
+    def check_call(self, name: str, values: Mapping[str, Any]) -> None:
+        """Check the named parameters of a call.
+
+        Raises:
+            LookupError: there is no such endpoint; the message names those that there are.
+            OptionError: a parameter is unknown or has a value that it cannot have.
+        """
+        if name not in self._parameters:
+            known = ", ".join(f"/{known}" for known in ("find_faces", "restore"))
+            raise LookupError(f"there is no /{name} here; there are {known}")
+        known = list(self._parameters[name])
+        for given in values:
+            if given not in known:
+                close = difflib.get_close_matches(given, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+                raise OptionError(f"/{name} has no parameter {given}; {hint}")
+        _ = _controls(values)
+
+    def _find_faces(self, photo: dict[str, Any], previews: bool = False) -> dict[str, Any]:
+        """Find the faces of an uploaded photograph, the largest first.
+
+        Returns the size of the photograph, and of each face its number, box, resolution and whether it is left
+        alone, and why; with `previews` also a picture of it for a screen.
+        """
+        with _errors_as_messages():
+            prepared = self._studio.look(self._uploaded(photo), Controls())
+            picture = decode_picture(prepared.content, prepared.name)
+            shown = {"preview": str(pictures.write_preview(picture.image, self._new_folder()))} if previews else {}
+        return {**_found(prepared, picture), **shown}
+
+    def _restore(
+        self, photo: dict[str, Any], faces: list[int] | None, *values: Any
+    ) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+        """Restore an uploaded photograph, or only the faces with the numbers that `find_faces` gives.
+
+        Returns the files (each sample, and their mean) and what there is to say of them; while it works, no files
+        and how far it is. With `previews` there are also pictures for a screen.
+        """
+        *values, previews = values
+        with _errors_as_messages():
+            path = self._uploaded(photo)
+            controls = _controls(dict(zip((field.name for field in fields(Controls)), values, strict=True)))
+            for update in self._studio.restore(path, controls, faces):
                 if isinstance(update, Progress):
-                    yield [], {"done": update.done, "total": update.total}
-                else:
-                    files = [gr.FileData(path=str(file)).model_dump() for file in studio.write(update, new_folder())]
-                    yield files, update.report()
+                    emerging = [pictures.data_address(face) for face in update.emerging] if previews else []
+                    shown = {"emerging": emerging} if previews else {}
+                    yield [], {"done": update.done, "total": update.total, **shown}
+                    continue
+                paths, composed = update.write(self._new_folder())
+                shown = self._views(update, paths) if previews else {}
+                files = [gr.FileData(path=str(path)).model_dump() for path in paths]
+                yield files, {**_report(update, composed), **shown}
 
-    _describe(
-        find_faces,
-        "Find the faces of an uploaded photograph, the largest first.",
-        {"photo": gr.FileData},
-        dict[str, Any],
-    )
-    parameters = {"photo": gr.FileData, "faces": list[int] | None, **get_type_hints(Controls)}
-    defaults = {"faces": None, **{field.name: field.default for field in fields(Controls)}}
-    _describe(
-        restore,
-        "Restore an uploaded photograph, or only the faces with the numbers that `find_faces` gives. Returns the"
-        " files (each sample, and their mean) and the numbers of the run; while it works, no files and how far it"
-        " is.",
-        parameters,
-        tuple[list[gr.FileData], dict[str, Any]],
-        defaults,
-    )
-    from gradio.events import api
+    def _settings(self) -> dict[str, Any]:
+        """Return what can be chosen on this server: presets and methods, priors, and the limits."""
+        methods, _ = all_methods()
+        described = {name: method.summary for name, method in methods.items()}
+        return {
+            "presets": {
+                name: {
+                    "summary": described.get(name, ""),
+                    "acting": sorted(acting_controls(name)),
+                    "defaults": {
+                        option: value
+                        for option, value in find_preset(name).as_dict().items()
+                        if option in ("steps", "stride", "edge_exponent", "eta")
+                    },
+                }
+                for name in (DEFAULT_PRESET, *methods)
+            },
+            "strides": STRIDES,
+            "priors": {name: self._studio.corrector_stride(name) for name in self._studio.priors},
+            "max_samples": self._options.max_samples,
+            "max_upload_mb": self._options.max_upload_mb,
+        }
 
-    api(find_faces, api_name="find_faces")
-    api(restore, api_name="restore", concurrency_limit=1, concurrency_id=concurrency_id)
+    def _views(self, run: Run, files: Sequence[Path]) -> dict[str, Any]:
+        samples = run.options.samples
+        views = pictures.write_views(run, files, self._new_folder())
+        faces = [result for _, result in run.restored]
+        agreement = [min(values) for values in zip(*(face.lr_consistency for face in faces), strict=True)]
+        spread = sum(float(face.spread.mean()) for face in faces) / len(faces)
+        return {
+            "views": [
+                {
+                    "name": view.name,
+                    "before": str(view.before),
+                    "after": [str(path) for path in view.after],
+                    "doubt": str(view.doubt) if view.doubt else None,
+                }
+                for view in views
+            ],
+            "agreement": [words.agreement(value) for value in agreement],
+            "doubt": words.disagreement(spread, samples) if samples > 1 else None,
+        }
+
+    def _uploaded(self, photo: Any) -> Path:
+        place = photo.get("path") if isinstance(photo, dict) else None
+        if not isinstance(place, str) or not is_upload(Path(place), self._folder):
+            raise ImageError("photo is not an upload of this server, or was deleted by now; upload it again")
+        check_picture(Path(place), self._options.max_pixels)
+        return Path(place)
+
+    def _new_folder(self) -> Path:
+        folder = self._folder / secrets.token_hex(16)
+        folder.mkdir()
+        return folder
+
+    def _add(self, function: Any, name: str, returns: Any, group: str | None) -> None:
+        """Add an endpoint, with the signature that Gradio reads: a name and a type for each parameter."""
+
+        def endpoint(*values: Any) -> Any:
+            return function(*values)
+
+        def endpoint_in_steps(*values: Any) -> Iterator[Any]:
+            yield from function(*values)
+
+        described: Any = endpoint_in_steps if inspect.isgeneratorfunction(function) else endpoint
+        parameters = self._parameters[name]
+        described.__doc__ = function.__doc__
+        described.__annotations__ = {**parameters, "return": returns}
+        described.__signature__ = inspect.Signature(
+            [
+                inspect.Parameter(
+                    parameter,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=self._defaults.get(parameter, inspect.Parameter.empty),
+                    annotation=kind,
+                )
+                for parameter, kind in parameters.items()
+            ],
+            return_annotation=returns,
+        )
+        api(described, api_name=name, concurrency_limit=1 if group else None, concurrency_id=group)
 
 
-def _describe(
-    function: Callable[..., Any],
-    text: str,
-    parameters: dict[str, Any],
-    returns: Any,
-    defaults: dict[str, Any] | None = None,
-) -> None:
-    """Give a function the signature that Gradio reads: a name and a type for each control of the page."""
-    described: Any = function
-    described.__doc__ = text
-    described.__annotations__ = {**parameters, "return": returns}
-    described.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=(defaults or {}).get(name, inspect.Parameter.empty),
-                annotation=kind,
-            )
-            for name, kind in parameters.items()
+def _controls(values: Mapping[str, Any]) -> Controls:
+    return Controls.of({field.name: values[field.name] for field in fields(Controls) if field.name in values})
+
+
+def _found(prepared: Prepared, picture: Picture) -> dict[str, Any]:
+    return {
+        "aligned": prepared.aligned,
+        "size": prepared.size,
+        "format": picture.format,
+        "has_location": has_location(picture.exif, picture.xmp),
+        "notes": prepared.notes,
+        "faces": [
+            {
+                "number": number,
+                "box": [round(value, 1) for value in face.found.box],
+                "place": words.place(face, prepared.size[0]),
+                "effective_side": round(face.effective_side, 1),
+                "scale": round(face.scale, 3),
+                "left_alone": face.left_alone,
+            }
+            for number, face in enumerate(prepared.faces, 1)
         ],
-        return_annotation=returns,
-    )
+        "restorable": [condition.index + 1 for condition in prepared.conditions],
+        "summary": words.found(prepared),
+    }
 
 
-def _uploaded(photo: Any, options: ServeOptions) -> Path:
-    """Return the path of an upload; that it is one, the guard has seen to."""
-    place = photo.get("path") if isinstance(photo, dict) else None
-    if not isinstance(place, str):
-        raise ImageError("photo is not an upload of this server; upload the photograph first")
-    check_picture(Path(place), options.max_pixels)
-    return Path(place)
+def _report(run: Run, composed: Composed) -> dict[str, Any]:
+    """The manifest's record, and what a run over HTTP has besides."""
+    return {
+        **composed.record,
+        "method": run.options.preset.method,
+        "options": run.options.preset.as_dict(),
+        "seconds": round(run.seconds, 2),
+        "command": run.command,
+    }
 
 
-def _checked(values: dict[str, Any]) -> Controls:
-    """Make controls of JSON, which may write 1.0 for 1 but must not write "1"."""
-    typed = dict(values)
-    for name, kind in get_type_hints(Controls).items():
-        value, kinds = values[name], get_args(kind) or (kind,)
-        if int in kinds and isinstance(value, float) and value.is_integer():
-            typed[name] = int(value)
-        elif float in kinds and type(value) is int:
-            typed[name] = float(value)
-        if type(typed[name]) not in kinds:
-            wanted = " or ".join("nothing" if each is NoneType else _NAMES[each] for each in kinds)
-            raise OptionError(f"{name} is {value!r}; it must be {wanted}")
-    return Controls(**typed)
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """Turn our own errors into messages for the visitor; all others stay in the server's log."""
+    try:
+        yield
+    except FacePriorError as error:
+        raise gr.Error(_message(error), duration=None, print_exception=False) from error
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+def _message(error: FacePriorError) -> str:
+    """Return an error's text without the folder of the file that it names: nobody needs to know that."""
+    head, colon, tail = str(error).partition(": ")
+    return f"{Path(head).name}: {tail}" if colon and Path(head).is_absolute() else str(error)

@@ -1,4 +1,4 @@
-"""What stands between the network and Gradio: limits on what comes in, and nothing fetched for anybody.
+"""What stands between the network and Gradio: known doors alone, limits on what comes in, one visitor's files apart.
 
 Gradio checks some of it later, and some not at all: it takes uploads of any kind, fetches pictures from addresses
 that a request names, passes files of other sites on, and mounted in another server it reads any file that a request
@@ -8,12 +8,14 @@ names.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faceprior.app.options import ServeOptions
-from faceprior.errors import ImageError
+from faceprior.errors import FacePriorError, ImageError, OptionError
 from faceprior.images.limits import check_size, opened
 
 if TYPE_CHECKING:
@@ -22,26 +24,21 @@ if TYPE_CHECKING:
 MAX_CALL_BYTES = 1_000_000
 """Largest request that is not an upload."""
 
-_ENVELOPE = 64_000  # what a multipart form adds to its files
-_UPLOAD = "/gradio_api/upload"
-_FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=", "/gradio_api/stream/")
-
-# Gradio builds functions from strings and styles its elements inline; nothing comes from another host
 CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; "
-    "media-src 'self' data: blob:; "
-    "font-src 'self' data:; "
-    "connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; "
-    "object-src 'none'; "
-    "base-uri 'self'; "
-    "form-action 'self'; "
-    "frame-ancestors 'self'"
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self';"
+    " frame-ancestors 'self'"
 )
 
+_UPLOAD = "/gradio_api/upload"
+_FILE = "/gradio_api/file="
+_CALL = re.compile(r"/gradio_api/call/(?:v2/)?([^/]+)")
+_DOORS = re.compile(
+    r"/(?:healthz|page/[\w.]+|config|login|logout"
+    r"|gradio_api/(?:info|upload|app_id|startup-events|cancel|reset|queue/(?:join|data)|heartbeat/\w+"
+    r"|call/(?:v2/)?\w+(?:/\w+)?|file=.+))?/?"
+)
+_ENVELOPE = 64_000  # what a multipart form adds to its files
+_PREFIX = re.compile(r"(?:/[\w.~-]+)+")
 _HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
@@ -63,11 +60,19 @@ class Guard:
     Args:
         app: what is guarded.
         options: the limits.
-        folder: the only one whose files a call may name.
+        folder: where uploads and results lie.
+        check_call: is given the name and the named parameters of a call before it waits in the queue; raises
+            LookupError where there is no such endpoint, and OptionError.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, folder: Path) -> None:
-        self._app, self._options, self._folder = app, options, folder.resolve()
+    def __init__(
+        self,
+        app: ASGIApp,
+        options: ServeOptions,
+        folder: Path,
+        check_call: Callable[[str, Mapping[str, Any]], object],
+    ) -> None:
+        self._app, self._options, self._folder, self._check_call = app, options, folder.resolve(), check_call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -76,9 +81,10 @@ class Guard:
             return
         send = _with_headers(send)
         try:
-            path = scope["path"]
-            if path.startswith(_FETCHING):
-                raise RefusedError(403, "this server fetches nothing from other addresses")  # noqa: TRY301
+            prefix, path = self._place(scope)
+            if not _DOORS.fullmatch(path) or (path.startswith(_FILE) and not self._may_be_fetched(path)):
+                raise RefusedError(404, f"there is nothing at {path}")  # noqa: TRY301
+            scope = {**scope, "root_path": prefix, "path": prefix + path}
             if scope["method"] != "POST":
                 await self._app(scope, receive, send)
             elif path.rstrip("/") == _UPLOAD:
@@ -87,12 +93,27 @@ class Guard:
                 await _with_checked_answer(self._app, scope, counted, send, self._check_uploads)
             else:
                 _check_length(scope, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
-                await self._app(scope, await self._checked_call(receive), send)
+                await self._app(scope, await self._checked_call(path, receive), send)
         except RefusedError as refused:
             await _answer(send, refused)
 
-    async def _checked_call(self, receive: Receive) -> Receive:
-        """Read a call as a whole and refuse files that are not uploads; returns what hands it on."""
+    def _may_be_fetched(self, path: str) -> bool:
+        try:
+            place = Path(path.removeprefix(_FILE)).resolve()
+            return place.is_relative_to(self._folder) and place.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            return False
+
+    def _place(self, scope: Scope) -> tuple[str, str]:
+        """Return where a proxy shows the server (it may leave that in the path, or take it away), and the rest."""
+        forwarded = dict(scope["headers"]).get(b"x-forwarded-prefix", b"").decode("latin-1").rstrip("/")
+        prefix = forwarded if _PREFIX.fullmatch(forwarded) else self._options.root_path
+        path = scope["path"]
+        inside = prefix and (path == prefix or path.startswith(f"{prefix}/"))
+        return prefix, (path[len(prefix) :] or "/") if inside else path
+
+    async def _checked_call(self, path: str, receive: Receive) -> Receive:
+        """Read a call as a whole and refuse what it cannot ask for; returns what hands it on."""
         counted = _counted(receive, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
         messages = [await counted()]
         while messages[-1].get("more_body"):
@@ -104,6 +125,14 @@ class Guard:
             values = None
         if not all(self._may_be_read(*place) for place in _file_places(values)):
             raise RefusedError(400, "the photograph is not an upload of this server; upload it first")
+        if called := _CALL.fullmatch(path):
+            named = values if "/call/v2/" in path and isinstance(values, dict) else {}
+            try:
+                self._check_call(called[1], named)
+            except LookupError as error:
+                raise RefusedError(404, str(error.args[0])) from error
+            except OptionError as error:
+                raise RefusedError(422, str(error)) from error
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -114,10 +143,7 @@ class Guard:
     def _may_be_read(self, name: str, place: str) -> bool:
         if name == "url":  # a browser sends the full address of an upload along, which Gradio does not follow
             return not place.strip().lower().startswith("data:")
-        try:
-            return Path(place).resolve().is_relative_to(self._folder)
-        except (OSError, ValueError):  # a name that no file can have
-            return False
+        return is_upload(Path(place), self._folder)
 
     @property
     def _too_large(self) -> str:
@@ -125,14 +151,36 @@ class Guard:
 
     def _check_uploads(self, body: bytes) -> None:
         """Delete uploads again that are not pictures, or too large ones."""
-        paths = [Path(path) for path in json.loads(body)]
-        try:
-            for path in paths:
+        refused: list[FacePriorError] = []
+        for path in map(Path, json.loads(body)):
+            try:
                 check_picture(path, self._options.max_pixels)
-        except ImageError as error:
-            for path in paths:
+            except ImageError as error:
                 path.unlink(missing_ok=True)
-            raise RefusedError(415, str(error)) from error
+                refused.append(error)
+        if refused:
+            raise RefusedError(415, str(refused[0])) from refused[0]
+
+
+def is_upload(path: Path, folder: Path) -> bool:
+    """Whether a path is what only its visitor was told: a regular file that was uploaded to `folder`.
+
+    Gradio puts an upload into a folder that is named by a keyed hash of its content, so nobody guesses another's.
+
+    Args:
+        path: what a request names.
+        folder: of all uploads, resolved.
+    """
+    try:
+        # spelled as it was given out: no link, no "..", not the folder of an upload
+        return (
+            path.parent.parent == folder
+            and path.resolve() == path
+            and len(path.parent.name) == 64
+            and stat.S_ISREG(path.lstat().st_mode)
+        )
+    except (OSError, ValueError):  # a name that no file has, or can have
+        return False
 
 
 def check_picture(path: Path, max_pixels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from faceprior.errors import OptionError
@@ -16,6 +17,7 @@ class ServeOptions:
     Attributes:
         host: address to bind to; 127.0.0.1 is this machine alone.
         port: TCP port, 1 to 65535.
+        root_path: where a proxy shows the server, for example "/faces"; empty at the top.
         auth: user and password that visitors must give; None lets everyone in who reaches the port.
         priors: names of the priors that visitors choose from, as `load_prior` takes them; the first is the default.
         max_upload_mb: largest upload, in millions of bytes.
@@ -31,6 +33,7 @@ class ServeOptions:
 
     host: str = "127.0.0.1"
     port: int = 7860
+    root_path: str = ""
     auth: tuple[str, str] | None = None
     priors: tuple[str, ...] = ()
     max_upload_mb: float = 30.0
@@ -43,6 +46,8 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise OptionError(f"port is {self.port}; it must lie in 1 to 65535")
+        if self.root_path and not re.fullmatch(r"(?:/[\w.~-]+)+", self.root_path):
+            raise OptionError(f"root path is {self.root_path!r}; write it as /faces, with a slash only in front")
         for name in ("max_upload_mb", "max_megapixels", "max_samples", "time_limit", "queue_limit", "keep_minutes"):
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name.replace('_', ' ')} is {getattr(self, name)}; it must be above 0")

@@ -1,6 +1,8 @@
-"""Figures in plain words."""
+"""What was found and what came out, in plain words."""
 
 from __future__ import annotations
+
+from faceprior.photographs import Face, Prepared
 
 _PEAK = 255
 
@@ -26,15 +28,36 @@ def agreement(lr_consistency: float) -> str:
 
 
 def disagreement(spread: float, samples: int) -> str:
-    """Say in a sentence what the mean spread of samples means.
+    """Say in a sentence what the mean spread of several samples means.
 
     Args:
         spread: mean standard deviation on the scale of [0, 1] pixel values.
         samples: number of samples.
     """
-    if samples == 1:
-        return "With one sample nobody can tell which parts are known; ask for more samples."
     return (
-        f"The {samples} samples differ by {_PEAK * spread:.1f} of 255 levels on average. Bright in the map is not"
-        " known from the photo; dark need not be right either, for all samples share the prior's habits."
+        f"The {samples} tries differ by {_PEAK * spread:.1f} of 255 levels on average. Bright in the map is not known"
+        " from the photo; dark need not be right either, for all tries share the same habits."
     )
+
+
+def found(prepared: Prepared) -> str:
+    """Say in a sentence which faces were found, and what can be done for them."""
+    faces = prepared.faces
+    if prepared.aligned:
+        return "This picture is a face."
+    if not faces:
+        return "No face was found. Choose a photo in which a face is larger, or turned to the camera."
+    alone = [face.left_alone for face in faces if face.left_alone is not None]
+    if len(faces) == len(alone) == 1:
+        return f"This face is {alone[0]}: there is nothing to restore."
+    if len(faces) == len(alone):
+        return f"All {len(faces)} faces are {' or '.join(sorted(set(alone)))}: there is nothing to restore."
+    count = f"{len(faces)} faces were found" if len(faces) > 1 else "One face was found"
+    return count + (f"; {len(alone)} of them stay as they are." if alone else ".")
+
+
+def place(face: Face, width: int) -> str:
+    """Say where a face stands in a photograph so many pixels wide, for someone who does not see it."""
+    left, _, right, _ = face.found.box
+    middle = (left + right) / 2 / width
+    return "left" if middle < 0.35 else "right" if middle > 0.65 else "middle"

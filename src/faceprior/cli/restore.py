@@ -29,7 +29,7 @@ class ScaleName(str, Enum):
 class UpscaleName(str, Enum):
     """Enlargements of a photograph."""
 
-    x1, x2, x4 = "1", "2", "4"
+    x1, x2, x4, auto = "1", "2", "4", "auto"
 
 
 class DetectorName(str, Enum):
@@ -49,8 +49,15 @@ def restore(
         typer.Option(help="How much is missing: a face is taken to have resolution/scale pixels a side."),
     ] = ScaleName.auto,
     upscale: Annotated[
-        UpscaleName, typer.Option(help="Enlarge photographs.", rich_help_panel=_PHOTOS)
+        UpscaleName,
+        typer.Option(help="Enlarge photographs; auto: as much as their faces need.", rich_help_panel=_PHOTOS),
     ] = UpscaleName.x1,
+    jpeg: Annotated[
+        bool, typer.Option("--jpeg", help="Write JPEG, whatever the photograph is.", rich_help_panel=_PHOTOS)
+    ] = False,
+    no_location: Annotated[
+        bool, typer.Option("--no-location", help="Leave out where it was taken.", rich_help_panel=_PHOTOS)
+    ] = False,
     blend: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of the restored face, 0 to 1.", rich_help_panel=_PHOTOS),
@@ -179,6 +186,8 @@ def restore(
         min_face=min_face,
         blend=blend,
         upscale=_UPSCALES[upscale],
+        as_jpeg=jpeg,
+        with_location=not no_location,
     )
     clips = [path for path in pictures if is_clip(path)]
     others = [path for path in pictures if not is_clip(path)]
@@ -200,7 +209,12 @@ def restore(
     tally.conclude(strict=strict)
 
 
-_UPSCALES: dict[UpscaleName, Literal[1, 2, 4]] = {UpscaleName.x1: 1, UpscaleName.x2: 2, UpscaleName.x4: 4}
+_UPSCALES: dict[UpscaleName, Literal[1, 2, 4, "auto"]] = {
+    UpscaleName.x1: 1,
+    UpscaleName.x2: 2,
+    UpscaleName.x4: 4,
+    UpscaleName.auto: "auto",
+}
 
 
 def _restore_clips(

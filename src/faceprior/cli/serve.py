@@ -19,6 +19,9 @@ _DEFAULT = ServeOptions()
 def serve(
     host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 lets the network in.")] = _DEFAULT.host,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = _DEFAULT.port,
+    root_path: Annotated[
+        str, typer.Option(help="Where a proxy shows the page, if not at its top.", metavar="/PREFIX")
+    ] = _DEFAULT.root_path,
     auth: Annotated[
         str | None,
         typer.Option(help="Ask visitors for these.", metavar="USER:PASSWORD", envvar="FACEPRIOR_AUTH"),
@@ -63,6 +66,7 @@ def serve(
     chosen = ServeOptions(
         host=host,
         port=port,
+        root_path=root_path.rstrip("/"),
         auth=parse_auth(auth) if auth else None,
         max_upload_mb=max_upload,
         max_megapixels=max_pixels,
@@ -83,7 +87,7 @@ def serve(
     pipelines = {name: options.load_pipeline(name, None, corrector, device, dtype) for name in names}
     if chosen.auth is None and not _is_private(host):
         say(errors, f"everyone who reaches {host}:{port} may use this page; --auth user:password asks for a password")
-    say(console, f"http://{'localhost' if _is_private(host) else host}:{port}  (Ctrl-C ends it)")
+    say(console, f"http://{'localhost' if _is_private(host) else host}:{port}{chosen.root_path}  (Ctrl-C ends it)")
     run(Studio(pipelines, detector, chosen, DEFAULT_PRIOR), chosen)
 
 

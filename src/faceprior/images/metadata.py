@@ -31,6 +31,13 @@ _DESCRIPTION = (
 _IN_XMP = re.compile(rb"<faceprior:made>([^<]*)</faceprior:made>")
 _EARLIER = re.compile(re.escape(_DESCRIPTION).encode().replace(rb"\{\}", b"[^<]*"))
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:>|=["']))[2-8]""")
+# exif:GPSLatitude, photoshop:City, Iptc4xmpCore:Location, Iptc4xmpExt:LocationCreated …, as attribute or as element
+_PLACE = (
+    rb"(?:exif:GPS\w+|photoshop:(?:City|State|Country)|Iptc4xmpCore:(?:Location|CountryCode)|Iptc4xmpExt:Location\w+)"
+)
+_XMP_PLACE = re.compile(
+    rb"\s" + _PLACE + rb"=(?:\"[^\"]*\"|'[^']*')|<(" + _PLACE + rb")(?:\s[^>]*)?(?:/>|>.*?</\1\s*>)", re.DOTALL
+)
 _END_OF_RDF = b"</rdf:RDF>"
 
 # how a TIFF's samples lie in it, its previews and what is kept apart: nothing of that describes the new file
@@ -78,6 +85,23 @@ def xmp_of(image: Image.Image) -> bytes | None:
     if isinstance(packet, str):
         packet = packet.encode("utf-8", "replace")
     return _XMP_ORIENTATION.sub(rb"\g<1>1", packet) if isinstance(packet, bytes) else None
+
+
+def has_location(exif: bytes | None, packet: bytes | None) -> bool:
+    """Whether EXIF or XMP say where a picture was taken."""
+    return without_location(exif, packet) != (exif, packet)
+
+
+def without_location(exif: bytes | None, packet: bytes | None) -> tuple[bytes | None, bytes | None]:
+    """Return EXIF and XMP without the place where the picture was taken: coordinates, and names of places."""
+    if exif:
+        block = Image.Exif()
+        block.load(exif)
+        if ExifTags.IFD.GPSInfo in block:
+            block.get_ifd(ExifTags.IFD.Exif)  # which it writes only once it was read
+            del block[ExifTags.IFD.GPSInfo]
+            exif = block.tobytes()
+    return exif, _XMP_PLACE.sub(b"", packet) if packet else packet
 
 
 def as_json(metadata: dict[str, Any]) -> str:

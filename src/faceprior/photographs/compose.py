@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -12,7 +12,8 @@ from PIL import Image
 
 from faceprior.errors import DeviceError, FacePriorError
 from faceprior.images import SUFFIXES, Picture, decode_picture, encode_picture, encode_png, to_pil
-from faceprior.photographs.faces import Face, paste_faces
+from faceprior.images.metadata import without_location
+from faceprior.photographs.faces import Face, needed_upscale, paste_faces
 from faceprior.photographs.options import RestoreOptions, sample_suffix
 from faceprior.photographs.prepare import Prepared, sharp_face
 from faceprior.photographs.results import RestoredFace, sheet, spread_picture
@@ -139,17 +140,25 @@ def _photograph(
 ) -> Composed:
     notes = list(prepared.notes)
     record = _photo_record(prepared, results, options, notes)
-    ending = PurePath(prepared.name).suffix
-    if not results and options.upscale == 1:
+    ending, faces = PurePath(prepared.name).suffix, [prepared.faces[index] for index in results]
+    upscale = needed_upscale(faces, prepared.size) if options.upscale == "auto" else options.upscale
+    same = picture
+    if options.as_jpeg:
+        picture = replace(picture, format="JPEG")
+    if not options.with_location:
+        exif, xmp = without_location(picture.exif, picture.xmp)
+        picture = replace(picture, exif=exif, xmp=xmp)
+    unchanged = (picture.format, picture.exif, picture.xmp) == (same.format, same.exif, same.xmp)
+    if not results and upscale == 1 and unchanged:
         return Composed((ResultFile("", ending, prepared.content, copied=True),), record)
     if ending.lower() not in SUFFIXES[picture.written_as]:
         ending = SUFFIXES[picture.written_as][0]
-    made = {**made, "upscale": options.upscale, "blend": options.blend, "faces": record["faces"]}
-    faces = [prepared.faces[index] for index in results]
+    record["upscale"] = upscale
+    made = {**made, "upscale": upscale, "blend": options.blend, "faces": record["faces"]}
 
     def pasted(suffix: str, images: Sequence[torch.Tensor], content: Mapping[str, Any]) -> ResultFile:
         own = [picture.from_srgb(image) for image in images]
-        pixels = paste_faces(picture.pixels, faces, own, blend=options.blend, upscale=options.upscale)
+        pixels = paste_faces(picture.pixels, faces, own, blend=options.blend, upscale=upscale)
         whole = encode_picture(pixels, picture, {**made, **content}, name=prepared.name)
         return ResultFile(suffix, ending, whole)
 

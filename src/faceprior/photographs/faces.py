@@ -24,6 +24,8 @@ from faceprior.priors import ModelCard
 _COLOUR_SIDE = 8  # pixels across a face that its colour and lighting are kept at
 _CROP_ERROR = 0.15  # how far a corner of an aligned crop may be from where it belongs, as a fraction of the side
 _CROP_SIDES = 1.1  # an aligned crop in which no face is found is at most this oblong, and at most R pixels large
+_SQUEEZED = 0.25  # share of a restored face's pixels that may be lost before the photograph is enlarged
+_ENLARGED_PIXELS = 48_000_000  # largest photograph that is enlarged without being told to
 _UNIT_SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1))
 
 
@@ -117,6 +119,23 @@ def _reduced(aligned: Image.Image, effective: float, scale: float | Literal["aut
     if scale == "auto":
         scale = float(np.clip(resolution / effective, *AUTO_SCALES))
     return low_resolution(to_tensor(aligned), scale, resolution)
+
+
+def needed_upscale(faces: Sequence[Face], size: tuple[int, int]) -> Literal[1, 2, 4]:
+    """By how much a photograph is to be enlarged to hold what its restored faces have.
+
+    The smallest of them decides, as long as the photograph does not become huge.
+
+    Args:
+        faces: those that are restored.
+        size: width and height of the photograph.
+    """
+    pixels_each = [float(np.hypot(*face.transform[:, 0])) for face in faces]  # of the face, in one of the photo
+    if not pixels_each:
+        return 1
+    needed = max(pixels_each) - _SQUEEZED
+    room = (_ENLARGED_PIXELS / (size[0] * size[1])) ** 0.5
+    return 4 if needed > 2 and room >= 4 else 2 if needed > 1 and room >= 2 else 1
 
 
 def paste_faces(

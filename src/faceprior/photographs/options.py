@@ -35,7 +35,10 @@ class RestoreOptions:
         seed: of every picture's noise.
         batch_size: samples that go through the networks together; no result depends on it.
         blend: share of the restored face against the photograph, 0 to 1.
-        upscale: by how much a photograph is enlarged (Lanczos outside the faces): 1, 2 or 4.
+        upscale: by how much a photograph is enlarged (Lanczos outside the faces): 1, 2 or 4; "auto" for as much as
+            its restored faces need.
+        as_jpeg: write a photograph as JPEG, whatever its own format.
+        with_location: leave in a photograph where it was taken.
         only_faces: write the faces of a photograph, each for itself, instead of the photograph.
         write_sheet: whether to write `<stem>-sheet.png`, everything side by side.
 
@@ -55,7 +58,9 @@ class RestoreOptions:
     seed: int = 0
     batch_size: int = 8
     blend: float = 1.0
-    upscale: Literal[1, 2, 4] = 1
+    upscale: Literal[1, 2, 4, "auto"] = 1
+    as_jpeg: bool = False
+    with_location: bool = True
     only_faces: bool = False
     write_sheet: bool = False
 
@@ -72,8 +77,8 @@ class RestoreOptions:
             raise OptionError(f"the smallest face is {self.min_face} pixels; choose 8 or more")
         if not 0 <= self.blend <= 1:
             raise OptionError(f"blend is {self.blend:g}; choose a number from 0 to 1")
-        if self.upscale not in (1, 2, 4):
-            raise OptionError(f"upscale is {self.upscale}; choose 1, 2 or 4")
+        if self.upscale not in (1, 2, 4, "auto"):
+            raise OptionError(f"upscale is {self.upscale}; choose 1, 2, 4 or auto")
 
     @property
     def suffixes(self) -> list[str]:
@@ -124,5 +129,7 @@ def settings(pipeline: FacePriorPipeline, options: RestoreOptions, detector: str
         "min_face": options.min_face,
         "blend": options.blend,
         "upscale": options.upscale,
+        "as_jpeg": options.as_jpeg,
+        "with_location": options.with_location,
         "detector": detector,
     }
