@@ -93,7 +93,7 @@ class Controls:
 
     @property
     def recipe(self) -> RestoreOptions:
-        """The same as the pipeline takes it, without what does not act; raises OptionError for a value out of range."""
+        """The same for the pipeline, without what does not act; raises OptionError where one is out of range."""
         acting = acting_controls(self.preset)
         chosen = {name: getattr(self, name) for name in _OWN if name in acting}
         return RestoreOptions(

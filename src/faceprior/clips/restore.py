@@ -22,7 +22,7 @@ from PIL import Image
 
 from faceprior.clips.container import QUALITY, Frame, read_frames, rewrite
 from faceprior.clips.tracks import find_cast
-from faceprior.errors import DeviceError
+from faceprior.errors import DeviceError, OptionError
 from faceprior.faces import DetectedFace, FaceDetector, align
 from faceprior.faces.alignment import alignment
 from faceprior.faces.tracking import Place
@@ -66,11 +66,12 @@ def restore_video(
         "notes" and "seconds".
 
     Raises:
+        OptionError: an option is not for clips.
         VideoError: the clip cannot be read.
         OutputError: the result cannot be written; nothing half-written is left behind.
         DeviceError: the networks overflowed.
     """
-    started = time.perf_counter()
+    started, restorer = time.perf_counter(), ClipRestorer(pipeline, options)
     cast = find_cast(
         read_frames(path),
         detector,
@@ -78,7 +79,6 @@ def restore_video(
         options,
         lambda frames: on_frame("finding", frames),
     )
-    restorer = ClipRestorer(pipeline, options)
 
     def change(frame: Frame) -> NDArray[np.uint8]:
         changed = restorer(frame.pixels, cast.places.get(frame.index, ()))
@@ -132,8 +132,10 @@ class ClipRestorer:
     """
 
     def __init__(self, pipeline: FacePriorPipeline, options: RestoreOptions) -> None:
+        if options.upscale == "auto":
+            raise OptionError("faces in a clip change their size; enlarge it by 1, 2 or 4 (--upscale)")
         self.restored = 0
-        self._pipeline, self._options = pipeline, options
+        self._pipeline, self._options, self._upscale = pipeline, options, options.upscale
         self._past: dict[int, _Past] = {}
 
     def __call__(self, pixels: NDArray[np.uint8], places: Sequence[Place]) -> NDArray[np.uint8]:
@@ -153,7 +155,7 @@ class ClipRestorer:
         faces = [self._face(pixels, place) for place in places]
         restored = self._restore(places, [face.low_resolution for face in faces]) if faces else []
         self.restored += len(faces)
-        return paste_faces(pixels, faces, restored, blend=self._options.blend, upscale=self._options.upscale)
+        return paste_faces(pixels, faces, restored, blend=self._options.blend, upscale=self._upscale)
 
     def _face(self, pixels: NDArray[np.uint8], place: Place) -> Face:
         resolution, template = self._pipeline.resolution, self._pipeline.prior.card.template

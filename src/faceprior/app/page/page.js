@@ -52,7 +52,7 @@ async function call(name, values, onUpdate = () => {}, signal = null) {
       settle(value);
     };
     const stop = () => {
-      post("gradio_api/cancel", { event_id, session_hash: event_id, fn_index: 0 }).catch(() => {});
+      post("gradio_api/cancel", { event_id, session_hash: event_id, fn_index: 1 }).catch(() => {});
       end(reject, new Stopped());
     };
     if (signal?.aborted) stop();
