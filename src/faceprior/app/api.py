@@ -65,8 +65,7 @@ class Interface:
             OptionError: a parameter is unknown or has a value that it cannot have.
         """
         if name not in self._parameters:
-            known = ", ".join(f"/{known}" for known in ("find_faces", "restore"))
-            raise LookupError(f"there is no /{name} here; there are {known}")
+            raise LookupError(f"there is no /{name} here; there are /find_faces, /restore")
         known = list(self._parameters[name])
         for given in values:
             if given not in known:
@@ -95,10 +94,10 @@ class Interface:
         Returns the files (each sample, and their mean) and what there is to say of them; while it works, no files
         and how far it is. With `previews` there are also pictures for a screen.
         """
-        *values, previews = values
+        previews = values[-1]
         with _errors_as_messages():
             path = self._uploaded(photo)
-            controls = _controls(dict(zip((field.name for field in fields(Controls)), values, strict=True)))
+            controls = _controls(dict(zip((field.name for field in fields(Controls)), values[:-1], strict=True)))
             for update in self._studio.restore(path, controls, faces):
                 if isinstance(update, Progress):
                     emerging = [pictures.data_address(face) for face in update.emerging] if previews else []
