@@ -51,14 +51,14 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.13 was found; install one or name it: make demo PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]' -e packages/weights
 	@touch $@
 
-$(VENV)/.web: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]'
+$(VENV)/.web: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]' -e packages/weights
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e packages/weights
 	@touch $@ $(VENV)/.demo $(VENV)/.web

@@ -200,10 +200,9 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from faceprior.priors.store import DEFAULT_PRIOR, embedded_cards
+    from faceprior.priors import load_prior
 
-    card = next(card for card in embedded_cards("prior").values() if card.name == DEFAULT_PRIOR)
-    for title, rows in figures(load_detector(), card):
+    for title, rows in figures(load_detector(), load_prior().card):
         table = Table(title=title)
         for column in ("", "measured"):
             table.add_column(column)

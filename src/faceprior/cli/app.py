@@ -98,8 +98,11 @@ def _shown(value: Any) -> str:
 @priors_app.command("list")
 def priors_list() -> None:
     """List the embedded priors and correctors."""
-    from faceprior.priors.store import embedded_cards
+    from faceprior.priors.store import NOT_INSTALLED, embedded_cards, embedded_folder
 
+    if embedded_folder() is None:
+        console.print(NOT_INSTALLED, markup=False, highlight=False)
+        return
     table = Table("kind", "name", "resolution", "licence")
     for kind in ("prior", "corrector"):
         for name, card in embedded_cards(kind).items():

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,10 @@ from faceprior.priors.noise_schedule import NoiseSchedule
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 INDEX_NAME = "model_index.json"
 DEFAULT_PRIOR = "faces-128"
+NOT_INSTALLED = (
+    "no weights are installed; for non-commercial research run pip install 'faceprior[weights]',"
+    " else name a prior of your own: a folder, file or hub id (owner/name)"
+)
 PRIOR_NETWORKS = {
     "GaussianResidualUNet": "faceprior.priors.residual_unet",
     "PatchTransformer": "faceprior.priors.patch_transformer",
@@ -43,18 +47,20 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 
 
-def embedded_folder() -> Path:
-    """Folder of the weights that come inside the package."""
-    return Path(str(files("faceprior") / "weights"))
+def embedded_folder() -> Path | None:
+    """Folder of the weights that the distribution `faceprior-weights` brings; None where it is not installed."""
+    package = find_spec("faceprior_weights")
+    places = package.submodule_search_locations if package is not None else None
+    return Path(next(iter(places))) if places else None
 
 
 def embedded_cards(kind: str) -> dict[str, ModelCard]:
-    """Cards of the embedded weights of a kind ("prior" or "corrector"), by name."""
-    cards = {}
-    for folder in sorted(embedded_folder().glob("*/")):
-        card = ModelCard.read(folder)
+    """Cards of the embedded weights of a kind ("prior" or "corrector"), by name; none where none are installed."""
+    folder, cards = embedded_folder(), {}
+    for own in sorted(folder.glob("*/")) if folder is not None else ():
+        card = ModelCard.read(own)
         if card is not None and card.kind == kind:
-            cards[folder.name] = card
+            cards[own.name] = card
     return cards
 
 
@@ -70,13 +76,15 @@ def resolve(spec: str | Path, kind: str, **hub: Any) -> Path:
     Raises:
         WeightsError: it is none of these, or the hub cannot deliver it.
     """
-    names = embedded_cards(kind)
-    if str(spec) in names:
-        return embedded_folder() / str(spec)
+    names, embedded = embedded_cards(kind), embedded_folder()
+    if embedded is not None and str(spec) in names:
+        return embedded / str(spec)
     path = Path(spec).expanduser()
     if path.exists():
         return path
     if not _HUB_ID.fullmatch(str(spec)):
+        if embedded is None:
+            raise WeightsError(f"{kind} {str(spec)!r} is not a file, folder or hub id, and {NOT_INSTALLED}")
         raise WeightsError(
             f"{kind} {str(spec)!r} is neither embedded ({', '.join(names) or 'none'}) nor an existing file or folder"
             " nor a hub id (owner/name)"

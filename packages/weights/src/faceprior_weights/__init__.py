@@ -1,0 +1,1 @@
+"""Weights of faceprior, one folder each; `faceprior.priors.store` finds them."""
