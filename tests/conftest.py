@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from faceprior.corrector import ConditionCorrector, Corrector
+from faceprior.corrector import BlindCorrector, Corrector, PaperCorrector
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -44,9 +44,8 @@ def gaussian_network(steps=1000, seed=0):
     network = GaussianResidualUNet(
         sample_size=SIDE,
         rank=8,
-        block_out_channels=(16, 32),
-        attention=(False, False),
-        norm_num_groups=8,
+        widths=(16, 32),
+        blocks=(1, 1),
         num_train_timesteps=steps,
         beta_start=0.1 / steps,
         beta_end=20 / steps,
@@ -97,22 +96,15 @@ def make_prior(network, prediction_type, steps=1000):
     return Prior(network, schedule, prediction_type, card)
 
 
-def make_corrector(steps=1000, seed=0, *, grid="dense", injection="concat", placement="sampled", stride=2):
+def make_corrector(steps=1000, seed=0, *, kind="blind", stride=2):
     torch.manual_seed(seed)
-    network = ConditionCorrector(
-        resolution=SIDE,
-        stride=stride,
-        grid=grid,
-        injection=injection,
-        placement=placement,
-        block_out_channels=(16, 16),
-        attention=(False, True),
-        attention_head_dim=8,
-        norm_num_groups=8,
-        num_train_timesteps=steps,
-        beta_start=0.1 / steps,
-        beta_end=20 / steps,
-    )
+    schedule = {"num_train_timesteps": steps, "beta_start": 0.1 / steps, "beta_end": 20 / steps}
+    if kind == "blind":
+        network = BlindCorrector(SIDE, stride, widths=(8, 16), blocks=(1, 1), **schedule)
+        randomise(network, seed)
+    else:
+        small = {"block_out_channels": (16, 16), "attention": (False, True), "attention_head_dim": 8}
+        network = PaperCorrector(SIDE, stride, norm_num_groups=8, **small, **schedule)
     nn.init.normal_(network.unet.conv_out.weight, std=0.02)
     return Corrector(frozen(network), make_card("corrector", "tiny-corrector", steps))
 

@@ -358,8 +358,8 @@ def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
     restore(face, "--samples", "2", *arguments.split())
     metadata = read_metadata(tmp_path / "out" / "face-2.png")
     sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2}
-    own = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": True}
-    own["crt_once"] = False
+    own = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": "after"}
+    own |= {"detail": 1.0, "smooth": False, "rederived": 0.0}
     assert metadata["options"] == {**sampling, **own}
     assert (metadata["scale"], metadata["seed"], metadata["sample"]) == (8.0, 12, 2)
     assert (metadata["preset"], metadata["corrector"], metadata["dtype"]) == ("paper-ddim", None, "bfloat16")
@@ -569,25 +569,8 @@ def test_a_conversion_that_cannot_be_written_is_one_line(checkpoint, tmp_path):
 # --- data and training
 
 TINY_CONFIG = {
-    "prior": {
-        "network_options": {
-            "rank": 4,
-            "block_out_channels": [16, 16],
-            "attention": [False, False],
-            "attention_head_dim": 8,
-            "norm_num_groups": 8,
-        }
-    },
-    "corrector": {
-        "network_options": {
-            "grid": "dense",
-            "injection": "concat",
-            "block_out_channels": [16, 16],
-            "attention": [False, False],
-            "norm_num_groups": 8,
-        },
-        "damaged": 0.0,
-    },
+    "prior": {"network_options": {"rank": 4, "widths": [8, 16], "blocks": [1, 1]}},
+    "corrector": {"network_options": {"widths": [8, 16], "blocks": [1, 1]}, "damaged": 0.0},
 }
 
 
@@ -646,7 +629,7 @@ def test_training_writes_weights_that_restore_and_goes_on_only_when_asked(train,
         ({"stepps": 3}, "unknown options stepps"),
         ({"steps": "many"}, "steps is 'many'"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"weighting": "heavy"}, "weighting is 'heavy'"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 @pytest.mark.parametrize("kind", ["prior", "corrector"])

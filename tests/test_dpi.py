@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from faceprior.corrector import ConditionCorrector, load_corrector, make_condition, save_corrector
+from faceprior.corrector import PaperCorrector, enlarge_grid, load_corrector, make_condition, save_corrector
 from faceprior.errors import FacePriorError, OptionError, WeightsError
 from faceprior.methods import PRESETS, Preset, SamplingOptions, find_preset
-from faceprior.methods.dpi import DPI, DPIOptions, adaptive_mask, edge_strength, enlarge_grid, interpolate
+from faceprior.methods.dpi import DPI, Conditions, DPIOptions, adaptive_mask, edge_strength, interpolate
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.sampling import Initial, NoiseSource, Sampler, make_solver, noised, sample, spaced_steps
@@ -133,7 +133,7 @@ def test_a_step_of_a_published_preset_is_the_reference_codes(tiny, rng, preset_n
         2, 3, 16, 16, generator=rng
     )
     method = DPI(list(low), prior, preset.options)
-    method.start = lambda step, sampler, initial: (x, method.condition)
+    method.start = lambda step, sampler, initial: (x, Conditions(method.condition, method.condition))
     solver = make_solver(preset.sampling.solver, preset.sampling.eta)
     found = sample(method, [step], Sampler(prior, solver, NoiseSource(generators(1, 2), CPU)))
 
@@ -204,7 +204,7 @@ def test_a_whole_run_of_a_published_preset_is_the_reference_loop(tiny, preset_na
     preset = find_preset(preset_name)
     preset = preset.with_options(steps=min(total, preset.sampling.steps))
     prior = getattr(tiny, network)(total)
-    corrector = tiny.corrector(total, placement="resized") if corrected else None
+    corrector = tiny.corrector(total, kind="paper") if corrected else None
     low = faces(2, 8)
     steps = spaced_steps(prior.schedule, preset.sampling.steps, preset.sampling.start)
     solver = make_solver(preset.sampling.solver, preset.sampling.eta)
@@ -213,7 +213,7 @@ def test_a_whole_run_of_a_published_preset_is_the_reference_loop(tiny, preset_na
 
     for y, own, result in zip(low, generators(3, 4), found, strict=True):
         x = torch.randn(3, 32, 32, generator=own)
-        crt = corrector.network if corrected else None
+        crt = (lambda *seen: corrector.network(*seen).x0[..., ::2, ::2]) if corrected else None
         expected = reference_run(preset_name, prior.network, total, y, x, own, crt)
         assert expected.std() > 0.1
         torch.testing.assert_close(result.double(), expected, atol=2e-4, rtol=1e-3)
@@ -223,8 +223,10 @@ def test_a_whole_run_of_a_published_preset_is_the_reference_loop(tiny, preset_na
 @pytest.mark.parametrize(
     ("preset_name", "levels"),
     [
-        ("default", (140, 131, 122, 113, 104, 95, 85, 76, 67, 58, 49, 40)),
-        ("fast", (71, 63, 55, 46, 38, 30)),
+        ("default", (267, 235, 202, 170, 137, 105, 72, 40)),
+        ("faithful", (131, 113, 95, 76, 58, 40)),
+        ("detailed", (461, 423, 385, 346, 308, 270, 231, 193, 155, 116, 78, 40)),
+        ("fast", (93, 66, 40)),
     ],
 )
 def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels):
@@ -237,22 +239,29 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels)
 
     schedule = prior.schedule.alphas_cumprod
     for y, own, result in zip(low, generators(3, 4), found, strict=True):
-        face = nn.functional.interpolate(y[None], size=(32, 32), mode="bicubic", antialias=True)
-        blurred = face[..., ::2, ::2]
-        x = math.sqrt(schedule[levels[0]]) * face + math.sqrt(1 - schedule[levels[0]]) * torch.randn(
-            1, 3, 32, 32, generator=own
-        )
-        held = corrector.network(x, torch.tensor([levels[0] + 1]), blurred.clamp(-1, 1)).double()
-        x = x.double() + math.sqrt(schedule[levels[0]]) * enlarge_grid(held - blurred.double(), 2)
+        bad = nn.functional.interpolate(y[None], size=(32, 32), mode="bicubic", antialias=True).clamp(-1, 1)
+        face = corrector.network(torch.zeros(1, 3, 32, 32), torch.tensor([999]), bad).x0.clamp(-1, 1)
+        z = torch.randn(1, 3, 32, 32, generator=own)
+        x = (math.sqrt(schedule[levels[0]]) * face + math.sqrt(1 - schedule[levels[0]]) * z).double()
+        held = first = face[..., ::2, ::2].double()
         for t, after in zip(levels, (*levels[1:], None), strict=True):
             clean = prior.network(x.float(), torch.tensor([t])).sample.double().clamp(-1, 1)
             eps = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
             if after is None:
                 x = clean
+                break
+            moves = held - clean[..., ::2, ::2]
+            if preset.options.smooth:
+                clean = clean + enlarge_grid(moves, 2)
             else:
                 clean[..., ::2, ::2] = held
-                x = math.sqrt(schedule[after]) * clean + math.sqrt(1 - schedule[after]) * eps
-        assert (x - face).abs().mean() > 0.01
+            again = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
+            eps = eps + preset.options.rederived * (again - eps)
+            x = math.sqrt(schedule[after]) * clean + math.sqrt(1 - schedule[after]) * eps
+            if preset.options.crt == "always":
+                seen = corrector.network(x.float(), torch.tensor([after]), bad).x0
+                held = torch.lerp(first, seen[..., ::2, ::2].double(), preset.options.detail)
+        assert (x - bad).abs().mean() > 0.01
         torch.testing.assert_close(result.double(), x[0], atol=2e-4, rtol=1e-3)
 
 
@@ -398,7 +407,7 @@ def test_the_last_step_is_left_to_the_prior(tiny):
     free = prior(seen[-2][0], torch.tensor([0])).x0.clamp(-1, 1)
     assert torch.equal(found, free)
     assert torch.equal(seen[-1][1], free)
-    assert torch.equal(seen[-1][2], seen[-2][2])  # no step follows that would need another condition
+    assert torch.equal(seen[-1][2].held, seen[-2][2].held)  # no step follows that would need another condition
 
 
 @torch.no_grad()
@@ -423,52 +432,39 @@ class Counted:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("start", "first"), [(0.5, 375), (1.0, 750)])
-def test_a_corrector_asked_once_sees_the_start_alone(tiny, start, first):
-    prior, corrector, low = tiny.gaussian_prior(), tiny.corrector(), faces(1, 8)
+@pytest.mark.parametrize(
+    ("crt", "asked"),
+    [("never", []), ("first", [999]), ("after", [250, 125, 0]), ("always", [999, 250, 125, 0])],
+)
+def test_the_corrector_is_asked_when_the_option_says(tiny, crt, asked):
+    prior, corrector = tiny.gaussian_prior(), tiny.corrector()
     counted = Counted(corrector)
-    options = DPIOptions(tau=0.0, crt_once=True)
-    method, seen = watched(DPI(list(low), prior, options, corrector))
-    steps = spaced_steps(prior.schedule, 4, start)
-    sample(method, steps, sampler_of(tiny, 1, prior=prior))
-    (x, t, condition) = counted.asked[0]
-    uncorrected, _ = DPI(list(low), prior, options).start(steps[0], sampler_of(tiny, 1))
-    assert len(counted.asked) == 1
-    assert torch.equal(x, uncorrected)
-    assert t.tolist() == [first + 1]
-    assert torch.equal(condition, make_condition(low, 32, 2, "sampled"))
-    assert all(torch.equal(one, corrector.network(x, t, condition)) for _, _, one in seen)
-
-
-@torch.no_grad()
-def test_a_corrector_asked_once_of_pure_noise_at_t_is_asked_about_a_level_that_it_knows(tiny):
-    corrector = tiny.corrector()
-    counted = Counted(corrector)
-    method = DPI(list(faces(1, 8)), tiny.gaussian_prior(), DPIOptions(crt_once=True), corrector)
-    step = spaced_steps(SCHEDULE, 1000)[0]
-    found, _ = method.start(step, sampler_of(tiny, 1))
-    assert torch.equal(found[0], torch.randn(3, 32, 32, generator=generators(1)[0]))
-    assert counted.asked[0][1].tolist() == [999]
+    method, seen = watched(DPI(list(faces(1, 8)), prior, DPIOptions(tau=0.0, crt=crt), corrector))
+    sample(method, spaced_steps(prior.schedule, 4, 0.5), sampler_of(tiny, 1, prior=prior))
+    assert [t.item() for _, t, _ in counted.asked] == asked
+    for x, t, _ in counted.asked:
+        # without a sample, or about the step's result, of whose level it is told
+        assert (
+            torch.equal(x, torch.zeros_like(x)) if t == 999 else any(torch.equal(x, x_prev) for x_prev, _, _ in seen)
+        )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("stride", [2, 4])
-def test_a_warm_start_with_a_corrector_asked_once_is_the_noised_corrected_face(tiny, stride):
-    method = dpi(tiny, faces(2, 8), DPIOptions(stride=stride, crt_once=True), tiny.corrector())
+def test_a_warm_start_with_a_corrector_asked_first_is_the_noised_corrected_face(tiny, stride):
+    corrector, low = tiny.corrector(), faces(2, 8)
+    method = dpi(tiny, low, DPIOptions(stride=stride, crt="first"), corrector)
     step = spaced_steps(tiny.gaussian_prior().schedule, 10, 0.3)[0]
-    found, condition = method.start(step, sampler_of(tiny, 1, 2))
+    found, (condition, _) = method.start(step, sampler_of(tiny, 1, 2))
     z = NoiseSource(generators(1, 2), CPU).normal(3, 32, 32)
-    clean = (found - math.sqrt(1 - step.alphas_cumprod) * z) / math.sqrt(step.alphas_cumprod)
-    torch.testing.assert_close(clean[..., ::stride, ::stride], condition, atol=1e-5, rtol=1e-5)
-    change = clean - method.enlarged
-    assert change.abs().max() > 0.01
-    own = change[..., ::stride, ::stride].abs().amax((1, 2, 3))
-    assert (change.abs().amax((1, 2, 3)) < 1.5 * own).all()  # between the grid's pixels nothing comes out of nowhere
+    alone = torch.cat([corrector.alone(corrector.network.see(face[None])).x0.clamp(-1, 1) for face in low])
+    assert torch.equal(found, noised(alone, z, step.alphas_cumprod))
+    assert torch.equal(condition, alone[..., ::stride, ::stride])
 
 
 @torch.no_grad()
 def test_a_face_is_corrected_only_where_it_is_not_known_already(tiny):
-    method = dpi(tiny, faces(1, 8), DPIOptions(crt_once=True), tiny.corrector())
+    method = dpi(tiny, faces(1, 8), DPIOptions(crt="first"), tiny.corrector())
     step = spaced_steps(tiny.gaussian_prior().schedule, 10, 0.3)[0]
     known = torch.zeros(1, 1, 32, 32)
     known[..., :16] = 1
@@ -477,10 +473,48 @@ def test_a_face_is_corrected_only_where_it_is_not_known_already(tiny):
     found, _ = method.start(step, sampler_of(tiny, 1), initial)
     expected = noised(initial.faces, torch.randn(3, 32, 32, generator=generators(1)[0]), step.alphas_cumprod)
     assert torch.equal(found[..., :16], expected[..., :16])
-    again, _ = method.start(step, sampler_of(tiny, 1), Initial(initial.faces, torch.zeros(1, 1, 1, 1)))
-    assert torch.equal(again, corrected)
-    left = (found - corrected)[..., 16:]  # of the corrector, which sees another x_t
-    assert 0 < left.abs().max() < 0.1 * (expected - corrected)[..., 16:].abs().max()
+    torch.testing.assert_close(found[..., 16:], corrected[..., 16:])
+
+
+@torch.no_grad()
+def test_a_new_condition_lies_between_the_first_and_what_the_corrector_says_of_the_sample(tiny):
+    low, step = faces(1, 8), spaced_steps(SCHEDULE, 10, 0.5)[2]
+    held = []
+    for detail in (0.0, 1.0, 0.3):
+        method = dpi(tiny, low, DPIOptions(tau=0.0, crt="always", detail=detail), tiny.corrector())
+        x, conditions = method.start(step, sampler_of(tiny, 1))
+        _, _, after = method.step(x, conditions, step, sampler_of(tiny, 1))
+        assert torch.equal(after.first, conditions.first)
+        held.append(after.held)
+    assert torch.equal(held[0], conditions.first)
+    assert not torch.allclose(held[1], held[0], atol=1e-3)
+    torch.testing.assert_close(held[2], 0.7 * held[0] + 0.3 * held[1])
+
+
+@torch.no_grad()
+def test_smooth_moves_carry_the_pixels_between_along(rng):
+    images, condition = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 3, 8, 8, generator=rng)
+    sparse = interpolate(images, condition, 0.5, 2)
+    smooth = interpolate(images, condition, 0.5, 2, smooth=True)
+    torch.testing.assert_close(smooth[..., ::2, ::2], sparse[..., ::2, ::2])
+    torch.testing.assert_close(smooth - images, enlarge_grid((sparse - images)[..., ::2, ::2], 2))
+    assert torch.equal(sparse[..., 1::2, :], images[..., 1::2, :])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_noise_estimate_is_derived_again_for_the_share_that_is_asked_for(tiny, share):
+    prior, low = tiny.gaussian_prior(), faces(1, 8)
+    method = DPI(list(low), prior, DPIOptions(tau=0.0, crt="never", rederived=share))
+    step = spaced_steps(prior.schedule, 10, 0.5)[2]
+    sampler = sampler_of(tiny, 1, prior=prior)
+    x, condition = method.start(step, sampler)
+    x_prev, x0, _ = method.step(x, condition, step, sampler)
+    level, level_prev = step.alphas_cumprod, step.alphas_cumprod_prev
+    eps = (x_prev - math.sqrt(level_prev) * x0) / math.sqrt(1 - level_prev)
+    of_prior = sampler.estimate(x, step).eps
+    of_moved = (x - math.sqrt(level) * x0) / math.sqrt(1 - level)
+    torch.testing.assert_close(eps, torch.lerp(of_prior, of_moved, share), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
@@ -599,56 +633,78 @@ def test_a_preset_takes_options_by_name_and_leaves_the_rest():
     assert DDIM_PRESET.options.tau == 0.35
     with pytest.raises(OptionError, match="sharpness"):
         DDIM_PRESET.with_options(sharpness=1)
-    with pytest.raises(OptionError, match=r"paper.*default, fast, paper-ddim, paper-ddpm"):
+    with pytest.raises(OptionError, match=r"paper.*default, faithful, detailed, fast, paper-ddim, paper-ddpm"):
         find_preset("paper")
 
 
 # --- the corrector ---
 
 
-def test_the_default_corrector_has_the_size_of_the_papers():
+def test_the_papers_corrector_has_the_size_of_the_papers():
     with torch.device("meta"):
-        network = ConditionCorrector()
+        network = PaperCorrector()
     count = sum(parameter.numel() for parameter in network.parameters())
     assert round(count / 1e6, 3) == 5.867
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("injection", ["add", "concat"])
-@pytest.mark.parametrize("grid", ["sparse", "dense"])
-def test_a_new_corrector_returns_the_condition(rng, grid, injection):
-    network = ConditionCorrector(
-        32, 2, grid, injection, block_out_channels=(16, 16), attention=(False, True), norm_num_groups=8
-    )
+def test_a_new_corrector_of_the_papers_returns_the_condition(rng):
+    network = PaperCorrector(32, 2, (16, 16), (False, True), norm_num_groups=8)
     condition = torch.randn(2, 3, 16, 16, generator=rng)
-    found = network(torch.randn(2, 3, 32, 32, generator=rng), 500, condition)
-    assert torch.equal(found, condition)
+    found = network(torch.randn(2, 3, 32, 32, generator=rng), 500, condition).x0
+    assert torch.equal(found[..., ::2, ::2], condition)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("injection", ["add", "concat"])
-@pytest.mark.parametrize("grid", ["sparse", "dense"])
-def test_a_corrector_looks_at_the_grid_the_step_and_the_condition_alone(tiny, rng, grid, injection):
-    network = tiny.corrector(grid=grid, injection=injection).network
-    x, condition = torch.randn(1, 3, 32, 32, generator=rng), torch.randn(1, 3, 16, 16, generator=rng)
-    found = network(x, 500, condition)
-    assert found.shape == condition.shape
+@pytest.mark.parametrize("kind", ["blind", "paper"])
+def test_a_corrector_looks_at_the_grid_the_step_and_the_bad_face_alone(tiny, rng, kind):
+    network = tiny.corrector(kind=kind).network
+    x, low = torch.randn(1, 3, 32, 32, generator=rng), faces(1, 16)
+    seen = network.see(low)
+    found = network(x, 500, seen).x0
+    assert found.shape == (1, 3, 32, 32)
     assert found.dtype == torch.float32
-    assert not torch.equal(found, condition)
     elsewhere = torch.randn(1, 3, 32, 32, generator=rng)
     elsewhere[..., ::2, ::2] = x[..., ::2, ::2]
-    assert torch.equal(network(elsewhere, 500, condition), found)
+    assert torch.equal(network(elsewhere, 500, seen).x0, found)
     on_it = x.clone()
     on_it[..., 6, 8] += 1
-    assert not torch.equal(network(on_it, 500, condition), found)
-    assert not torch.equal(network(x, 400, condition), found)
-    other = condition + 0.5
-    assert not torch.allclose(network(x, 500, other) - other, found - condition, atol=1e-5)
+    assert not torch.equal(network(on_it, 500, seen).x0, found)
+    assert not torch.equal(network(x, 400, seen).x0, found)
+    assert not torch.equal(network(x, 500, seen + 0.1).x0, found)
+
+
+@torch.no_grad()
+def test_the_blind_corrector_sees_every_pixel_of_the_bad_face_and_says_what_it_doubts(tiny, rng):
+    network = tiny.corrector().network
+    x, seen = torch.randn(1, 3, 32, 32, generator=rng), torch.rand(1, 3, 32, 32, generator=rng)
+    found = network(x, 500, seen)
+    assert found.log_error.shape == (1, 1, 32, 32)
+    between = seen.clone()
+    between[..., 5, 7] += 0.5
+    assert not torch.equal(network(x, 500, between).x0[..., ::2, ::2], found.x0[..., ::2, ::2])
+
+
+@torch.no_grad()
+def test_the_blind_corrector_mixes_sample_and_network_by_the_samples_noise(tiny, rng):
+    """(1 − g) · x_t/√ᾱ + g · F on the grid, F between."""
+    network = tiny.corrector().network
+    nn.init.zeros_(network.unet.conv_out.weight)  # F is the bad face
+    nn.init.zeros_(network.unet.conv_out.bias)
+    x, seen = torch.randn(1, 3, 32, 32, generator=rng), torch.rand(1, 3, 32, 32, generator=rng)
+    for t in (0, 40, 300, 999):
+        level = network.schedule.alphas_cumprod[t].item()
+        variance = (1 - level) / level
+        g = variance / (variance + 0.01)
+        found = network(x, t, seen).x0
+        expected = (1 - g) * x[..., ::2, ::2] / math.sqrt(level) + g * seen[..., ::2, ::2]
+        torch.testing.assert_close(found[..., ::2, ::2], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[..., 1::2, 1::2], seen[..., 1::2, 1::2])
 
 
 @torch.no_grad()
 def test_the_sparse_network_sees_zeros_off_the_grid(tiny, rng):
-    network = tiny.corrector(grid="sparse", injection="add").network
+    network = tiny.corrector(kind="paper").network
     x, condition = torch.randn(1, 3, 32, 32, generator=rng), torch.randn(1, 3, 16, 16, generator=rng)
     seen = []
     network.unet.conv_in.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
@@ -686,18 +742,20 @@ def test_dpi_checks_its_corrector(tiny):
 
 @torch.no_grad()
 def test_a_wider_stride_takes_its_pixels_out_of_the_corrected_grid(tiny, rng):
-    corrector, low = tiny.corrector(placement="resized"), faces(1, 8)
+    corrector, low = tiny.corrector(kind="paper"), faces(1, 8)
     method = dpi(tiny, low, DPIOptions(stride=4, placement="sampled"), corrector)
     x = torch.randn(1, 3, 32, 32, generator=rng)
     step = spaced_steps(SCHEDULE, 10)[3]
-    x_prev, _, found = method.step(x, method.condition, step, sampler_of(tiny, 1))
+    conditions = Conditions(method.condition, method.condition)
+    x_prev, _, (found, _) = method.step(x, conditions, step, sampler_of(tiny, 1))
     first = make_condition(low, 32, 2, "resized")  # the corrector's own placement
-    assert torch.equal(found, corrector.network(x_prev, step.t, first)[..., ::2, ::2])
+    assert torch.equal(found, corrector.network(x_prev, step.t, first).x0[..., ::4, ::4])
 
 
+@pytest.mark.parametrize("kind", ["blind", "paper"])
 @pytest.mark.parametrize("half", [False, True])
-def test_a_corrector_is_saved_and_loaded(tiny, tmp_path, rng, half):
-    corrector = tiny.corrector(grid="sparse", injection="add", placement="resized")
+def test_a_corrector_is_saved_and_loaded(tiny, tmp_path, rng, half, kind):
+    corrector = tiny.corrector(kind=kind)
     card = save_corrector(corrector, tmp_path, half=half)
     loaded = load_corrector(tmp_path)
     assert loaded.card == card
@@ -752,7 +810,7 @@ def test_a_corrector_is_loaded_without_a_card_too(saved):
 def test_what_is_not_a_corrector_is_refused(saved, tmp_path):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-    with pytest.raises(WeightsError, match="holds a UNet2DModel, not a ConditionCorrector"):
+    with pytest.raises(WeightsError, match="holds a UNet2DModel, not a corrector"):
         load_corrector(saved)
     with pytest.raises(WeightsError, match="not a file"):
         load_corrector(saved / "config.json")

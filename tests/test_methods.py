@@ -19,6 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from faceprior.cli.app import app
+from faceprior.corrector import save_corrector
 from faceprior.errors import OptionError
 from faceprior.images import read_metadata, resize
 from faceprior.methods import (
@@ -56,11 +57,12 @@ from tiny_faces import smooth_picture
 CPU = torch.device("cpu")
 SCHEDULE = NoiseSchedule.linear()
 SIDE, LOW = 8, 4
-WITHOUT_PRIOR = ("bicubic", "lanczos")
+WITHOUT_PRIOR = ("bicubic", "lanczos", "corrector")
 
 NON_DEFAULTS = {
     "bicubic": {},
     "lanczos": {},
+    "corrector": {},
     "sdedit": {},
     "ilvr": {"widening": 1.5, "until": 0.3},
     "repaint": {"stride": 4, "jump_length": 3, "jump_n_sample": 3},
@@ -599,7 +601,8 @@ def test_on_a_cpu_one_image_at_a_time_is_differentiated(pipeline, monkeypatch):
 def pipeline(tiny):
     prior = tiny.gaussian_prior()
     config = {name: value for name, value in prior.card.schedule.items() if name != "_class_name"}
-    built = FacePriorPipeline(prior.network, DDIMScheduler(**config), card=prior.card)
+    corrector = tiny.corrector()
+    built = FacePriorPipeline(prior.network, DDIMScheduler(**config), corrector.network, prior.card, corrector.card)
     built.set_progress_bar_config(disable=True)
     return built.to(torch.float32)
 
@@ -885,6 +888,7 @@ def test_the_documented_table_is_what_the_methods_say():
 def weights(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "prior"
     save_prior(tiny.gaussian_prior(), folder)
+    save_corrector(tiny.corrector(), folder / "corrector")
     return folder
 
 
@@ -948,7 +952,7 @@ USAGE = {
     "no value": (("--method", "ddnm", "--option", "sigma_y"), "--option sigma_y: write NAME=VALUE"),
     "not a number": (("--method", "ddnm", "--option", "sigma_y=low"), "sigma_y of ddnm is a number"),
     "not whole": (("--method", "ddnm", "--option", "steps=2.5"), "steps of ddnm is a whole number"),
-    "neither true nor false": (("--option", "crt=maybe"), "crt of dpi is true or false"),
+    "neither true nor false": (("--option", "crt=maybe"), "crt is .maybe.; choose never"),
     "out of range": (("--method", "ddnm", "--option", "eta=2"), "eta is 2.0; it must lie in 0 to 1"),
     "given twice": (("--tau", "0.3", "--option", "tau=0.4"), "option tau is given twice"),
     "a preset of dpi": (

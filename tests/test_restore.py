@@ -173,13 +173,17 @@ CHANGES = {
     "late weight": {"late_weight": 0.3},
     "eta": {"eta": 0.0},
     "placement": {"placement": "resized"},
-    "corrector once": {"crt_once": True},
+    "corrector first": {"crt": "first"},
+    "corrector always": {"crt": "always"},
+    "detail": {"detail": 0.5},
+    "smooth": {"smooth": True},
+    "rederived": {"rederived": 0.5},
 }
 
 
 def test_every_option_changes_the_result(pipeline, face, tmp_path):
     options = {"steps": 6, "start": 0.5, "end": 0.02, "tau": 0.3}  # levels on both sides of tau
-    preset = SHORT.with_options(**options, crt_once=False)  # once, the placement is the corrector's
+    preset = SHORT.with_options(**options, crt="after", smooth=False, rederived=0.0)
     base = replace(OPTIONS, preset=preset)
     runs = {"base": base}
     runs |= {name: replace(base, preset=preset.with_options(**change)) for name, change in CHANGES.items()}

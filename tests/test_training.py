@@ -27,13 +27,7 @@ from faceprior.training.shards import pack
 from faceprior.training.trainer import stratified_uniform, train
 from tiny_faces import pack_faces, splits, write_faces
 
-RESIDUAL_OPTIONS = {
-    "rank": 4,
-    "block_out_channels": [8, 16],
-    "attention": [False, False],
-    "attention_head_dim": 8,
-    "norm_num_groups": 4,
-}
+RESIDUAL_OPTIONS = {"rank": 4, "widths": [8, 16], "blocks": [1, 1]}
 UNET_OPTIONS = {
     "layers_per_block": 1,
     "block_out_channels": [8, 16],
@@ -41,9 +35,8 @@ UNET_OPTIONS = {
     "up_block_types": ["UpBlock2D", "UpBlock2D"],
     "norm_num_groups": 4,
 }
-CORRECTOR_OPTIONS = {
-    "grid": "dense",
-    "injection": "concat",
+CORRECTOR_OPTIONS = {"widths": [8, 16], "blocks": [1, 1]}
+PAPER_OPTIONS = {
     "block_out_channels": [8, 16],
     "attention": [False, False],
     "attention_head_dim": 8,
@@ -62,13 +55,16 @@ PLAIN_OPTIONS = {
     "unshuffled-unet": {"block_out_channels": [16, 32], "attention": [False, True], "attention_head_dim": 8},
     "transformer": {"patch_size": 8, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
 }
-KINDS = ("gaussian-residual", "epsilon", "v_prediction", "unshuffled-unet", "transformer", "corrector")
+KINDS = ("gaussian-residual", "epsilon", "v_prediction", "unshuffled-unet", "transformer", "corrector", "paper")
 
 
 def make_config(kind, **options):
     options = {**QUICK, **options}
     if kind == "corrector":
         return CorrectorConfig(network_options=CORRECTOR_OPTIONS, scales=[2.0, 8.0], **options)
+    if kind == "paper":
+        options = {"sample_around": "condition", "alone": 0.0, "highest": 1.0, **options}
+        return CorrectorConfig(network="paper", network_options=PAPER_OPTIONS, scales=[2.0, 8.0], **options)
     if kind == "gaussian-residual":
         return PriorConfig(network_options=RESIDUAL_OPTIONS, **options)
     options.setdefault("weighting", "min-snr")
@@ -82,7 +78,7 @@ def make_config(kind, **options):
 def make_task(kind, data, start=None, **options):
     config = make_config(kind, **options)
     faces, held_out = splits(data, config.terms)
-    return (CorrectorTask if kind == "corrector" else PriorTask)(config, faces, held_out, start)
+    return (CorrectorTask if kind in ("corrector", "paper") else PriorTask)(config, faces, held_out, start)
 
 
 def run(kind, data, output, *, resume=False, on_step=lambda *_: None, start=None, **options):
@@ -122,7 +118,11 @@ def finished(data, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_falls_on_a_few_faces(kind, data, tmp_path):
-    special = {"corrector": {"damaged": 0.0}, "gaussian-residual": {"learning_rate": 1e-2, "steps": 120}}
+    special = {
+        "corrector": {"damaged": 0.0},
+        "paper": {"damaged": 0.0, "highest": 0.0},
+        "gaussian-residual": {"steps": 120},
+    }
     options = {"learning_rate": 3e-3, "steps": 80, "batch_size": 8, "flip": 0.0, **special.get(kind, {})}
     run(kind, data, tmp_path, **options)
     values = losses(tmp_path)
@@ -324,7 +324,7 @@ def test_a_run_leaves_config_log_events_and_sheets(finished):
         lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if "held_out" in line] == [3, 6]
         assert lines[-1]["held_out"] == figures
-        size = (2 * 2 * 32, 6 * 32) if kind == "gaussian-residual" else (2 * 2 * 16, 6 * 16)
+        size = (2 * 2 * 32, 6 * 32) if kind == "gaussian-residual" else (2 * 2 * 32, 4 * 32)
         for step in (3, 6):
             with Image.open(output / "sheets" / f"step-{step:07d}.png") as sheet:
                 assert sheet.size == size
@@ -342,8 +342,8 @@ def test_held_out_figures_of_a_prior_have_ten_noise_levels(finished):
 
 def test_held_out_figures_of_a_corrector_cover_scales_damage_and_noise(finished):
     _, figures, _ = finished["corrector"]
-    assert len(figures) == 3 * 2 * 3 + 1
-    assert {"psnr_gain/x4/bicubic/0.1T", "psnr_gain/x16/damaged/0.9T", "psnr_gain/mean"} <= set(figures)
+    assert len(figures) == 4 * 4
+    assert {"psnr/x4", "psnr/damaged", "grid_psnr/x16/0.1T", "grid_psnr/damaged/0.4T"} <= set(figures)
 
 
 @pytest.mark.parametrize(("kind", "load"), [("gaussian-residual", load_prior), ("corrector", load_corrector)])
@@ -480,13 +480,20 @@ def test_the_plain_weighting_is_the_squared_error_of_what_is_predicted(predicted
     assert loss.item() == pytest.approx((output - target).square().mean().item(), rel=1e-3)
 
 
-def test_an_untrained_corrector_costs_what_its_condition_costs(data):
+def test_an_untrained_corrector_costs_what_was_known_before(data):
+    """Without a sample its answer is the bad face: one for the face, next to nothing for the sample's noise."""
     faces = splits(data)[0].batch(range(8))
-    relative = make_task("corrector", data, damaged=0.0)
-    loss = relative.loss(relative.network, faces, torch.Generator().manual_seed(0))
-    assert 0.5 < loss.item() < 1  # the floor takes a little off
-    uniform = CorrectorTask(replace(relative.config, weighting="uniform"), *splits(data))
-    assert uniform.loss(uniform.network, faces, torch.Generator().manual_seed(0)).item() < 0.1
+    task = make_task("corrector", data, damaged=0.0, alone=1.0)
+    loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))
+    assert 0.5 < loss.item() < 1.5  # the floor takes a little off, the doubt adds a little
+
+
+def test_a_sample_without_noise_is_the_answer_on_the_grid(data, rng):
+    network = make_task("corrector", data).network
+    faces, bad = torch.rand(2, 3, 32, 32, generator=rng), torch.rand(2, 3, 32, 32, generator=rng)
+    found = network(network.schedule.at(torch.zeros(2).long()).sqrt() * faces, torch.zeros(2).long(), bad).x0
+    torch.testing.assert_close(found[..., ::2, ::2], faces[..., ::2, ::2], atol=0.02, rtol=0)
+    torch.testing.assert_close(found[..., 1::2, :], bad[..., 1::2, :])  # untrained, it leaves the others as they are
 
 
 def test_every_option_of_the_corrector_changes_its_loss(data):
@@ -498,19 +505,48 @@ def test_every_option_of_the_corrector_changes_its_loss(data):
         return task.loss(task.network, faces, torch.Generator().manual_seed(0)).item()
 
     assert loss() == loss()
-    for changed in ({"damaged": 0.0}, {"scales": [4.0]}, {"chain": "codeformer"}, {"weighting": "uniform"}):
+    for changed in (
+        {"damaged": 0.0},
+        {"scales": [4.0, 8.0]},
+        {"alone": 0.5},
+        {"highest": 0.3},
+        {"sample_around": "condition"},
+        {"network": "paper", "network_options": PAPER_OPTIONS},
+    ):
         assert loss(**changed) != loss()
 
 
-def test_noised_conditions_have_the_forward_marginal_on_the_grid_and_zeros_off_it(data):
+def test_samples_have_the_forward_marginal_around_the_face(data):
     task = make_task("corrector", data)
-    condition = torch.full((1, 3, 16, 16), 0.5).expand(64, -1, -1, -1)
-    sample = task.noised(condition, torch.full((64,), 501), torch.Generator().manual_seed(0))
+    faces = torch.full((1, 3, 32, 32), 0.5).expand(64, -1, -1, -1)
+    sample = task.noised(faces, torch.full((64,), 500), torch.Generator().manual_seed(0))
     alphas_cumprod = task.network.schedule.alphas_cumprod[500].item()
-    on_grid = sample[..., ::2, ::2]
-    assert on_grid.mean().item() == pytest.approx(0.5 * alphas_cumprod**0.5, abs=0.02)
-    assert on_grid.std().item() == pytest.approx((1 - alphas_cumprod) ** 0.5, rel=0.02)
-    assert sample.abs().sum().item() == pytest.approx(on_grid.abs().sum().item())
+    assert sample.mean().item() == pytest.approx(0.5 * alphas_cumprod**0.5, abs=0.02)
+    assert sample.std().item() == pytest.approx((1 - alphas_cumprod) ** 0.5, rel=0.02)
+
+
+@torch.no_grad()
+def test_samples_around_the_truth_tell_the_corrector_more_than_those_around_the_condition(data, monkeypatch):
+    """What the loss hands to the network: with `truth` the grid of x_t is the clean face's, else the bad one's."""
+    faces = splits(data)[0].batch(range(4))
+    for around, nearer in (("truth", 0), ("condition", 1)):
+        task, seen = make_task("corrector", data, sample_around=around, highest=0.001, alone=0.0, damaged=0.0), []
+        network = task.network
+        network.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
+        task.loss(network, faces, torch.Generator().manual_seed(0))
+        sample, t, bad = seen[0]
+        clean = sample / network.schedule.at(t).sqrt()
+        distances = [(clean - other).square().mean().item() for other in (faces, bad)]
+        assert distances[nearer] < distances[1 - nearer] / 3
+
+
+def test_levels_are_the_last_for_the_share_without_a_sample_and_uniform_below_the_highest(data):
+    task = make_task("corrector", data, alone=0.25, highest=0.6)
+    t = task.levels(4000, torch.Generator().manual_seed(0))
+    assert (t == 999).float().mean().item() == pytest.approx(0.25, abs=0.001)
+    sampled = t[t < 999]
+    assert sampled.max() < 600
+    assert sampled.float().mean().item() == pytest.approx(300, abs=2)
 
 
 def test_stratified_draws_take_one_from_each_part():
@@ -607,19 +643,18 @@ def test_a_missing_file_is_named(tmp_path):
         (PriorConfig, "prediction_type", "x1"),
         (PriorConfig, "weighting", "none"),
         (CorrectorConfig, "scales", []),
-        (CorrectorConfig, "scales", [0.5]),
+        (CorrectorConfig, "scales", [0.5, 8.0]),
+        (CorrectorConfig, "scales", [8.0, 4.0]),
         (CorrectorConfig, "damaged", 2.0),
-        (CorrectorConfig, "weighting", "none"),
+        (CorrectorConfig, "alone", -0.1),
+        (CorrectorConfig, "highest", 1.1),
+        (CorrectorConfig, "network", "none"),
+        (CorrectorConfig, "sample_around", "none"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(kind, option, value):
     with pytest.raises(OptionError, match=f"{option} is "):
         load_config(kind, None, {option: value})
-
-
-def test_an_unknown_chain_is_refused(data):
-    with pytest.raises(OptionError, match="degradation 'rain' is not known"):
-        make_task("corrector", data, chain="rain")
 
 
 # the Gaussian
@@ -662,9 +697,7 @@ def known():
 @pytest.fixture(scope="module")
 def fitted(known):
     torch.manual_seed(0)
-    network = GaussianResidualUNet(
-        sample_size=16, rank=3, block_out_channels=(8,), attention=(False,), attention_head_dim=8, norm_num_groups=4
-    )
+    network = GaussianResidualUNet(sample_size=16, rank=3, widths=(8,), blocks=(1,))
     weights = torch.full((len(known),), 1 / len(known), dtype=torch.float64)
     fit_gaussian(network.gaussian, known, weights)
     measure_error_std(network, known, weights, samples=256)

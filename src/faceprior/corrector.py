@@ -1,8 +1,8 @@
-"""CRT, the condition corrector of DPI: a small U-Net that turns a blurred guess into the true pixels.
+"""CRT, the condition corrector of DPI: a small U-Net that turns a bad face into a guess of the true pixels.
 
-After each step of the sampler it sees the sample x_{t−1} on the mask's grid, t, and the first condition, and
-predicts the clean face on the grid: the condition of the next step. It never sees a prior, so one corrector serves
-every prior of its resolution and noise schedule.
+After each step of the sampler it sees the sample on the mask's grid and the bad face, and predicts the clean face:
+the condition of the next step. It never sees a prior, so one corrector serves every prior of its resolution and noise
+schedule.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from faceprior.errors import OptionError, WeightsError
 from faceprior.images import resize
+from faceprior.networks import ResidualUNet
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.store import (
@@ -35,6 +37,20 @@ from faceprior.priors.store import (
 Placement = Literal["resized", "sampled"]
 
 _CONDITION_SHARE = 0.1  # weight of the grey condition in the first feature map, from the reference code
+_TRUSTED_VARIANCE = 0.01  # of the sample's noise, in [-1, 1]: below it the sample knows more than the network
+
+
+class Correction(NamedTuple):
+    """What a corrector says of a face.
+
+    Attributes:
+        x0: the clean face, (B, 3, R, R), float32, not clipped.
+        log_error: logarithm of the expected squared error of each pixel, mean over channels, (B, 1, R, R); None where
+            the corrector does not know.
+    """
+
+    x0: torch.Tensor
+    log_error: torch.Tensor | None
 
 
 def make_condition(low_resolution: torch.Tensor, resolution: int, stride: int, placement: Placement) -> torch.Tensor:
@@ -56,6 +72,79 @@ def make_condition(low_resolution: torch.Tensor, resolution: int, stride: int, p
     return resize(low_resolution, resolution)[..., ::stride, ::stride].clamp(-1, 1)
 
 
+def enlarge_grid(values: torch.Tensor, stride: int) -> torch.Tensor:
+    """Fill the pixels between those of the grid bicubically: (B, 3, R/k, R/k) → (B, 3, R, R)."""
+    if stride == 1:
+        return values
+    side = stride * (values.shape[-1] - 1) + 1  # from the grid's first pixel to its last
+    filled = F.interpolate(values, size=(side, side), mode="bicubic", align_corners=True)
+    return F.pad(filled, (0, stride - 1, 0, stride - 1), mode="replicate")
+
+
+class BlindCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """E[x0 | grid of x_t, bad face]: a conditional denoiser of the grid that fills the pixels between, too.
+
+    It sees the bad face at the prior's own resolution, whatever was done to it, and the sample on the grid. There
+    its answer is (1 − g) · x_t/√ᾱ + g · F with g = σ²/(σ² + 0.01) and σ² = (1 − ᾱ)/ᾱ, so that it is exact where
+    the sample has no noise; between the grid's pixels it is F. F is the bad face plus a `ResidualUNet` behind a
+    pixel-unshuffle by the stride. A sample enters as √ᾱ · x_t and fades out where it is noise alone.
+
+    Args:
+        resolution: side R of the faces.
+        stride: k of the grid.
+        widths: channels of each level of the U-Net, from R/k downwards.
+        blocks: residual blocks of each level, down and up again.
+        num_train_timesteps: T of the linear noise schedule.
+        beta_start: β of its first step.
+        beta_end: β of its last step.
+    """
+
+    knows_level: ClassVar[bool] = True
+    """It is told the level of the sample that it sees."""
+
+    @register_to_config
+    def __init__(
+        self,
+        resolution: int = 128,
+        stride: int = 2,
+        widths: Sequence[int] = (40, 80, 144, 192),
+        blocks: Sequence[int] = (1, 1, 2, 2),
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.resolution, self.stride = resolution, stride
+        self.schedule = NoiseSchedule.linear(num_train_timesteps, beta_start, beta_end)
+        phases = stride * stride
+        self.unet = ResidualUNet(3 + 3 * phases, 4 * phases, widths, blocks)
+
+    def see(self, low_resolution: torch.Tensor) -> torch.Tensor:
+        """Enlarge faces bicubically: (B, 3, n, n) → (B, 3, R, R)."""
+        return resize(low_resolution, self.resolution).clamp(-1, 1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, seen: torch.Tensor) -> Correction:
+        """Restore a face.
+
+        Args:
+            sample: x_t, (B, 3, R, R); only the grid's pixels are looked at.
+            timestep: t, an integer or shape (B,).
+            seen: the bad face, (B, 3, R, R) in [-1, 1].
+        """
+        t = torch.as_tensor(timestep, device=sample.device).long().expand(sample.shape[0])
+        level = self.schedule.at(t)  # (B, 1, 1, 1)
+        grid = sample[..., :: self.stride, :: self.stride]
+        inputs = torch.cat([level.sqrt() * grid, F.pixel_unshuffle(seen, self.stride)], dim=1)
+        inputs = inputs.to(self.unet.conv_in.weight.dtype, memory_format=torch.channels_last)
+        outputs = F.pixel_shuffle(self.unet(inputs, t).float(), self.stride)  # (B, 4, R, R)
+        x0 = seen + outputs[:, :3]
+        variance = (1 - level) / level
+        trust = _TRUSTED_VARIANCE / (variance + _TRUSTED_VARIANCE)  # 1 − g
+        known = x0[..., :: self.stride, :: self.stride]
+        x0[..., :: self.stride, :: self.stride] = known + trust * (grid / level.sqrt() - known)
+        return Correction(x0, outputs[:, 3:])
+
+
 class _AddCondition(nn.Conv2d):
     """First convolution of the reference network: conv(x) + 0.1 · mean over channels of y."""
 
@@ -64,7 +153,90 @@ class _AddCondition(nn.Conv2d):
         return super().forward(x) + _CONDITION_SHARE * condition.mean(1, keepdim=True)
 
 
-class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class PaperCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """The authors' network: the clean face on the grid from (M ⊙ x_{t−1}, t, M ⊙ y), as a correction to y.
+
+    It computes on R×R, with zeros off the grid.
+
+    Args:
+        resolution: side R of the faces.
+        stride: k of the grid.
+        block_out_channels: U-Net widths, from R downwards.
+        attention: for each level, whether it has self-attention.
+        layers_per_block: residual blocks a level.
+        attention_head_dim: channels of an attention head.
+        norm_num_groups: groups of each group norm.
+        num_train_timesteps: T of the linear noise schedule.
+        beta_start: β of its first step.
+        beta_end: β of its last step.
+    """
+
+    knows_level: ClassVar[bool] = False
+    """It is told the step that led to the sample that it sees, as in the authors' code."""
+
+    @register_to_config
+    def __init__(
+        self,
+        resolution: int = 256,
+        stride: int = 2,
+        block_out_channels: Sequence[int] = (32, 32, 64, 64, 128, 128),
+        attention: Sequence[bool] = (False, False, False, False, False, True),
+        layers_per_block: int = 1,
+        attention_head_dim: int = 16,
+        norm_num_groups: int = 32,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if block_out_channels[-1] % attention_head_dim:
+            widest = block_out_channels[-1]
+            raise OptionError(
+                f"attention_head_dim {attention_head_dim} does not divide {widest}, the last level's width"
+            )
+        self.resolution, self.stride = resolution, stride
+        self.schedule = NoiseSchedule.linear(num_train_timesteps, beta_start, beta_end)
+        self.unet = UNet2DModel(
+            sample_size=resolution,
+            in_channels=6,
+            out_channels=3,
+            layers_per_block=layers_per_block,
+            block_out_channels=tuple(block_out_channels),
+            down_block_types=tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attention)),
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            resnet_time_scale_shift="scale_shift",
+            downsample_type="resnet",
+            upsample_type="resnet",
+        )
+        self.unet.conv_in = _AddCondition(3, block_out_channels[0], 3, padding=1)
+        nn.init.zeros_(self.unet.conv_out.weight)  # training starts at the uncorrected condition
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def see(self, low_resolution: torch.Tensor) -> torch.Tensor:
+        """Condition on the grid: (B, 3, n, n) → (B, 3, R/k, R/k)."""
+        return make_condition(low_resolution, self.resolution, self.stride, "resized")
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, seen: torch.Tensor) -> Correction:
+        """Correct a condition.
+
+        Args:
+            sample: x_{t−1}, (B, 3, R, R); only the grid's pixels are looked at.
+            timestep: t, an integer or shape (B,).
+            seen: the first condition, (B, 3, R/k, R/k) in [-1, 1].
+        """
+        t = torch.as_tensor(timestep, device=sample.device).long().expand(sample.shape[0])
+        grid = torch.cat([sample[..., :: self.stride, :: self.stride], seen], dim=1)
+        inputs = grid.new_zeros(*grid.shape[:2], *sample.shape[2:])
+        inputs[..., :: self.stride, :: self.stride] = grid
+        # not `unet.dtype`: diffusers looks at every module for that
+        inputs = inputs.to(self.unet.conv_in.weight.dtype, memory_format=torch.channels_last)
+        correction = self.unet(inputs, t).sample.float()[..., :: self.stride, :: self.stride]
+        return Correction(enlarge_grid(seen + correction, self.stride), None)
+
+
+class FormerCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Predicts the clean face on the grid from (x_{t−1}, t, first condition); the output is a correction to y.
 
     The defaults are the paper's network.
@@ -86,6 +258,8 @@ class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         beta_start: β of its first step.
         beta_end: β of its last step.
     """
+
+    knows_level: ClassVar[bool] = False
 
     @register_to_config
     def __init__(
@@ -131,19 +305,23 @@ class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         nn.init.zeros_(self.unet.conv_out.weight)  # training starts at the uncorrected condition
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, condition: torch.Tensor) -> torch.Tensor:
+    def see(self, low_resolution: torch.Tensor) -> torch.Tensor:
+        """Condition on the grid: (B, 3, n, n) → (B, 3, R/k, R/k)."""
+        return make_condition(low_resolution, self.resolution, self.stride, self.placement)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, seen: torch.Tensor) -> Correction:
         """Correct a condition.
 
         Args:
             sample: x_{t−1}, (B, 3, R, R); only the grid's pixels are looked at.
             timestep: t, an integer or shape (B,).
-            condition: the first condition, (B, 3, R/k, R/k) in [-1, 1].
+            seen: the first condition, (B, 3, R/k, R/k) in [-1, 1].
 
         Returns:
             The clean face on the grid, (B, 3, R/k, R/k), float32.
         """
         t = torch.as_tensor(timestep, device=sample.device).long().expand(sample.shape[0])
-        inputs = torch.cat([sample[..., :: self.stride, :: self.stride], condition], dim=1)
+        inputs = torch.cat([sample[..., :: self.stride, :: self.stride], seen], dim=1)
         if self.grid == "sparse":
             scattered = inputs.new_zeros(*inputs.shape[:2], *sample.shape[2:])
             scattered[..., :: self.stride, :: self.stride] = inputs
@@ -153,20 +331,31 @@ class ConditionCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         correction = self.unet(inputs, t).sample.float()
         if self.grid == "sparse":
             correction = correction[..., :: self.stride, :: self.stride]
-        return condition + correction
+        return Correction(enlarge_grid(seen + correction, self.stride), None)
+
+
+CorrectorNetwork = BlindCorrector | PaperCorrector | FormerCorrector
+"""The corrector's networks, ours and the authors'."""
+
+_NETWORKS: dict[str, type[nn.Module]] = {
+    "BlindCorrector": BlindCorrector,
+    "PaperCorrector": PaperCorrector,
+    "FormerCorrector": FormerCorrector,
+}
 
 
 @dataclass(frozen=True)
 class Corrector:
     """A loaded corrector and its card."""
 
-    network: ConditionCorrector
+    network: CorrectorNetwork
     card: ModelCard
 
-    def first_condition(self, low_resolution: torch.Tensor) -> torch.Tensor:
-        """Condition as this corrector was trained on it: (B, 3, n, n) → (B, 3, R/k, R/k)."""
-        network = self.network
-        return make_condition(low_resolution, network.resolution, network.stride, network.placement)
+    def alone(self, seen: torch.Tensor) -> Correction:
+        """Restore faces without any sample: what the corrector knows from the bad face, seen as `see` returns it."""
+        last = len(self.network.schedule) - 1
+        nothing = seen.new_zeros(len(seen), 3, self.network.resolution, self.network.resolution)
+        return self.network(nothing, torch.full((len(seen),), last, device=seen.device), seen)
 
     def check(self, resolution: int, schedule: NoiseSchedule, stride: int) -> None:
         """Check that it serves a prior and a stride.
@@ -211,11 +400,11 @@ def load_corrector(
         raise WeightsError(f"{folder}: a corrector is a folder with config.json and its weights, not a file")
     weights = find_weights(folder, variant, use_safetensors=use_safetensors)
     card = read_card(folder, weights)
-    config = read_json(folder / "config.json")
-    if config.get("_class_name") != "ConditionCorrector":
-        raise WeightsError(f"{folder}: holds a {config.get('_class_name')}, not a ConditionCorrector")
-    network = load_network(weights, ConditionCorrector)
-    assert isinstance(network, ConditionCorrector)  # noqa: S101 - load_network returns the class it is given
+    name = read_json(folder / "config.json").get("_class_name")
+    if name not in _NETWORKS:
+        raise WeightsError(f"{folder}: holds a {name}, not a corrector ({' or '.join(_NETWORKS)})")
+    network = load_network(weights, _NETWORKS[name])
+    assert isinstance(network, CorrectorNetwork)  # noqa: S101 - load_network returns the class it is given
     if card is None:
         sha256 = file_sha256(weights)
         card = ModelCard(kind="corrector", name=folder.name, resolution=network.resolution, sha256=sha256)

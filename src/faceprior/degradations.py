@@ -1,7 +1,8 @@
 """How a sharp face becomes a bad one: bicubic, noise, the real-world chain, darkness, things in the way.
 
 The real-world chain of blind face restoration is LQ = resize(JPEG_q((HQ ⊗ blur_σ) ↓_r + noise_δ)). Its presets are
-published for 512×512; here σ and r shrink with the resolution, so that the same share of the face is lost.
+published for 512×512; here σ and r shrink with the resolution, so that the same share of the face is lost, and a
+reduction that would then enlarge (r below 1) is left out: at 128×128 that is 44 % of GFPGAN's draws.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ class ChainPreset:
         downscale: factor r.
         noise: standard deviation of the Gaussian noise, in 1/255 of [0, 1].
         jpeg_quality: JPEG quality.
+        colour_jitter: probability that each channel is shifted by up to 20/255 in [0, 1].
+        grey: probability that the result is grey.
     """
 
     blur_sigma: tuple[float, float]
     downscale: tuple[float, float]
     noise: tuple[float, float]
     jpeg_quality: tuple[int, int]
+    colour_jitter: float = 0.0
+    grey: float = 0.0
 
 
 CHAIN_PRESETS = {
-    "gfpgan": ChainPreset((0.1, 10.0), (0.8, 8.0), (0.0, 20.0), (60, 100)),
+    "gfpgan": ChainPreset((0.1, 10.0), (0.8, 8.0), (0.0, 20.0), (60, 100), colour_jitter=0.3, grey=0.01),
     "codeformer": ChainPreset((1.0, 15.0), (4.0, 30.0), (0.0, 20.0), (30, 80)),
     "difface": ChainPreset((0.1, 15.0), (0.8, 32.0), (0.0, 20.0), (30, 100)),
     "diffbir": ChainPreset((0.1, 12.0), (1.0, 12.0), (0.0, 15.0), (30, 100)),
@@ -46,6 +51,10 @@ CHAIN_PRESETS = {
 """Published ranges: GFPGAN (Wang et al. 2021), CodeFormer (Zhou et al. 2022), DifFace (Yue & Loy 2024), DiffBIR
 (Lin et al. 2024)."""
 
+
+_FIRST_ROUND = ChainPreset((0.2, 12.0), (1.0, 16.0), (1.0, 25.0), (30, 95))
+_SECOND_ROUND = ChainPreset((0.2, 6.0), (1.0, 8.0), (1.0, 15.0), (40, 95))
+_COLOUR_SHIFT = 2 * 20 / 255  # in [-1, 1]
 
 OCCLUSIONS = ("occlusion-mask", "occlusion-glasses", "occlusion-hand")
 """Things drawn in front of a face: a medical mask, sunglasses, the fingers of a hand."""
@@ -162,10 +171,69 @@ def real_world(face: torch.Tensor, preset: ChainPreset, generator: torch.Generat
     sigma_across = sigma if isotropic else draw(*preset.blur_sigma) * shrink
     blurred = gaussian_blur(face[None], sigma, sigma_across, draw(0, np.pi))
     factor = max(1.0, draw(*preset.downscale) * shrink)
-    small = resize(blurred, max(4, round(side / factor)))
+    small = _bilinear(blurred, max(4, int(side / factor)))
     small = small + torch.randn(small.shape, generator=generator) * (draw(*preset.noise) * 2 / 255)
     quality = round(draw(*preset.jpeg_quality))
-    return resize(jpeg(small[0], quality)[None], side)[0].clamp(-1, 1)
+    damaged = _bilinear(jpeg(small[0], quality)[None], side)[0]
+    if draw(0, 1) < preset.colour_jitter:
+        damaged = damaged + (2 * torch.rand(3, 1, 1, generator=generator) - 1) * _COLOUR_SHIFT
+    if draw(0, 1) < preset.grey:
+        damaged = grey(damaged)
+    return damaged.clamp(-1, 1)
+
+
+def _bilinear(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize as the chains' sources do: bilinear, without antialiasing (OpenCV's INTER_LINEAR)."""
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def second_order(face: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Damage a face twice over, as BSRGAN (Zhang et al. 2021) and Real-ESRGAN (Wang et al. 2021) do: (3, R, R) both.
+
+    Two rounds of blur, reduction, noise and JPEG, the second milder; theirs also shuffle the order.
+    """
+    return real_world(real_world(face, _FIRST_ROUND, generator), _SECOND_ROUND, generator)
+
+
+def grey(image: torch.Tensor) -> torch.Tensor:
+    """Luma of an image (..., 3, H, W) in all three channels (ITU-R BT.601)."""
+    weights = image.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)
+    return (image * weights).sum(-3, keepdim=True).expand_as(image)
+
+
+def film_grain(image: torch.Tensor, sigma: float, size: float, generator: torch.Generator) -> torch.Tensor:
+    """Add grain: blurred Gaussian noise, the same in all channels.
+
+    Args:
+        image: (3, H, W) in [-1, 1].
+        sigma: of the grain after the blur.
+        size: standard deviation of the blur, in pixels; 0 is white noise.
+        generator: source of all draws.
+    """
+    noise = gaussian_blur(torch.randn(1, 1, *image.shape[-2:], generator=generator), size, size, 0.0)[0]
+    return image + 2 * sigma * noise / noise.std().clamp(min=1e-6)
+
+
+def halftone(image: torch.Tensor, period: float, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Print an image (3, H, W) through a dot screen at 45°: a cosine of `period` pixels, of depth `strength`."""
+    height, width = image.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    phase = 2 * math.pi * torch.rand(2, generator=generator)
+    turn = 2 * math.pi / period / math.sqrt(2)
+    dots = torch.cos((x + y) * turn + phase[0]) * torch.cos((x - y) * turn + phase[1])
+    return image + strength * dots * (1 - image.square()).clamp(min=0)
+
+
+def scratch(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw one to four thin, nearly vertical lines, light or dark, over an image (3, H, W)."""
+    height, width = image.shape[-2:]
+    canvas = to_pil(image)
+    pen = ImageDraw.Draw(canvas)
+    for _ in range(1 + int(torch.randint(4, (), generator=generator))):
+        top, bottom, light = torch.rand(3, generator=generator).tolist()
+        ends = [(top * width, 0), ((0.8 * top + 0.2 * bottom) * width, height)]
+        pen.line(ends, fill=(round(255 * (light > 0.4)),) * 3, width=1)
+    return to_tensor(canvas)
 
 
 def low_light(face: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

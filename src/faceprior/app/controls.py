@@ -157,7 +157,8 @@ def acting_controls(preset: str) -> frozenset[str]:
         acting.add("stride")
     if options.get("tau", 0) > 0:  # else there is no RACM for it to act on
         acting.add("edge_exponent")
-    if find_method(chosen.method).uses_corrector:
+    method = find_method(chosen.method)
+    if method.uses_corrector and method.uses_prior:  # without both there is nothing left
         acting.add("corrector")
     return frozenset(acting)
 

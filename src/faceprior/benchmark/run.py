@@ -201,7 +201,7 @@ class Benchmark:
     def _weights(self, preset: Preset) -> Row:
         method = find_method(preset.method)
         prior = self.pipeline.prior.card if method.uses_prior else None
-        used = method.uses_corrector and preset.as_dict().get("crt", True)
+        used = method.uses_corrector and preset.as_dict().get("crt") != "never"
         corrector = self.pipeline.corrector_card if used else None
         return {
             "prior": prior and prior.name,

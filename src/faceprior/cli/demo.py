@@ -10,13 +10,13 @@ from PIL import Image
 from faceprior.benchmark.photos import ASTRONAUT_LANDMARKS
 from faceprior.cli.progress import steps_progress
 from faceprior.degradations import bicubic_downscale
+from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import FacePriorError, OutputError
 from faceprior.faces import align
 from faceprior.images import to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, find_preset
 from faceprior.photographs import RestoredFace, RestoreOptions, how_made
 from faceprior.photographs.results import sheet, spread_picture
-from faceprior.pipeline.devices import choose_device, choose_dtype
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class PresetName(str, Enum):
     """Named sets of options."""
 
-    default, fast, paper_ddim, paper_ddpm = "default", "fast", "paper-ddim", "paper-ddpm"
+    default, faithful, detailed, fast = "default", "faithful", "detailed", "fast"
+    paper_ddim, paper_ddpm = "paper-ddim", "paper-ddpm"
 
 
 class SolverName(str, Enum):
@@ -185,10 +186,10 @@ def load_pipeline(
     Raises:
         OptionError: a corrector is named for a method that works without.
     """
+    from faceprior.devices import choose_device, choose_dtype
     from faceprior.errors import OptionError
     from faceprior.methods import find_method
     from faceprior.pipeline import FacePriorPipeline
-    from faceprior.pipeline.devices import choose_device, choose_dtype
     from faceprior.priors import DEFAULT_PRIOR
 
     if preset is not None and not find_method(preset.method).uses_corrector:

@@ -10,19 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 
-from faceprior.corrector import Corrector, Placement, make_condition
+from faceprior.corrector import Correction, Corrector, Placement, enlarge_grid, make_condition
 from faceprior.errors import OptionError
-from faceprior.methods.measured import Enlarged
+from faceprior.methods.measured import Enlarged, warm_start
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
 from faceprior.sampling import Initial, Sampler, Started, Step, Stepped, noised
 
 GREY = (0.2989, 0.587, 0.114)
 LAPLACIAN = ((0.0, -1.0, 0.0), (-1.0, 4.0, -1.0), (0.0, -1.0, 0.0))
+
+CRTUse = Literal["never", "first", "after", "always"]
 
 _FLAT = 1e-4  # an image whose edge strength varies less has rounding errors, not edges
 
@@ -39,9 +42,14 @@ class DPIOptions:
         stride: k; the condition stands on every k-th pixel of a row and of a column: 1, 2, 4 or 8.
         placement: how the condition gets onto the grid: "resized" as in the paper, or "sampled", without its
             half-pixel shift (see `faceprior.corrector.make_condition`).
-        crt: whether the corrector, where there is one, corrects the condition between the steps.
-        crt_once: whether it is asked once, at the start, rather than after every step; a warm start then begins
-            with the corrected face.
+        crt: when the corrector, where there is one, is asked: "never"; "first", before the first step, about the face
+            alone, whose answer is then the condition and where a warm start begins; "after" every step, about the
+            sample, as in the paper; "always", both.
+        detail: how far the corrector follows the sample, 0 to 1: where a new condition lies between what it
+            said first and what it says of the sample. 1 is the paper's; the less, the nearer to the expectation.
+        smooth: whether a move of the grid moves the pixels between as well, bicubically; in the paper they stay.
+        rederived: share of the noise estimate that is derived again from the moved x0, 0 to 1. The paper's, 0, keeps
+            the prior's; a corrector that looks at the sample then sees its own moves as news.
 
     Raises:
         OptionError: a value is out of its range.
@@ -52,8 +60,10 @@ class DPIOptions:
     edge_exponent: float = 1.4
     stride: int = 2
     placement: Placement = "sampled"
-    crt: bool = True
-    crt_once: bool = False
+    crt: CRTUse = "after"
+    detail: float = 1.0
+    smooth: bool = False
+    rederived: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
@@ -66,6 +76,23 @@ class DPIOptions:
             raise OptionError(f"stride is {self.stride}; choose 1, 2, 4 or 8")
         if self.placement not in ("resized", "sampled"):
             raise OptionError(f"placement is {self.placement!r}; choose resized or sampled")
+        if self.crt not in get_args(CRTUse):
+            raise OptionError(f"crt is {self.crt!r}; choose {', '.join(get_args(CRTUse))}")
+        for name in ("detail", "rederived"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
+
+
+class Conditions(NamedTuple):
+    """DPI's state: conditions on the grid, (B, 3, R/k, R/k) each.
+
+    Attributes:
+        held: what the next step holds the grid to.
+        first: what it was held to first.
+    """
+
+    held: torch.Tensor
+    first: torch.Tensor
 
 
 class DPI(Enlarged):
@@ -92,7 +119,7 @@ class DPI(Enlarged):
         resolution = prior.resolution
         if resolution % options.stride:
             raise OptionError(f"stride is {options.stride}; it must divide the prior's resolution {resolution}")
-        corrector = corrector if options.crt else None
+        corrector = None if options.crt == "never" else corrector
         if corrector is not None:
             corrector.check(resolution, prior.schedule, options.stride)
         self.options, self.corrector = options, corrector
@@ -100,32 +127,25 @@ class DPI(Enlarged):
             [make_condition(face[None], resolution, options.stride, options.placement) for face in low_resolution]
         )
         if corrector is not None:
-            self.first_condition = torch.cat([corrector.first_condition(face[None]) for face in low_resolution])
+            self.seen = torch.cat([corrector.network.see(face[None]) for face in low_resolution])
 
     def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:
-        """Pure noise or the noised guess at the face; if the corrector is asked once, the guess that it corrected."""
-        x, _ = super().start(step, sampler, initial)
-        if self.corrector is None or not self.options.crt_once:
-            return x, self.condition
-        t = min(step.t + 1, len(sampler.prior.schedule) - 1)  # trained on (x_{t−1}, t), t below T
-        condition = self._corrected(self.corrector, x, t, sampler)
-        if not step.pure_noise:
-            stride = self.options.stride
-            change = enlarge_grid(condition - self.enlarged[..., ::stride, ::stride], stride)
-            if initial is not None:  # it needs no correction
-                change = (1 - initial.known) * change
-            x = x + math.sqrt(step.alphas_cumprod) * change
-        return x, condition
+        """Pure noise, or the noised guess at the face: the bicubic one, or the corrector's."""
+        if self.corrector is None or self.options.crt == "after":
+            return warm_start(self.enlarged, step, sampler, initial), Conditions(self.condition, self.condition)
+        corrected = sampler.apply(self.corrector.alone, self.seen).x0.clamp(-1, 1)
+        first = self.on_grid(corrected)
+        return warm_start(corrected, step, sampler, initial), Conditions(first, first)
 
-    def step(self, x_t: torch.Tensor, condition: torch.Tensor, step: Step, sampler: Sampler) -> Stepped:
+    def step(self, x_t: torch.Tensor, conditions: Conditions, step: Step, sampler: Sampler) -> Stepped:
         """Hold the estimate to the condition on the grid, make the step, and correct the condition.
 
         The last step is left to the prior.
         """
-        options, stride = self.options, self.options.stride
-        denoised = sampler.estimate(x_t, step)
+        options, stride, level = self.options, self.options.stride, step.alphas_cumprod
+        denoised, condition = sampler.estimate(x_t, step), conditions.held
         if step.last:
-            return sampler.solve(denoised, step), denoised.x0, condition
+            return sampler.solve(denoised, step), denoised.x0, conditions
 
         # w_t · m_t: FCM, all of the grid, above τ · T; RACM, at random where the condition has edges, below
         weight: float | torch.Tensor = 1.0
@@ -134,26 +154,33 @@ class DPI(Enlarged):
             weight = options.late_weight * step.fraction * mask
 
         # x0' = x0 + w_t · m_t · (y − x0); an ancestral solver also mixes x_t in, where y is noised with the same eps
-        noised_condition = noised(condition, denoised.eps[..., ::stride, ::stride], step.alphas_cumprod)
-        denoised = denoised._replace(
-            x0=interpolate(denoised.x0, condition, weight, stride),
-            x_t=interpolate(denoised.x_t, noised_condition, weight, stride),
+        x0 = interpolate(denoised.x0, condition, weight, stride, smooth=options.smooth)
+        noised_condition = noised(condition, denoised.eps[..., ::stride, ::stride], level)
+        x_t = interpolate(denoised.x_t, noised_condition, weight, stride, smooth=options.smooth)
+        # eps' = (x_t − √ᾱ · x0') / √(1 − ᾱ), for the share that is derived again
+        eps = denoised.eps - options.rederived * math.sqrt(level / (1 - level)) * (x0 - denoised.x0)
+        x_prev = sampler.solve(denoised._replace(x0=x0, x_t=x_t, eps=eps), step)
+
+        # CRT looks at x_{t−1}
+        if self.corrector is not None and options.crt in ("after", "always"):
+            corrected = self.on_grid(self.corrected(self.corrector, x_prev, step, sampler).x0)
+            conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
+        return x_prev, x0, conditions
+
+    def corrected(self, corrector: Corrector, x_prev: torch.Tensor, step: Step, sampler: Sampler) -> Correction:
+        """Ask about x_{t−1}; the authors' network is told the t of the step just made, as in their code."""
+        told = step.t_prev if corrector.network.knows_level else step.t
+        return sampler.apply(
+            corrector.network, x_prev, torch.full((len(x_prev),), told, device=x_prev.device), self.seen
         )
-        x_prev = sampler.solve(denoised, step)
 
-        # CRT sees x_{t−1} and is told the t of the step just made, as the authors' code does
-        if self.corrector is not None and not options.crt_once:
-            condition = self._corrected(self.corrector, x_prev, step.t, sampler)
-        return x_prev, denoised.x0, condition
-
-    def _corrected(self, corrector: Corrector, x: torch.Tensor, t: int, sampler: Sampler) -> torch.Tensor:
-        skip = self.options.stride // corrector.network.stride
-        told = torch.full((len(x),), t, device=x.device)
-        return sampler.apply(corrector.network, x, told, self.first_condition)[..., ::skip, ::skip]
+    def on_grid(self, faces: torch.Tensor) -> torch.Tensor:
+        """The pixels of faces (B, 3, R, R) that stand on the grid, (B, 3, R/k, R/k)."""
+        return faces[..., :: self.options.stride, :: self.options.stride]
 
 
 def interpolate(
-    images: torch.Tensor, condition: torch.Tensor, weight: float | torch.Tensor, stride: int
+    images: torch.Tensor, condition: torch.Tensor, weight: float | torch.Tensor, stride: int, *, smooth: bool = False
 ) -> torch.Tensor:
     """Move images towards the condition on the grid: x + w · (y − x) where both indices are multiples of stride.
 
@@ -162,18 +189,14 @@ def interpolate(
         condition: y, (B, 3, R/k, R/k).
         weight: w in 0 to 1, a number or (B, 1, R/k, R/k).
         stride: k.
+        smooth: move the pixels between by the grid's moves, enlarged bicubically; else they stay.
     """
+    moves = weight * (condition - images[..., ::stride, ::stride])
+    if smooth:
+        return images + enlarge_grid(moves, stride)
     moved = images.clone()
-    grid = moved[..., ::stride, ::stride]
-    grid += weight * (condition - grid)
+    moved[..., ::stride, ::stride] += moves
     return moved
-
-
-def enlarge_grid(values: torch.Tensor, stride: int) -> torch.Tensor:
-    """Fill the pixels between those of the grid bicubically: (B, 3, R/k, R/k) → (B, 3, R, R)."""
-    side = stride * (values.shape[-1] - 1) + 1  # from the grid's first pixel to its last
-    filled = F.interpolate(values, size=(side, side), mode="bicubic", align_corners=True)
-    return F.pad(filled, (0, stride - 1, 0, stride - 1), mode="replicate")
 
 
 def edge_strength(condition: torch.Tensor) -> torch.Tensor:
@@ -211,8 +234,8 @@ METHOD = Method(
     summary="interpolate the estimate towards a condition on a sparse grid, and correct the condition",
     reference="Yang et al., AAAI 2025, arXiv 2412.16552",
     restoration=DPI,
-    options=DPIOptions(tau=0.0, late_weight=1.0, crt_once=True),
-    sampling=SamplingOptions(steps=12, start=0.15, end=0.04),
+    options=DPIOptions(tau=0.0, late_weight=1.0, crt="always", detail=0.75, smooth=True, rederived=1.0),
+    sampling=SamplingOptions(steps=8, start=0.3, end=0.04),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
     uses_corrector=True,
 )

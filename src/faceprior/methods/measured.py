@@ -30,10 +30,7 @@ class Enlarged(Restoration):
 
     def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:
         """Pure noise if the sampler starts at T; else the bicubic or initial face, noised to the first level."""
-        z = sampler.noise.normal(*self.enlarged.shape[1:])
-        if initial is None and step.pure_noise:
-            return z, None
-        return noised(self.guess(initial), z, step.alphas_cumprod), None
+        return warm_start(self.enlarged, step, sampler, initial), None
 
     def guess(self, initial: Initial | None) -> torch.Tensor:
         """The clean face as far as it is known before sampling: the initial one over the bicubic one."""
@@ -82,6 +79,14 @@ class Measured(Enlarged):
     def disagreement(self, x0: torch.Tensor) -> torch.Tensor:
         """ȳ − Vᵀ x0 where A measures, 0 elsewhere: what x0 lacks of the measurement, in spectral coordinates."""
         return (self.known - self.to_spectrum(x0)) * self.measured
+
+
+def warm_start(guess: torch.Tensor, step: Step, sampler: Sampler, initial: Initial | None) -> torch.Tensor:
+    """Pure noise if the sampler starts at T; else a guess, (B, 3, R, R), or the initial face over it, noised."""
+    z = sampler.noise.normal(*guess.shape[1:])
+    if initial is None:
+        return z if step.pure_noise else noised(guess, z, step.alphas_cumprod)
+    return noised(initial.over(guess), z, step.alphas_cumprod)
 
 
 def refreshed(eps: torch.Tensor, z: torch.Tensor, eta: float) -> torch.Tensor:

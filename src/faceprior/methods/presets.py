@@ -1,4 +1,4 @@
-"""Named sets of options: each method's own, and for DPI the two published ones, our default and a fast one."""
+"""Named sets of options: each method's own, and for DPI the two published ones and ours."""
 
 from __future__ import annotations
 
@@ -88,11 +88,13 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 PRESETS = {
     DEFAULT_PRESET: Preset.of(dpi.METHOD),
-    "fast": Preset(
-        "dpi",
-        SamplingOptions(steps=6, start=0.08, end=0.03),
-        DPIOptions(tau=0.0, late_weight=1.0, crt_once=True),
+    "faithful": Preset(
+        "dpi", SamplingOptions(steps=6, start=0.15, end=0.04), replace(dpi.METHOD.options, detail=0.0)
     ),
+    "detailed": Preset(
+        "dpi", SamplingOptions(steps=12, start=0.5, end=0.04), replace(dpi.METHOD.options, detail=1.0)
+    ),
+    "fast": Preset("dpi", SamplingOptions(steps=3, start=0.12, end=0.04), replace(dpi.METHOD.options, detail=0.5)),
     "paper-ddim": Preset(
         "dpi",
         SamplingOptions(solver="ddim", steps=20),

@@ -10,14 +10,14 @@ from collections import defaultdict
 from importlib.metadata import EntryPoint, entry_points
 
 from faceprior.errors import OptionError
-from faceprior.methods import bicubic, ddnm, ddrm, diffpir, dpi, dps, ilvr, lanczos, pigdm, repaint, sdedit
+from faceprior.methods import bicubic, corrector, ddnm, ddrm, diffpir, dpi, dps, ilvr, lanczos, pigdm, repaint, sdedit
 from faceprior.methods.method import Method
 
 ENTRY_POINTS = "faceprior.methods"
 
 OWN = {
     module.METHOD.name: module.METHOD
-    for module in (bicubic, lanczos, sdedit, ilvr, repaint, ddnm, ddrm, dps, pigdm, diffpir, dpi)
+    for module in (bicubic, lanczos, corrector, sdedit, ilvr, repaint, ddnm, ddrm, dps, pigdm, diffpir, dpi)
 }
 """The methods of this package, by name."""
 

@@ -11,7 +11,7 @@ import diffusers
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import nn
 
-from faceprior.corrector import ConditionCorrector, Corrector, embedded_corrector_for, load_corrector
+from faceprior.corrector import Corrector, CorrectorNetwork, embedded_corrector_for, load_corrector
 from faceprior.errors import WeightsError
 from faceprior.priors import ModelCard, NoiseSchedule, Prior
 from faceprior.priors.store import bare, card_beside, read_index, resolve
@@ -40,8 +40,8 @@ def check_component(name: str, component: Any, before: Any) -> None:
         _warn_of_sampling(component, before)
     elif name == "unet" and not isinstance(_side(component), int):
         raise WeightsError(f"the unet is a {kind} whose config has no sample_size; a prior's network has one")
-    elif name == "corrector" and not isinstance(bare(component), ConditionCorrector | None):
-        raise WeightsError(f"the corrector is a {kind}; a pipeline needs a ConditionCorrector, or None")
+    elif name == "corrector" and not isinstance(bare(component), CorrectorNetwork | None):
+        raise WeightsError(f"the corrector is a {kind}; a pipeline needs a BlindCorrector, a PaperCorrector, or None")
 
 
 def _warn_of_sampling(scheduler: Any, before: Any) -> None:
@@ -82,7 +82,7 @@ def describe(network: nn.Module, before: ModelCard | None = None) -> ModelCard:
         before: card of the network whose place it takes: a copy may have been trained since, so no sha256 is known.
     """
     network = bare(network)
-    kind: Literal["prior", "corrector"] = "corrector" if isinstance(network, ConditionCorrector) else "prior"
+    kind: Literal["prior", "corrector"] = "corrector" if isinstance(network, CorrectorNetwork) else "prior"
     card = card_beside(network, kind)
     if card is not None and card.resolution == _side(network):
         return card if before is None else replace(card, sha256="")
@@ -132,7 +132,7 @@ def corrector_for(
         return None
     if isinstance(choice, nn.Module):
         check_component("corrector", choice, None)
-        found = Corrector(cast("ConditionCorrector", choice), describe(choice))
+        found = Corrector(cast("CorrectorNetwork", choice), describe(choice))
     elif choice == "auto":
         here = {**hub, "local_files_only": True, "force_download": False}  # it was downloaded with the prior
         folder = resolve(source, "prior", **here, revision=revision)

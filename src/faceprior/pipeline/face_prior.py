@@ -13,7 +13,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from faceprior.corrector import ConditionCorrector, Corrector, save_corrector
+from faceprior.corrector import Corrector, CorrectorNetwork, save_corrector
+from faceprior.devices import choose_device
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import lr_consistency, spread
 from faceprior.images import MIN_SIDE
@@ -37,7 +38,6 @@ from faceprior.pipeline.conversions import (
     low_resolution,
     plain,
 )
-from faceprior.pipeline.devices import choose_device
 from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
 from faceprior.priors.patch_transformer import PatchTransformer
 from faceprior.priors.residual_unet import GaussianResidualUNet
@@ -103,7 +103,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         unet: UNet2DModel | GaussianResidualUNet | PatchTransformer | UnshuffledUNet,
         scheduler: SchedulerMixin,
-        corrector: ConditionCorrector | None = None,
+        corrector: CorrectorNetwork | None = None,
         card: ModelCard | None = None,
         corrector_card: ModelCard | None = None,
     ) -> None:
@@ -132,7 +132,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         cls,
         pretrained_model_name_or_path: str | Path = DEFAULT_PRIOR,
         *,
-        corrector: str | Path | ConditionCorrector | None = "auto",
+        corrector: str | Path | CorrectorNetwork | None = "auto",
         unet: nn.Module | None = None,
         scheduler: SchedulerMixin | None = None,
         adm_config: Path | None = None,
@@ -359,8 +359,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             callback_on_step_end_tensor_inputs: the tensors that it gets: "sample" (x_{t−1}) and "x0" (the
                 corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
             **options: options of the preset by name: `solver`, `start`, `end`, `eta`, and the method's own, for DPI
-                `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`, `crt_once`; None leaves them
-                to the preset.
+                `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`, `detail`, `smooth`,
+                `rederived`; None leaves them to the preset.
 
         Raises:
             ImageError: an input is not an image that can be restored.

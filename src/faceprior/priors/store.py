@@ -30,6 +30,7 @@ NOT_INSTALLED = (
 )
 PRIOR_NETWORKS = {
     "GaussianResidualUNet": "faceprior.priors.residual_unet",
+    "FormerResidualUNet": "faceprior.priors.former",
     "PatchTransformer": "faceprior.priors.patch_transformer",
     "UnshuffledUNet": "faceprior.priors.unshuffled_unet",
 }
@@ -270,7 +271,7 @@ def ddim_scheduler_config(schedule: dict[str, Any], prediction_type: str) -> dic
 def is_corrector(folder: str | Path) -> bool:
     """Whether a local folder holds a corrector rather than a prior."""
     config = Path(folder) / "config.json"
-    return config.is_file() and read_json(config).get("_class_name") == "ConditionCorrector"
+    return config.is_file() and str(read_json(config).get("_class_name")).endswith("Corrector")
 
 
 def find_weights(folder: Path, variant: str | None = None, *, use_safetensors: bool | None = None) -> Path:

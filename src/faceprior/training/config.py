@@ -30,13 +30,13 @@ class TrainConfig:
         steps: optimiser steps in all, resumed ones included.
         minutes: stop earlier, after so many minutes of computing (`log.jsonl` counts them); 0 is no limit.
         batch_size: faces a step, over all processes.
-        learning_rate: peak of AdamW's learning rate.
+        learning_rate: peak of the learning rate, of Muon (inner convolutions) and AdamW (all else) alike.
         warmup_steps: steps of linear warm-up.
         decay_steps: last steps, over which the learning rate falls linearly to 0.
-        weight_decay: AdamW's.
+        weight_decay: decoupled, of both.
         gradient_clip: largest norm of the gradient.
         ema_decay: of the averaged weights that are evaluated and saved.
-        mixed_precision: "no", "bf16" or "fp16".
+        mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device computes it in hardware.
         flip: probability of a horizontal flip.
         balance: a source of n faces is drawn with a share ∝ n^balance; 1 draws faces alike, 0 sources alike.
         terms: terms of use to train on (for example ["open"]); empty trains on all.
@@ -56,7 +56,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     flip: float = 0.5
     balance: float = 0.5
     terms: list[str] = field(default_factory=list)
@@ -79,8 +79,8 @@ class TrainConfig:
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise OptionError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise OptionError(f"mixed_precision is {self.mixed_precision!r}; choose auto, no, bf16 or fp16")
 
     def learning_rate_factor(self, step: int) -> float:
         """Warm-up, plateau, decay: share of the peak learning rate at a step (0-based)."""
@@ -131,28 +131,34 @@ class CorrectorConfig(TrainConfig):
     """Options of `faceprior train corrector`.
 
     Attributes:
-        network_options: constructor arguments of `ConditionCorrector`.
-        scales: the scales that are drawn from, log-uniformly between the smallest and the largest.
-        damaged: share of the faces that go through the real-world chain rather than plain bicubic.
-        chain: preset of the real-world chain.
-        weighting: "uniform": plain masked MSE, as the paper; "relative": each face's error counts relative to
-            that of its uncorrected condition, so that mild scales are learned as well as heavy ones.
+        network: "blind" (`BlindCorrector`, the embedded one's) or "paper" (`PaperCorrector`, the authors').
+        network_options: constructor arguments of the network.
+        sample_around: what the samples that it sees are drawn around: "truth", x_t ~ q(x_t | x_0), from which it
+            learns E[x_0 | x_t, y]; or "condition", x_t ~ q(x_t | y), as the authors do, which teaches it E[x_0 | y].
+        scales: smallest and largest reduction; drawn log-uniformly between them.
+        damaged: share of the faces with more than a clean bicubic reduction.
+        alone: share of the faces that come without a sample (t = T − 1).
+        highest: highest level of the other samples, as a fraction of T.
     """
 
+    network: Literal["blind", "paper"] = "blind"
     network_options: dict[str, Any] = field(default_factory=dict)
-    scales: list[float] = field(default_factory=lambda: [4.0, 16.0])
-    damaged: float = 0.4
-    chain: str = "gfpgan"
-    weighting: Literal["relative", "uniform"] = "relative"
+    sample_around: Literal["truth", "condition"] = "truth"
+    scales: list[float] = field(default_factory=lambda: [4.0, 32.0])
+    damaged: float = 0.5
+    alone: float = 0.2
+    highest: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.scales or min(self.scales) < 1:
-            raise OptionError(f"scales is {self.scales}; give numbers of at least 1")
-        if not 0 <= self.damaged <= 1:
-            raise OptionError(f"damaged is {self.damaged}; it must lie in 0 to 1")
-        if self.weighting not in ("relative", "uniform"):
-            raise OptionError(f"weighting is {self.weighting!r}; choose relative or uniform")
+        if len(self.scales) != 2 or not 1 <= self.scales[0] <= self.scales[1]:
+            raise OptionError(f"scales is {self.scales}; give the smallest and the largest, at least 1")
+        for name in ("damaged", "alone", "highest"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
+        for name, choices in (("network", ("blind", "paper")), ("sample_around", ("truth", "condition"))):
+            if getattr(self, name) not in choices:
+                raise OptionError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(choices)}")
 
 
 def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:

@@ -1,8 +1,7 @@
-"""Training a corrector: clean faces, their degraded versions and the noise schedule; no prior."""
+"""Training a corrector: clean faces, their damaged versions and the noise schedule; no prior."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,37 @@ import torch
 from PIL import Image
 from torch import nn
 
-from faceprior.corrector import ConditionCorrector, Corrector, load_corrector, save_corrector
-from faceprior.degradations import bicubic_downscale, chain_preset, real_world
+from faceprior.corrector import (
+    BlindCorrector,
+    Correction,
+    Corrector,
+    PaperCorrector,
+    load_corrector,
+    save_corrector,
+)
+from faceprior.degradations import bicubic_downscale
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.store import ddim_scheduler_config
+from faceprior.training.blind import blind
 from faceprior.training.config import CorrectorConfig, build_network
 from faceprior.training.prior import describe_data, licence_of
 from faceprior.training.shards import PackedFaces
 from faceprior.training.trainer import stratified_uniform
 
-EVALUATION_SHARES = (0.1, 0.5, 0.9)
+EVALUATION_SHARES = (0.1, 0.2, 0.4)
 """Noise levels of the held-out figures, as fractions of T."""
 
 _EVALUATION_SEED = 1234
-_RELATIVE_FLOOR = 1e-4  # squared error of a condition that is all but perfect: 46 dB
+_SMALLEST_ERROR = 1e-4  # squared error of a face that is all but perfect: 46 dB
+_SMALLEST_VARIANCE = 1e-3  # of a sample's noise: below it the sample is the answer
+_DOUBT_WEIGHT = 0.01  # of the logarithm's squared error beside the face's
 
 
 class CorrectorTask:
-    """Trains a corrector on a mix of plain bicubic and the real-world chain, over a range of scales.
+    """Trains a corrector on every kind of damage (`faceprior.training.blind`).
 
     Args:
         config: options.
@@ -40,7 +49,7 @@ class CorrectorTask:
         start: a corrector to start from instead of fresh weights.
 
     Raises:
-        OptionError: the chain is not known, or the corrector to start from is for another resolution.
+        OptionError: the corrector to start from is for another resolution.
     """
 
     def __init__(
@@ -51,7 +60,6 @@ class CorrectorTask:
         start: str | Path | None = None,
     ) -> None:
         self.config, self.held_out = config, held_out
-        self.preset = chain_preset(config.chain)
         torch.manual_seed(config.seed)
         if start is not None:
             network = load_corrector(start).network
@@ -62,9 +70,10 @@ class CorrectorTask:
                 )
             network.requires_grad_(requires_grad=True)
         else:
-            network = build_network(ConditionCorrector, config.network_options, resolution=faces.size)
+            kind = BlindCorrector if config.network == "blind" else PaperCorrector
+            network = build_network(kind, config.network_options, resolution=faces.size)
         self.network: nn.Module = network
-        self.shape = network
+        self.shape: BlindCorrector | PaperCorrector = network
         betas = {name: network.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
         self.card = ModelCard(
             kind="corrector",
@@ -77,86 +86,83 @@ class CorrectorTask:
         )
 
     def prepare(self) -> None:
-        """Do nothing: fresh weights leave the condition as it is."""
+        """Do nothing: fresh weights leave the bad face as it is."""
 
     def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Squared error on the grid, weighted as the options say (DPI, CRT training)."""
-        low, high = math.log(min(self.config.scales)), math.log(max(self.config.scales))
+        """Squared error, relative to the bad face's and on the grid to the sample's noise."""
         host = torch.Generator().manual_seed(
             int(torch.randint(2**62, (), generator=generator, device=generator.device))
         )
-        draws = torch.rand(len(faces), 2, generator=host).tolist()
-        condition = torch.cat(
-            [
-                self.condition(face, math.exp(low + (high - low) * scale), damaged < self.config.damaged, host)
-                for face, (scale, damaged) in zip(faces.cpu(), draws, strict=True)
-            ]
-        ).to(faces.device)
-        total = len(self.shape.schedule)
-        t = (stratified_uniform(len(faces), generator) * total).long().clamp(max=total - 1)
-        corrected = network(self.noised(condition, t, generator), t, condition)
-        target = self.on_grid(faces)
-        error = (corrected - target).square().mean((1, 2, 3))  # (B,)
-        if self.config.weighting == "relative":
-            error = error / ((condition - target).square().mean((1, 2, 3)) + _RELATIVE_FLOOR)
-        return error.mean()
+        low, high = self.config.scales
+        pairs = [blind(face, (low, high), self.config.damaged, host) for face in faces.cpu()]
+        target, bad = (torch.stack(images).to(faces.device) for images in zip(*pairs, strict=True))
+        t = self.levels(len(faces), generator)
+        around = target if self.config.sample_around == "truth" else bad
+        variance = (1 - self.shape.schedule.at(t)) / self.shape.schedule.at(t)
+        correction = network(self.noised(around, t, generator), t, self.shape.see(bad))
+        error = (correction.x0 - target).square()
+        known = (bad - target).square().mean((1, 2, 3), keepdim=True) + _SMALLEST_ERROR
+        loss = (error / known).mean() + (self.on_grid(error) / variance.clamp(min=_SMALLEST_VARIANCE)).mean()
+        if correction.log_error is not None:
+            actual = (error.detach().mean(1, keepdim=True) + _SMALLEST_ERROR).log()
+            loss = loss + _DOUBT_WEIGHT * (correction.log_error - actual).square().mean()
+        return loss
 
-    def condition(self, face: torch.Tensor, scale: float, damaged: bool, generator: torch.Generator) -> torch.Tensor:
-        """First condition of one face (3, R, R), degraded to 1/scale of its side: (1, 3, R/k, R/k)."""
-        side = round(face.shape[-1] / scale)
-        if damaged:
-            low_resolution = resize(real_world(face, self.preset, generator)[None], side).clamp(-1, 1)
-        else:
-            low_resolution = bicubic_downscale(face[None], side)
-        return Corrector(self.shape, self.card).first_condition(low_resolution)
+    def levels(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Steps t, (count,): T − 1, without a sample, for a share; uniform up to the highest for the others."""
+        total, shares = len(self.shape.schedule), stratified_uniform(count, generator)
+        alone = self.config.alone
+        sampled = ((shares - alone) / max(1 - alone, 1e-9) * self.config.highest * total).long()
+        return torch.where(shares < alone, total - 1, sampled.clamp(0, total - 1))
 
-    def noised(self, condition: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw x_{t−1} around the condition, on the R×R grid.
+    def noised(self, faces: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Draw x_t ~ q(x_t | faces), (B, 3, R, R)."""
+        noise = torch.randn(faces.shape, generator=generator, device=faces.device)
+        return self.shape.schedule.add_noise(faces, noise, t)
 
-        x_t ~ q(x_t | y) followed by x_{t−1} ~ q(x_{t−1} | x_t, y) has the marginal q(x_{t−1} | y), drawn directly.
-        """
-        stride, side = self.shape.stride, self.shape.resolution
-        noise = torch.randn(condition.shape, generator=generator, device=condition.device)
-        sample = condition.new_zeros(len(condition), 3, side, side)
-        sample[..., ::stride, ::stride] = self.shape.schedule.add_noise(condition, noise, (t - 1).clamp(min=0))
-        return sample
-
-    def on_grid(self, faces: torch.Tensor) -> torch.Tensor:
-        """The pixels of faces that lie on the grid."""
-        return faces[..., :: self.shape.stride, :: self.shape.stride]
+    def on_grid(self, images: torch.Tensor) -> torch.Tensor:
+        """The pixels of images that lie on the grid."""
+        return images[..., :: self.shape.stride, :: self.shape.stride]
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
-        """PSNR gain on the grid over the condition, in dB, for each scale, kind of damage and noise level."""
+        """PSNR in dB: of faces without a sample, and on the grid with samples of three levels around the truth."""
         device = next(network.parameters()).device
         faces = self.held_out.batch(range(min(self.config.evaluate_faces, len(self.held_out))))
-        target = self.on_grid(faces).to(device)
+        side = faces.shape[-1]
+        inputs = {
+            f"x{scale}": resize(bicubic_downscale(faces, side // scale), side).clamp(-1, 1) for scale in (4, 8, 16)
+        }
+        generator = torch.Generator().manual_seed(_EVALUATION_SEED)
+        low, high = self.config.scales
+        clean, bad = zip(*(blind(face, (low, high), 1.0, generator) for face in faces), strict=True)
+        inputs["damaged"] = torch.stack(bad)
         figures, rows = {}, []
-        for scale in (4.0, 8.0, 16.0):
-            for damaged in (False, True):
-                generator = torch.Generator().manual_seed(_EVALUATION_SEED)
-                condition = torch.cat([self.condition(face, scale, damaged, generator) for face in faces]).to(device)
-                before = psnr(condition, target)
-                for share in EVALUATION_SHARES:
-                    t = torch.full((len(faces),), int(share * len(self.shape.schedule)))
-                    sample = self.noised(condition.cpu(), t, generator).to(device)
-                    corrected = torch.cat(
-                        [
-                            network(*batch)
-                            for batch in zip(
-                                sample.split(32), t.to(device).split(32), condition.split(32), strict=True
-                            )
-                        ]
-                    ).clamp(-1, 1)
-                    kind = "damaged" if damaged else "bicubic"
-                    gain = (psnr(corrected, target) - before).mean().item()
-                    figures[f"psnr_gain/x{scale:.0f}/{kind}/{share:.1f}T"] = gain
-                rows.append(torch.cat([*condition[:8], *corrected[:8]], dim=2))
-        figures["psnr_gain/mean"] = sum(figures.values()) / len(figures)
+        for name, images in inputs.items():
+            target = torch.stack(clean) if name == "damaged" else faces
+            for share in (None, *EVALUATION_SHARES):
+                total = len(self.shape.schedule)
+                t = torch.full((len(faces),), total - 1 if share is None else int(share * total))
+                sample = self.noised(target, t, torch.Generator().manual_seed(_EVALUATION_SEED))
+                x0 = self._corrected(network, sample, t, images, device)
+                if share is None:
+                    figures[f"psnr/{name}"] = psnr(x0, target).mean().item()
+                    rows.append(torch.cat([*images[:8], *x0[:8]], dim=2))
+                else:
+                    figures[f"grid_psnr/{name}/{share:.1f}T"] = (
+                        psnr(self.on_grid(x0), self.on_grid(target)).mean().item()
+                    )
         return figures, to_pil(torch.cat(rows, dim=1))
+
+    def _corrected(
+        self, network: nn.Module, sample: torch.Tensor, t: torch.Tensor, images: torch.Tensor, device: torch.device
+    ) -> torch.Tensor:
+        parts = zip(sample.split(32), t.split(32), self.shape.see(images).split(32), strict=True)
+        corrections: list[Correction] = [network(*(tensor.to(device) for tensor in part)) for part in parts]
+        return torch.cat([correction.x0.cpu() for correction in corrections]).clamp(-1, 1)
 
     def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
         """Write a corrector folder in float16."""
-        assert isinstance(network, ConditionCorrector)  # noqa: S101 - the trainer hands back our own network
+        assert isinstance(network, BlindCorrector | PaperCorrector)  # noqa: S101 - the trainer hands back our own network
         figures = {name: round(value, 3) for name, value in held_out.items()}
         save_corrector(Corrector(network, replace(self.card, training=training, held_out=figures)), folder)

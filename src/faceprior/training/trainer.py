@@ -27,9 +27,12 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 
+from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import OptionError, OutputError
 from faceprior.images import write_png
+from faceprior.networks import inner_matrices
 from faceprior.training.config import TrainConfig, to_dict
+from faceprior.training.muon import Muon
 from faceprior.training.shards import PackedFaces
 
 if TYPE_CHECKING:
@@ -157,12 +160,15 @@ def _clock(device: torch.device) -> float:
 
 def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
     cpu = not torch.cuda.is_available()
-    if cpu and config.mixed_precision == "fp16":
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if choose_dtype("auto", choose_device()) is torch.bfloat16 else "no"
+    if cpu and precision == "fp16":
         raise OptionError("mixed_precision fp16 needs a GPU; choose bf16 or no")
     # without this a second training in one process is refused another precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=precision,
         log_with="tensorboard" if find_spec("tensorboard") else None,
         project_dir=str(output),
         cpu=cpu,
@@ -197,23 +203,30 @@ class _Learner:
         self.config, self.accelerator = config, accelerator
         self.network: nn.Module = network.to(accelerator.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        matrices = inner_matrices(self.network)
+        own = {id(matrix) for matrix in matrices}
+        rates: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW([p for p in self.parameters if id(p) not in own], fused=True, **rates)
+        ]
+        if matrices:
+            optimizers.append(Muon(matrices, **rates))
         self.ema = EMAModel(self.parameters, decay=config.ema_decay)
         model = torch.compile(self.network) if config.compile else self.network
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         accelerator.register_for_checkpointing(self.ema)
 
     def step(self, task: Task, faces: torch.Tensor, generator: torch.Generator, step: int) -> torch.Tensor:
         """Take one optimiser step; returns the loss of this process."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self.config.learning_rate_factor(step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * self.config.learning_rate_factor(step)
         loss = task.loss(self.model, faces, generator)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parameters, self.config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.ema.step(self.parameters)
         return loss.detach()
 
@@ -223,9 +236,11 @@ class _Learner:
         self.network.eval()
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
-        yield self.network
-        self.ema.restore(self.parameters)
-        self.network.train()
+        try:
+            yield self.network
+        finally:
+            self.ema.restore(self.parameters)
+            self.network.train()
 
     def save(self, checkpoints: Path, step: int) -> None:
         """Write `step-…`, all of it or nothing, and remove the oldest beyond `KEPT_CHECKPOINTS`."""

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from faceprior.benchmark.speed.clock import Clock
-from faceprior.corrector import ConditionCorrector
+from faceprior.corrector import PaperCorrector
 from faceprior.priors import Prior
 
 _BURST = 0.15  # seconds that a ceiling is measured for
@@ -63,7 +63,7 @@ def _best(work: Callable[[], object], clock: Clock) -> float:
     return best
 
 
-def count_flops(prior: Prior, corrector: ConditionCorrector | None, *, differentiates: bool) -> dict[str, int]:
+def count_flops(prior: Prior, corrector: PaperCorrector | None, *, differentiates: bool) -> dict[str, int]:
     """Count the floating point operations of one call of each network for one face.
 
     Counted are matrix products, convolutions and attention, a multiply–add as two; the rest is small beside them.

@@ -8,9 +8,9 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from faceprior.benchmark.config import read_method
+from faceprior.devices import DeviceName, DtypeName
 from faceprior.errors import OptionError
 from faceprior.methods import DEFAULT_PRESET, Preset
-from faceprior.pipeline.devices import DeviceName, DtypeName
 
 RivalName = Literal["deepinv"]
 

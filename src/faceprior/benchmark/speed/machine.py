@@ -69,7 +69,7 @@ def this_machine() -> Machine:
 
 
 def _has_bfloat16() -> bool:
-    from faceprior.pipeline.devices import choose_dtype
+    from faceprior.devices import choose_dtype
 
     return choose_dtype("auto", torch.device("cpu")) is torch.bfloat16
 

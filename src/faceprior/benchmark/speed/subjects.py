@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import OptionError
 from faceprior.pipeline import FacePriorPipeline
-from faceprior.pipeline.devices import choose_device, choose_dtype
 from faceprior.priors import DEFAULT_PRIOR, ModelCard
 from faceprior.priors.store import ddim_scheduler_config
 
 if TYPE_CHECKING:
-    from faceprior.corrector import ConditionCorrector
+    from faceprior.corrector import PaperCorrector
 
 RANDOM = "random:"
 """Begins the name of a network of random weights, whose time is that of trained ones."""
@@ -82,10 +82,10 @@ def _paper_prior() -> Any:
     return build_unet(ADMConfig()).eval().requires_grad_(requires_grad=False)
 
 
-def _paper_corrector() -> ConditionCorrector:
-    from faceprior.corrector import ConditionCorrector
+def _paper_corrector() -> PaperCorrector:
+    from faceprior.corrector import PaperCorrector
 
-    corrector: ConditionCorrector = ConditionCorrector().eval().requires_grad_(requires_grad=False)
+    corrector: PaperCorrector = PaperCorrector().eval().requires_grad_(requires_grad=False)
     return corrector
 
 
