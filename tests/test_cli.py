@@ -181,7 +181,7 @@ USAGE = {
     "upscale": (("--upscale", "3"), "'3' is not one of '1', '2', '4'"),
     "smallest face": (("--min-face", "2"), "--min-face"),
     "detector": (("--detector", "eyes"), "'eyes' is not one of"),
-    "model of dlib": (("--detector", "dlib", "--detector-model", "x.onnx"), "dlib's detector takes no model file"),
+    "model of centerface": (("--detector-model", "x.onnx"), "centerface takes no model file"),
     "two kinds": (("--photo", "--aligned"), "--photo and --aligned contradict each other; leave one out"),
     "degraded photographs": (("--photo", "--degrade"), "wants sharp aligned faces; leave out --photo or --degrade"),
     "samples": (("--samples", "0"), "--samples"),
@@ -409,13 +409,31 @@ def test_a_photograph_is_restored_without_a_word_about_what_it_is(astronaut, tmp
 
 
 def test_the_options_of_photographs_reach_the_work(astronaut, tmp_path):
-    options = ("--upscale", "2", "--blend", "0.5", "--faces", "largest", "--detector", "dlib", "--photo", "--sheet")
+    options = (
+        "--upscale",
+        "2",
+        "--blend",
+        "0.5",
+        "--faces",
+        "largest",
+        "--detector",
+        "centerface",
+        "--photo",
+        "--sheet",
+    )
     assert faceprior("restore", astronaut, "--output", tmp_path, *EMBEDDED, *options).exit_code == 0
     manifest = (tmp_path / "restore.jsonl").read_text("utf-8").splitlines()
     settings, record = json.loads(manifest[0])["settings"], json.loads(manifest[1])
     assert Image.open(tmp_path / "astronaut.jpg").size == (512, 512)
     assert [written["file"] for written in record["outputs"]] == ["astronaut.jpg", "astronaut-sheet.png"]
-    expected = {"upscale": 2, "blend": 0.5, "faces": "largest", "min_face": 40, "detector": "dlib", "kind": "photo"}
+    expected = {
+        "upscale": 2,
+        "blend": 0.5,
+        "faces": "largest",
+        "min_face": 40,
+        "detector": "centerface",
+        "kind": "photo",
+    }
     assert expected.items() <= settings.items()
     assert faceprior("restore", astronaut, "--output", tmp_path / "only", *EMBEDDED, "--only-faces").exit_code == 0
     assert sorted(path.name for path in (tmp_path / "only").iterdir()) == ["astronaut-face1.png", "restore.jsonl"]

@@ -247,7 +247,7 @@ def test_identity_that_cannot_be_measured_is_left_out_with_the_reason(run, monke
     monkeypatch.setitem(sys.modules, "dlib", None)
     result = run()
     assert result.exit_code == 0
-    assert "pip install 'faceprior[faces]'" in result.output
+    assert "pip install 'faceprior[research]'" in result.output
     assert "–" in result.stdout
 
 

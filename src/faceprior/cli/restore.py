@@ -35,7 +35,7 @@ class UpscaleName(str, Enum):
 class DetectorName(str, Enum):
     """Face detectors."""
 
-    auto, dlib, yunet = "auto", "dlib", "yunet"
+    centerface, yunet = "centerface", "yunet"
 
 
 def restore(
@@ -88,7 +88,7 @@ def restore(
     ] = 24,
     detector: Annotated[
         DetectorName, typer.Option(help="What finds faces.", rich_help_panel=_PHOTOS)
-    ] = DetectorName.auto,
+    ] = DetectorName.centerface,
     detector_model: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +150,7 @@ def restore(
     from faceprior.cli.progress import RestoreProgress, steps_progress
     from faceprior.clips import is_clip
     from faceprior.errors import OptionError
+    from faceprior.faces import load_detector
     from faceprior.folders.inputs import find_inputs
     from faceprior.folders.run import restore_files
     from faceprior.photographs import RestoreOptions
@@ -192,7 +193,7 @@ def restore(
     clips = [path for path in pictures if is_clip(path)]
     others = [path for path in pictures if not is_clip(path)]
     inputs = find_inputs(others, output) if others else []
-    finder = None if aligned or degrade else _find_detector(detector, detector_model, required=photo)
+    finder = None if aligned or degrade else load_detector(detector.value, detector_model)
     pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype, chosen)
     pipeline.check(chosen)
 
@@ -236,19 +237,6 @@ def _which(faces: str) -> int | Literal["largest", "all"]:
     if not faces.isdecimal() or int(faces) < 1:
         raise OptionError(f"faces is {faces}; choose all, largest or a number of 1 or more")
     return int(faces)
-
-
-def _find_detector(name: DetectorName, model: str | None, *, required: bool) -> FaceDetector | None:
-    """Load the detector; None where none is installed and none is asked for: aligned faces can do without."""
-    from faceprior.errors import FacePriorError
-    from faceprior.faces import load_detector
-
-    try:
-        return load_detector(name.value, model)
-    except FacePriorError:
-        if required or name is not DetectorName.auto or model is not None:
-            raise
-        return None
 
 
 class _Tally:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from faceprior.evaluation.dlib_models import load_dlib, model_file
 from faceprior.faces import align
-from faceprior.faces.dlib_models import load_dlib, model_file
 from faceprior.images import to_pil
 from faceprior.priors.card import Landmarks
 
@@ -42,7 +42,7 @@ class FaceEmbedder:
     """dlib's face recognition network, for faces that are aligned already: no detector, no landmarks are needed.
 
     Raises:
-        FacePriorError: the extra "faces" is not installed.
+        FacePriorError: the extra "research" is not installed.
     """
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from faceprior.errors import ImageError
+from faceprior.evaluation.dlib_models import load_dlib, model_file
 from faceprior.evaluation.identity import CHIP_SIDE
-from faceprior.faces.dlib_models import load_dlib, model_file
 from faceprior.images import to_pil
 
 _MODEL = "shape_predictor_5_face_landmarks.dat"
@@ -21,7 +21,7 @@ class PoseMeter:
     """dlib's 5-point predictor.
 
     Raises:
-        FacePriorError: the extra "faces" is not installed.
+        FacePriorError: the extra "research" is not installed.
     """
 
     def __init__(self) -> None:

@@ -1,176 +1,187 @@
-"""Looking for faces of every size and turn with a detector that knows upright faces of one size.
+"""Finding faces of every size and turn with a network that knows upright ones.
 
-The photograph is searched at several scales, an octave apart, in tiles, so that memory does not grow with it; its
-border is continued, so that faces cut by it are found; and turned copies are searched for faces that are turned.
+The photograph is searched in several scales, upright and turned by quarters, in tiles, so that memory does not grow
+with it. Then each candidate is held upright and looked at closely: that sorts out what only resembled a face, and
+gives landmarks that do not depend on the face's size and turn.
 """
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceprior.faces.threads import in_parallel
+from faceprior.errors import OptionError
+from faceprior.faces.alignment import Points, cut_out
+from faceprior.faces.detection import DetectedFace
 
-TILE, _OVERLAP = 2048, 256  # pixels of the searched scale; the overlap holds the faces that only this scale finds
-_BORDER = 0.5  # of the detector's window: how far the photograph is continued
+SMALLEST = 20
+"""To how many pixels the smallest face is reduced for the search: still seen when turned by 30 degrees."""
 
-UPRIGHT_PIXELS = 48e6
-"""Largest scaled photograph that is searched: it bounds the time, and the smallest face of a large photograph."""
+UPRIGHT_PIXELS, TURNED_PIXELS = 1.5e6, 0.12e6
+"""Largest reduced photograph that is searched: it bounds the time, and the smallest face of a large photograph."""
 
-TURNED_PIXELS, TURNED_PIXELS_ALONE = 2e6, 4e6
-"""The same for each turned copy: where upright faces were found, and where none was."""
+TILE, _OVERLAP = 512, 64  # pixels; the overlap holds the faces that only this scale finds
+_COARSER = 3  # from one scale to the next
+_CHIP, _ROUGH, _FACE = 128, 80, 100  # the closer looks: side of the picture, and of the face in the first and second
+_AT_ONCE = 16  # chips that are looked at together
+_LEAST_FACE = 8
+_LEAST_SCORE = 0.5
+_STEPS = 64  # of a pixel, to which landmarks are rounded: not even the last bit depends on the number of threads
 
-TURNS = (60.0, 120.0, 180.0, 240.0, 300.0)
-"""By how many degrees the copies are turned; a detector of upright faces covers 30 degrees to either side."""
+Look = Callable[[NDArray[np.uint8]], list[list[DetectedFace]]]
+"""A network that sees upright faces: RGB pictures of one size, (B, H, W, 3), to the faces of each."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A square in which a face may be.
+    """A square in which a face may be; places are complex numbers x + iy, in pixels of the photograph.
 
     Attributes:
-        centre: (x, y) in the photograph.
-        side: in pixels of the photograph.
-        turn: of the face, clockwise, in degrees.
-        score: of the detector.
+        centre: of the square.
+        across: from its image-left to its image-right side, as the face stands.
+        score: of the network.
     """
 
-    centre: tuple[float, float]
-    side: float
-    turn: float
+    centre: complex
+    across: complex
     score: float
 
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom of the square, held upright."""
-        (x, y), half = self.centre, self.side / 2
-        return x - half, y - half, x + half, y + half
+    def upright(self, face: float) -> tuple[complex, complex]:
+        """Factor and shift that put it upright into the middle of a chip, this many pixels large."""
+        factor = face / self.across
+        return factor, complex(_CHIP, _CHIP) / 2 - factor * self.centre
 
 
-class Seen(NamedTuple):
-    """A face in a picture that a detector looked at: its centre, side and score, pixels from the outer corner."""
+def find(look: Look, photo: Image.Image, min_face: int) -> list[DetectedFace]:
+    """Find the faces of a photograph; see `FaceDetector`.
 
-    x: float
-    y: float
-    side: float
-    score: float
-
-
-Look = Callable[[NDArray[np.uint8]], list[Seen]]
-"""A detector of upright faces in RGB, (H, W, 3)."""
-
-
-def search(
-    photo: Image.Image, look: Look, window: int, min_face: int, turns: Sequence[float] = TURNS
-) -> list[Candidate]:
-    """Look for faces; the same face may be found more than once.
-
-    Args:
-        photo: RGB.
-        look: finds upright faces of `window` pixels and more.
-        window: side of the smallest face that `look` finds.
-        min_face: smallest face to look for, in pixels of the photograph.
-        turns: by how many degrees the copies are turned.
+    Raises:
+        OptionError: `min_face` is less than 8 pixels.
     """
-    scale = window / min_face
-    found = _search(photo, look, window, scale, UPRIGHT_PIXELS, [0.0])
-    most = TURNED_PIXELS if found else TURNED_PIXELS_ALONE
-    return found + _search(photo, look, window, scale, most, turns)
+    if min_face < _LEAST_FACE:
+        raise OptionError(f"the smallest face is {min_face} pixels; choose {_LEAST_FACE} or more")
+    photo = photo.convert("RGB")
+    upright = _search(look, photo, _scale(photo, SMALLEST / min_face, UPRIGHT_PIXELS), [0])
+    turned = _search(look, photo, _scale(photo, SMALLEST / min_face, TURNED_PIXELS), [1, 2, 3])
+    candidates = suppress(list(_held_upright(look, photo, suppress([*upright, *turned]))))
+    return sorted(_measured(look, photo, candidates), key=lambda face: -face.side)
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """A part of a turned plane over the photograph at one scale.
-
-    Places are complex numbers x + iy, so a turned and enlarged plane is a factor and a shift.
-
-    Attributes:
-        level: the photograph at that scale, with its border continued.
-        size: width and height of the tile.
-        origin: of the tile, in pixels of the level.
-        factor: of the tile's pixels, in pixels of the level.
-        corner: of the photograph, in pixels of the level.
-        to_photo: of the level's pixels, in pixels of the photograph.
-        turn: of the plane, in degrees.
-    """
-
-    level: Image.Image
-    size: tuple[int, int]
-    origin: complex
-    factor: complex
-    corner: complex
-    to_photo: float
-    turn: float
-
-    def search(self, look: Look) -> list[Candidate]:
-        """Return what is seen in it."""
-        factor, origin = self.factor, self.origin
-        matrix = (factor.real, -factor.imag, origin.real, factor.imag, factor.real, origin.imag)
-        pixels = self.level.transform(self.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-        found = []
-        for x, y, side, score in look(np.asarray(pixels)):
-            place = (origin + factor * complex(x, y) - self.corner) * self.to_photo
-            found.append(Candidate((place.real, place.imag), side * abs(factor) * self.to_photo, self.turn, score))
-        return found
+def _scale(photo: Image.Image, wanted: float, most: float) -> float:
+    return min(wanted, math.sqrt(most / (photo.width * photo.height)))
 
 
-def _search(
-    photo: Image.Image, look: Look, window: int, scale: float, most: float, turns: Sequence[float]
-) -> list[Candidate]:
-    tiles = _planes(photo, window, min(scale, math.sqrt(most / (photo.width * photo.height))), turns)
-    return [candidate for found in in_parallel(lambda tile: tile.search(look), tiles) for candidate in found]
-
-
-def _planes(photo: Image.Image, window: int, scale: float, turns: Sequence[float]) -> Iterator[_Tile]:
-    """Yield the tiles of all turned planes, an octave after the other, until the window covers half of the plane."""
-    widest = math.inf
-    while turns and widest >= 2 * window:
-        level, to_photo, border = _level(photo, scale, round(_BORDER * window))
-        middle, widest = complex(level.width, level.height) / 2, 0
-        for turn in turns:
-            factor = np.exp(1j * math.radians(turn)) * min(1.0, 1 / scale)
-            extent = _extent(level.width, level.height, factor)
-            for left, top, width, height in _tiles(*extent):
-                origin = middle + factor * (complex(left, top) - complex(*extent) / 2)
-                yield _Tile(level, (width, height), origin, factor, complex(border, border), to_photo, turn)
-            widest = max(widest, *extent)
-        scale /= 2
-
-
-def _level(photo: Image.Image, scale: float, border: int) -> tuple[Image.Image, float, int]:
-    """Return the photograph, reduced where the scale asks for it, with its border continued, and how to go back."""
-    if scale < 1:
+def _search(look: Look, photo: Image.Image, scale: float, quarters: Sequence[int]) -> Iterator[Candidate]:
+    """Yield what is seen at a scale and at coarser ones, in copies that are turned by quarters."""
+    level = photo
+    while level is photo or max(level.size) > TILE / 2:
         size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-        reduced = photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    else:
-        reduced, border = photo, math.ceil(border / scale)
-    continued = np.pad(np.asarray(reduced), ((border, border), (border, border), (0, 0)), mode="edge")
-    return Image.fromarray(continued), photo.width / reduced.width, border
+        level = level.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        for quarter in quarters:
+            turned = np.rot90(np.asarray(level), quarter)
+            middle, back = complex(turned.shape[1], turned.shape[0]) / 2, 1j**quarter / scale
+            for left, top in _corners(turned.shape[1], turned.shape[0]):
+                (faces,) = look(turned[None, top : top + TILE, left : left + TILE])
+                for seen in map(_seen, faces):
+                    off = (complex(left, top) + seen.centre - middle) * back
+                    centre = complex(photo.width, photo.height) / 2 + off
+                    yield Candidate(centre, seen.across * back, seen.score)
+        scale /= _COARSER
 
 
-def _extent(width: int, height: int, factor: complex) -> tuple[int, int]:
-    size = abs(factor) ** 2
-    cosine, sine = abs(factor.real) / size, abs(factor.imag) / size
-    return math.ceil(width * cosine + height * sine), math.ceil(width * sine + height * cosine)
-
-
-def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+def _corners(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """Left top corners of the tiles that cover a picture."""
     step = TILE - _OVERLAP
     for top in range(0, max(1, height - _OVERLAP), step):
         for left in range(0, max(1, width - _OVERLAP), step):
-            yield left, top, min(TILE, width - left), min(TILE, height - top)
+            yield left, top
+
+
+def _seen(face: DetectedFace) -> Candidate:
+    """The square around a face, turned as its landmarks are."""
+    left, top, right, bottom = face.box
+    eye, other_eye, _, corner, other_corner = (complex(*point) for point in face.landmarks)
+    across = other_eye - eye + other_corner - corner  # of a profile it is short, and what is down tells the turn
+    down = corner + other_corner - eye - other_eye
+    turn = cmath.phase(across - 1j * down)
+    side = math.sqrt((right - left) * (bottom - top))
+    return Candidate(complex(left + right, top + bottom) / 2, cmath.rect(side, turn), face.score)
+
+
+def _held_upright(look: Look, photo: Image.Image, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+    """Hold each candidate upright and yield it as it is seen then, if it is."""
+    candidates = [one for one in candidates if _is_inside(one.centre, photo)]
+    for candidate, faces in zip(candidates, _looked(look, _chips(photo, candidates, _ROUGH)), strict=True):
+        factor, shift = candidate.upright(_ROUGH)
+        if seen := _central(faces, _ROUGH):
+            square = _seen(seen)
+            yield Candidate((square.centre - shift) / factor, square.across / factor, seen.score)
+
+
+def _measured(look: Look, photo: Image.Image, candidates: Sequence[Candidate]) -> Iterator[DetectedFace]:
+    """Look closely at candidates that are upright, and at their mirror images; yield those that are seen in both."""
+    candidates = [one for one in candidates if _is_inside(one.centre, photo)]
+    chips = _chips(photo, candidates, _FACE)
+    for candidate, faces, mirrored in zip(
+        candidates, _looked(look, chips), _looked(look, chips[:, :, ::-1]), strict=True
+    ):
+        seen, other = _central(faces, _FACE), _central(mirrored, _FACE)
+        if seen is None or other is None or (score := (seen.score + other.score) / 2) < _LEAST_SCORE:
+            continue
+        factor, shift = candidate.upright(_FACE)
+        exchanged = (_CHIP - np.conj(_complex(other.landmarks)))[[1, 0, 2, 4, 3]]
+        places = ((_complex(seen.landmarks) + exchanged) / 2 - shift) / factor
+        landmarks = np.round(np.stack([places.real, places.imag], 1) * _STEPS) / _STEPS
+        square, mirror = _seen(seen), _seen(other)
+        centre = ((square.centre + _CHIP - mirror.centre.conjugate()) / 2 - shift) / factor
+        half = (abs(square.across) + abs(mirror.across)) / abs(factor) / 4
+        x, y, half = (round(value * _STEPS) / _STEPS for value in (centre.real, centre.imag, half))
+        yield DetectedFace((x - half, y - half, x + half, y + half), [tuple(p) for p in landmarks.tolist()], score)
+
+
+def _is_inside(place: complex, photo: Image.Image) -> bool:
+    return 0 <= place.real < photo.width and 0 <= place.imag < photo.height
+
+
+def _chips(photo: Image.Image, candidates: Sequence[Candidate], face: int) -> NDArray[np.uint8]:
+    """Candidates, upright in the middle of a picture each, (N, 128, 128, 3)."""
+    chips = np.empty((len(candidates), _CHIP, _CHIP, 3), np.uint8)
+    for chip, candidate in zip(chips, candidates, strict=True):
+        factor, shift = candidate.upright(face)
+        matrix = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
+        chip[:] = np.asarray(cut_out(photo, matrix, _CHIP))
+    return chips
+
+
+def _looked(look: Look, chips: NDArray[np.uint8]) -> list[list[DetectedFace]]:
+    return [faces for start in range(0, len(chips), _AT_ONCE) for faces in look(chips[start : start + _AT_ONCE])]
+
+
+def _central(faces: Sequence[DetectedFace], side: int) -> DetectedFace | None:
+    """The surest of the faces in the middle of a chip that are about as large as they should be."""
+    central = [
+        face
+        for face in faces
+        if abs((square := _seen(face)).centre - complex(_CHIP, _CHIP) / 2) < side / 3
+        and 0.6 < abs(square.across) / side < 1.6
+    ]
+    return max(central, key=lambda face: face.score, default=None)
+
+
+def _complex(points: Points) -> NDArray[np.complex128]:
+    return np.asarray(np.asarray(points, np.float64) @ (1, 1j), np.complex128)
 
 
 def suppress(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Keep the best of the candidates that show one face (non-maximum suppression).
 
-    Two show one face if they share more than half of the smaller one.
+    Two show one face if they share more than half of the smaller one; their turns are left aside.
     """
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: -one.score):
@@ -180,7 +191,8 @@ def suppress(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _shared(one: Candidate, other: Candidate) -> float:
-    smaller = min(one.side, other.side)
-    reach = (one.side + other.side) / 2
-    overlaps = (min(smaller, max(0.0, reach - abs(a - b))) for a, b in zip(one.centre, other.centre, strict=True))
+    """Share of the smaller of two squares that lies in the other."""
+    smaller, reach = min(abs(one.across), abs(other.across)), (abs(one.across) + abs(other.across)) / 2
+    apart = one.centre - other.centre
+    overlaps = (min(smaller, max(0.0, reach - abs(way))) for way in (apart.real, apart.imag))
     return math.prod(overlaps) / smaller**2

