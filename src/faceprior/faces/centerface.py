@@ -7,6 +7,9 @@ landmarks are.
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +19,6 @@ from torch import Tensor, nn
 
 from faceprior.faces.detection import MIN_FACE, DetectedFace
 from faceprior.faces.search import find
-from faceprior.priors.store import embedded_folder
 
 _STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))  # channels, blocks, stride
 _JOINED = (0, 1, 3, 5)  # stages whose maps are joined, at strides of 4, 8, 16 and 32
@@ -100,7 +102,7 @@ class CenterFace:
 
     def __init__(self) -> None:
         network = CenterFaceNetwork().eval().requires_grad_(requires_grad=False)
-        weights = load_file(embedded_folder() / self.name / "model.safetensors")
+        weights = load_file(Path(str(files("faceprior"))) / "weights" / self.name / "model.safetensors")
         network.load_state_dict({name: weight.float() for name, weight in weights.items()})
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
