@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 
 import huggingface_hub
@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from faceprior import FacePriorPipeline, load_prior
+from faceprior.doubt import GAUSSIAN_FACTOR
 from faceprior.errors import ImageError, OptionError, WeightsError
 from faceprior.evaluation import lr_consistency
 from faceprior.methods import DPIOptions, Preset, SamplingOptions
@@ -79,7 +80,7 @@ def same(first, second):
     return (
         torch.equal(first.images, second.images)
         and torch.equal(first.mean, second.mean)
-        and torch.equal(first.spread, second.spread)
+        and (first.doubt is None if second.doubt is None else torch.equal(first.doubt, second.doubt))
         and first.lr_consistency == second.lr_consistency
         and first.scales == second.scales
     )
@@ -130,7 +131,7 @@ def test_a_result_does_not_depend_on_the_order_of_the_inputs(corrected):
     found = restore(corrected, images, num_samples=2, batch_size=4)
     turned = restore(corrected, images.flip(0), num_samples=2, batch_size=4)
     assert torch.equal(found.images.view(3, 2, 3, SIDE, SIDE).flip(0), turned.images.view(3, 2, 3, SIDE, SIDE))
-    assert torch.equal(found.spread.flip(0), turned.spread)
+    assert torch.equal(found.doubt.flip(0), turned.doubt)
 
 
 def test_sample_j_does_not_depend_on_the_number_of_samples(corrected):
@@ -267,20 +268,33 @@ def test_the_output_types_agree(corrected, num_samples):
             assert picture.size == (SIDE, SIDE)
             assert np.abs(np.asarray(picture) - 255 * values).max() <= 0.501
     for output in (array, pil):
-        assert np.array_equal(output.spread, pt.spread.numpy())
+        assert np.array_equal(output.doubt, pt.doubt.numpy())
         assert output.lr_consistency == pt.lr_consistency
-    assert pt.spread.shape == (2, SIDE, SIDE)
+    assert pt.doubt.shape == (2, SIDE, SIDE)
 
 
-def test_mean_spread_and_consistency_are_what_their_docstring_says(corrected):
+def test_the_doubt_follows_the_calibration_of_the_corrector_and_without_one_the_samples(corrected, plain):
+    images = faces(1)
+    calibrated = replace(corrected.corrector_card, calibration={"x4": 2 * GAUSSIAN_FACTOR})
+    other = FacePriorPipeline(
+        corrected.unet, corrected.scheduler, corrected.corrector, corrected.card, corrector_card=calibrated
+    )
+    base, doubled = restore(corrected, images), restore(other, images)
+    torch.testing.assert_close(doubled.doubt, (2 * base.doubt).clamp(max=1))
+    assert restore(plain, images).doubt is None
+    assert restore(plain, images, num_samples=3).doubt.min() > 0
+
+
+def test_mean_doubt_and_consistency_are_what_their_docstring_says(corrected):
     images = faces(2)
     found = restore(corrected, images, num_samples=3)
     samples = found.images.view(2, 3, 3, SIDE, SIDE).double()
     torch.testing.assert_close(found.mean.double(), samples.mean(1), atol=1e-6, rtol=0)
-    deviation = (samples - samples.mean(1, keepdim=True)).square().mean(1).sqrt().mean(1)
-    torch.testing.assert_close(found.spread.double(), deviation, atol=1e-6, rtol=0)
-    assert found.spread.max() > 0
-    assert restore(corrected, images).spread.abs().max() == 0
+    for position, face in enumerate(images):
+        (known,) = corrected.expected([face * 2 - 1])
+        beyond = (samples[position, 0] * 2 - 1 - known.x0[0]).square().mean(0)
+        width = GAUSSIAN_FACTOR * (known.log_error[0, 0].exp() + beyond).sqrt() / 2
+        torch.testing.assert_close(found.doubt[position].double(), width.clamp(max=1), atol=1e-5, rtol=1e-5)
     low = images.repeat_interleave(3, dim=0) * 2 - 1
     expected = lr_consistency(found.images * 2 - 1, low)
     assert found.lr_consistency == pytest.approx(expected.tolist(), abs=1e-3)

@@ -4,14 +4,15 @@ The corrector predicts m = E[x | y] and the expected squared error e of m. For a
 E[(r − x)² | y] = e + (r − m)²: what is not known of the face, and how far the result has gone beyond the expectation.
 Without a corrector two samples of the posterior are as far from each other as one is from the truth, so the samples'
 variance v stands for it: E[(r − x)² | y] = 2 v. The root of either is a scale, which split conformal prediction
-(Angelopoulos et al. 2022, Image-to-Image Regression with Distribution-Free Uncertainty) turns into a half-width: it is
-multiplied by the factor that makes it hold for 90 % of the pixels of held-out faces, from the card.
+(Angelopoulos et al. 2022, Image-to-Image Regression with Distribution-Free Uncertainty) turns into a half-width: it
+is multiplied by the factor that makes it hold for 90 % of the pixels of held-out faces, from the card.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 
@@ -46,8 +47,8 @@ def half_width(scale: torch.Tensor, calibration: Mapping[str, float], reduction:
 
     Args:
         scale: `error_scale`, (R, R).
-        calibration: of the card: factors by name, "x4", "x8" … for clean faces that were reduced so far, and "damaged"
-            for faces that come at the prior's own resolution.
+        calibration: of the card: factors by name, "x4", "x8" … for clean faces that were reduced so far, and
+            "damaged" for faces that come at the prior's own resolution.
         reduction: R/n of the face.
 
     Returns:
@@ -57,7 +58,7 @@ def half_width(scale: torch.Tensor, calibration: Mapping[str, float], reduction:
 
 
 def factor_of(calibration: Mapping[str, float], reduction: float) -> float:
-    """Return the factor for a face of side R/reduction: between the card's scales it is interpolated in the logarithm."""
+    """Return the factor for a face of side R/reduction, between the card's scales interpolated in the logarithm."""
     if reduction < 2 and "damaged" in calibration:
         return calibration["damaged"]
     known = sorted((float(name[1:]), factor) for name, factor in calibration.items() if name.startswith("x"))
@@ -65,7 +66,7 @@ def factor_of(calibration: Mapping[str, float], reduction: float) -> float:
         return calibration.get("damaged", GAUSSIAN_FACTOR)
     if reduction <= known[0][0]:
         return known[0][1]
-    for (low, first), (high, second) in zip(known, known[1:], strict=False):
+    for (low, first), (high, second) in pairwise(known):
         if reduction <= high:
             share = math.log(reduction / low) / math.log(high / low)
             return first + share * (second - first)

@@ -13,10 +13,11 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from faceprior.corrector import Corrector, CorrectorNetwork, save_corrector
+from faceprior.corrector import Correction, Corrector, CorrectorNetwork, save_corrector
 from faceprior.devices import choose_device
+from faceprior.doubt import error_scale, half_width
 from faceprior.errors import OptionError
-from faceprior.evaluation.metrics import lr_consistency, spread
+from faceprior.evaluation.metrics import lr_consistency
 from faceprior.images import MIN_SIDE
 from faceprior.methods import DEFAULT_PRESET, Method, Preset, find_method, find_preset
 from faceprior.pipeline.components import (
@@ -58,15 +59,16 @@ class FacePriorOutput(BaseOutput):  # type: ignore[misc]
         images: B · N restored faces, the samples of an input side by side: a list of Pillow images, a float32
             array (B · N, R, R, 3) or a tensor (B · N, 3, R, R), in [0, 1].
         mean: mean of the samples of each input, as `images`, B of them.
-        spread: disagreement of the samples: standard deviation in [0, 1] pixel values, array or tensor
-            (B, R, R); zeros for a single sample.
+        doubt: for each input the half-width, in [0, 1] pixel values, of an interval around its first result that
+            holds the true pixel with a probability of 90 % (`faceprior.doubt`), array or tensor (B, R, R); None where it
+            is not known, which takes a corrector that knows its error, or several samples.
         lr_consistency: PSNR in dB between each reduced result and its low-resolution input, B · N of them.
         scales: R/n for each input.
     """
 
     images: Any
     mean: Any
-    spread: Any
+    doubt: Any
     lr_consistency: list[float]
     scales: list[float]
 
@@ -303,6 +305,34 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         face = torch.zeros(3, MIN_SIDE, MIN_SIDE)
         method.begin([face], self.prior, preset.options, self._corrector(method))
 
+    @torch.no_grad()
+    def expected(self, faces: Sequence[torch.Tensor]) -> list[Correction | None]:
+        """What the corrector expects of each low-resolution face (3, n, n), as a batch of one; None without one."""
+        corrector, device = self._corrector(), self._execution_device
+        if corrector is None:
+            return [None] * len(faces)
+        return [corrector.alone(corrector.network.see(face[None].to(device))) for face in faces]
+
+    def doubt(self, faces: Sequence[torch.Tensor], samples: torch.Tensor) -> torch.Tensor | None:
+        """Half-width of a 90 % interval around the first sample of each face; see `faceprior.doubt`.
+
+        Args:
+            faces: what was restored, each (3, n, n) in [-1, 1].
+            samples: the results, (B, N, 3, R, R).
+
+        Returns:
+            (B, R, R), on the scale of [0, 1] pixel values; None where it is not known.
+        """
+        card = self.corrector_card if self.corrector is not None else self.card
+        calibration = {} if card is None else card.calibration
+        widths = []
+        for face, own, expected in zip(faces, samples, self.expected(faces), strict=True):
+            scale = error_scale(own[0], expected, own)
+            if scale is None:
+                return None
+            widths.append(half_width(scale, calibration, self.resolution / face.shape[-1]))
+        return torch.stack(widths)
+
     def evaluations(self, preset: Preset) -> int:
         """How often a restoration asks the prior, and calls `on_step`: its steps, less those that go up."""
         return sum(not step.rises for step in self._steps(preset))
@@ -401,11 +431,12 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             samples = self.restore(
                 faces, generators_of(generator, len(faces)), num_samples, chosen, batch_size, on_step
             )
+        doubt = self.doubt(faces, samples)
         self.maybe_free_model_hooks()
         output = FacePriorOutput(
             images=as_images(samples.flatten(0, 1), output_type),
             mean=as_images(samples.mean(1), output_type),
-            spread=as_values(torch.stack([spread(own) for own in samples]), output_type),
+            doubt=None if doubt is None else as_values(doubt, output_type),
             lr_consistency=[
                 value
                 for own, face in zip(samples, faces, strict=True)

@@ -1,0 +1,80 @@
+"""Calibrate the doubt on held-out faces, and test it on others: python benchmarks/doubt.py --data shards.
+
+Half of the faces give the factors (split conformal prediction), the other half say how many of their pixels lie
+inside the intervals. With --write the factors go into the card of a corrector's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from faceprior import FacePriorPipeline
+from faceprior.degradations import make_input
+from faceprior.doubt import conformal_factor, error_scale
+from faceprior.evaluation.regions import face_regions
+from faceprior.methods import find_preset
+from faceprior.training.blind import blind
+from faceprior.training.shards import PackedFaces
+
+INPUTS = ("x4", "x8", "x16", "damaged")
+
+
+def main() -> None:
+    """Print a table: the factor of each kind of input, and the share of pixels inside, whole face and regions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--faces", type=int, default=48)
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--corrector", default="auto")
+    parser.add_argument("--prior", default="faces-128")
+    parser.add_argument("--write", type=Path, help="folder of the corrector whose card gets the factors")
+    options = parser.parse_args()
+    pipeline = FacePriorPipeline.from_pretrained(options.prior, corrector=options.corrector)
+    packed = PackedFaces(options.data, "val")
+    faces = packed.batch(packed.spread(options.faces))
+    regions = face_regions(pipeline.prior.card.template, pipeline.resolution)
+    print(f"| input | factor | whole face | {' | '.join(regions)} |\n| --- | --- | --- |{' --- |' * len(regions)}")
+    factors = {}
+    for name in INPUTS:
+        errors, scales = measured(pipeline, faces, name, options.preset)
+        known, others = slice(0, None, 2), slice(1, None, 2)
+        factors[name] = round(conformal_factor(errors[known].flatten(1), scales[known].flatten(1)), 3)
+        inside = (errors[others] <= factors[name] * scales[others]).float()
+        shares = [inside.mean().item(), *(inside[:, mask].mean().item() for mask in regions.values())]
+        print(f"| {name} | {factors[name]} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+    if options.write:
+        card = options.write / "card.json"
+        text = json.dumps({**json.loads(card.read_text()), "calibration": factors}, indent=2, ensure_ascii=False)
+        card.write_text(text + "\n", encoding="utf-8")
+
+
+def measured(
+    pipeline: FacePriorPipeline, faces: torch.Tensor, name: str, preset: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Restore faces: the errors of their pixels and the scales of these errors, (B, R, R) each."""
+    clean, low = inputs(faces, name)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(low))]
+    samples = pipeline.restore(low, generators, 1, find_preset(preset), 8)
+    expected = pipeline.expected(low)
+    errors = (samples[:, 0] - clean).square().mean(1).sqrt()
+    scales = [error_scale(own[0], known, own) for own, known in zip(samples, expected, strict=True)]
+    return errors, torch.stack([scale for scale in scales if scale is not None])
+
+
+def inputs(faces: torch.Tensor, name: str) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Reduce faces, or damage them at their own resolution; returns what is to be restored, and what is given."""
+    generator = torch.Generator().manual_seed(1234)
+    if name == "damaged":
+        pairs = [blind(face, (4.0, 32.0), 1.0, generator) for face in faces]
+        return torch.stack([clean for clean, _ in pairs]), [bad for _, bad in pairs]
+    side = faces.shape[-1] // int(name[1:])
+    return faces, [make_input(face, "bicubic", side, generator) for face in faces]
+
+
+if __name__ == "__main__":
+    main()
