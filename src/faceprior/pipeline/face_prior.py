@@ -60,8 +60,8 @@ class FacePriorOutput(BaseOutput):  # type: ignore[misc]
             array (B · N, R, R, 3) or a tensor (B · N, 3, R, R), in [0, 1].
         mean: mean of the samples of each input, as `images`, B of them.
         doubt: for each input the half-width, in [0, 1] pixel values, of an interval around its first result that
-            holds the true pixel with a probability of 90 % (`faceprior.doubt`), array or tensor (B, R, R); None where it
-            is not known, which takes a corrector that knows its error, or several samples.
+            holds the true pixel with a probability of 90 % (`faceprior.doubt`), array or tensor (B, R, R); None where
+            it is not known, which takes a corrector that knows its error, or several samples.
         lr_consistency: PSNR in dB between each reduced result and its low-resolution input, B · N of them.
         scales: R/n for each input.
     """
