@@ -52,6 +52,14 @@ def restore(
         UpscaleName,
         typer.Option(help="Enlarge photographs; auto: as much as their faces need.", rich_help_panel=_PHOTOS),
     ] = UpscaleName.x1,
+    upscaler: Annotated[
+        Path | None,
+        typer.Option(
+            help="Network that enlarges around the faces, a safetensors file that spandrel knows.",
+            show_default="Lanczos",
+            rich_help_panel=_PHOTOS,
+        ),
+    ] = None,
     jpeg: Annotated[
         bool, typer.Option("--jpeg", help="Write JPEG, whatever the photograph is.", rich_help_panel=_PHOTOS)
     ] = False,
@@ -187,6 +195,7 @@ def restore(
         min_face=min_face,
         blend=blend,
         upscale=_UPSCALES[upscale],
+        upscaler=upscaler,
         as_jpeg=jpeg,
         with_location=not no_location,
     )

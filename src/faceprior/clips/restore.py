@@ -134,6 +134,8 @@ class ClipRestorer:
     def __init__(self, pipeline: FacePriorPipeline, options: RestoreOptions) -> None:
         if options.upscale == "auto":
             raise OptionError("faces in a clip change their size; enlarge it by 1, 2 or 4 (--upscale)")
+        if options.upscaler is not None:
+            raise OptionError("a clip is enlarged by Lanczos alone; leave out --upscaler")
         self.restored = 0
         self._pipeline, self._options, self._upscale = pipeline, options, options.upscale
         self._past: dict[int, _Past] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,12 +69,27 @@ def enlarge(photo: NDArray[Any], factor: int) -> NDArray[Any]:
     Raises:
         ImageError: the result is larger than `MAX_RESULT_PIXELS`.
     """
-    if factor == 1:
-        return photo
+    check_enlarged(photo, factor)
+    return resized(photo, (photo.shape[1] * factor, photo.shape[0] * factor))
+
+
+Enlarger = Callable[[NDArray[Any], int], NDArray[Any]]
+"""Enlarges a photograph (H, W, C) by a whole number, as `enlarge` does."""
+
+
+def check_enlarged(photo: NDArray[Any], factor: int) -> None:
+    """Check the size of the result; raises ImageError."""
     height, width = (side * factor for side in photo.shape[:2])
     if height * width > MAX_RESULT_PIXELS:
         limit = MAX_RESULT_PIXELS // 1_000_000
         raise ImageError(f"{factor} times enlarged it has {width}×{height} pixels, more than {limit} million")
+
+
+def resized(photo: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Bring a photograph (H, W, C) to a width and height by the Lanczos kernel; it is itself where it has them."""
+    width, height = size
+    if photo.shape[:2] == (height, width):
+        return photo
     result = np.empty((height, width, photo.shape[2]), photo.dtype)
     for index in range(photo.shape[2]):  # Pillow has no picture of several 16-bit channels
         channel = np.ascontiguousarray(photo[..., index])
@@ -85,7 +100,12 @@ def enlarge(photo: NDArray[Any], factor: int) -> NDArray[Any]:
 
 
 def paste(
-    photo: NDArray[Any], faces: Sequence[NDArray[Any]], masks: Sequence[FaceMask], factor: int = 1, blend: float = 1.0
+    photo: NDArray[Any],
+    faces: Sequence[NDArray[Any]],
+    masks: Sequence[FaceMask],
+    factor: int = 1,
+    blend: float = 1.0,
+    enlarger: Enlarger = enlarge,
 ) -> NDArray[Any]:
     """Put faces into a photograph that is enlarged first.
 
@@ -95,11 +115,12 @@ def paste(
         masks: of each face.
         factor: by which the photograph is enlarged.
         blend: share of the face against the photograph, 0 to 1.
+        enlarger: enlarges it.
 
     Returns:
         (H · factor, W · factor, C), the photograph's depth; bit for bit the (enlarged) photograph where no mask is.
     """
-    base = enlarge(photo, factor)
+    base = enlarger(photo, factor)
     result = base.copy()
     height, width = base.shape[:2]
     for face, mask in zip(faces, masks, strict=True):

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from faceprior.errors import DeviceError, FacePriorError
+from faceprior.faces.paste import enlarge
 from faceprior.images import SUFFIXES, Picture, decode_picture, encode_picture, encode_png, to_pil
 from faceprior.images.metadata import without_location
 from faceprior.photographs.faces import Face, needed_upscale, paste_faces
 from faceprior.photographs.options import RestoreOptions, sample_suffix
 from faceprior.photographs.prepare import Prepared, sharp_face
 from faceprior.photographs.results import RestoredFace, sheet, spread_picture
+from faceprior.photographs.upscaler import load_upscaler
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _photograph(
     record = _photo_record(prepared, results, options, notes)
     ending, faces = PurePath(prepared.name).suffix, [prepared.faces[index] for index in results]
     upscale = needed_upscale(faces, prepared.size) if options.upscale == "auto" else options.upscale
+    enlarger = enlarge if options.upscaler is None else load_upscaler(options.upscaler)
     same = picture
     if options.as_jpeg:
         picture = replace(picture, format="JPEG")
@@ -158,7 +161,7 @@ def _photograph(
 
     def pasted(suffix: str, images: Sequence[torch.Tensor], content: Mapping[str, Any]) -> ResultFile:
         own = [picture.from_srgb(image) for image in images]
-        pixels = paste_faces(picture.pixels, faces, own, blend=options.blend, upscale=upscale)
+        pixels = paste_faces(picture.pixels, faces, own, blend=options.blend, upscale=upscale, enlarger=enlarger)
         whole = encode_picture(pixels, picture, {**made, **content}, name=prepared.name)
         return ResultFile(suffix, ending, whole)
 

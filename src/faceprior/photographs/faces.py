@@ -14,7 +14,7 @@ from PIL import Image
 from faceprior.errors import ImageError, WeightsError
 from faceprior.faces import DetectedFace
 from faceprior.faces.alignment import alignment, cut_out
-from faceprior.faces.paste import FaceMask, paste, photographed
+from faceprior.faces.paste import Enlarger, FaceMask, enlarge, paste, photographed
 from faceprior.faces.sharpness import effective_side
 from faceprior.images import MIN_SIDE, resize, to_tensor
 from faceprior.photographs.options import RestoreOptions
@@ -145,6 +145,7 @@ def paste_faces(
     *,
     blend: float = 1.0,
     upscale: int = 1,
+    enlarger: Enlarger = enlarge,
 ) -> NDArray[Any]:
     """Put restored faces back into their photograph.
 
@@ -157,6 +158,7 @@ def paste_faces(
         restored: of each, (3, R, R) in [-1, 1].
         blend: share of the restored face against the photograph, 0 to 1.
         upscale: by how much the photograph is enlarged.
+        enlarger: enlarges what is around the faces.
 
     Returns:
         (H · upscale, W · upscale, C), of the photograph's depth; with upscale 1, bit for bit the photograph
@@ -180,7 +182,7 @@ def paste_faces(
         kept = _keep(samples, own, face)
         pixels.append(((kept + 1) * (top / 2)).permute(1, 2, 0).numpy())
         masks.append(mask)
-    return paste(photo, pixels, masks, upscale, blend)
+    return paste(photo, pixels, masks, upscale, blend, enlarger)
 
 
 def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import faceprior
 from faceprior.errors import OptionError
 from faceprior.faces.detection import MIN_FACE
 from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
+from faceprior.photographs.upscaler import load_upscaler
 
 if TYPE_CHECKING:
     from faceprior.pipeline.face_prior import FacePriorPipeline
@@ -37,6 +39,7 @@ class RestoreOptions:
         blend: share of the restored face against the photograph, 0 to 1.
         upscale: by how much a photograph is enlarged (Lanczos outside the faces): 1, 2 or 4; "auto" for as much as
             its restored faces need.
+        upscaler: safetensors file of a network that enlarges the photograph instead (`load_upscaler`).
         as_jpeg: write a photograph as JPEG, whatever its own format.
         with_location: leave in a photograph where it was taken.
         only_faces: write the faces of a photograph, each for itself, instead of the photograph.
@@ -59,6 +62,7 @@ class RestoreOptions:
     batch_size: int = 8
     blend: float = 1.0
     upscale: Literal[1, 2, 4, "auto"] = 1
+    upscaler: Path | None = None
     as_jpeg: bool = False
     with_location: bool = True
     only_faces: bool = False
@@ -77,6 +81,8 @@ class RestoreOptions:
             raise OptionError(f"the smallest face is {self.min_face} pixels; choose 8 or more")
         if not 0 <= self.blend <= 1:
             raise OptionError(f"blend is {self.blend:g}; choose a number from 0 to 1")
+        if self.upscaler is not None and self.upscale == 1:
+            raise OptionError("an upscaler has nothing to enlarge; say --upscale auto, 2 or 4 too")
         if self.upscale not in (1, 2, 4, "auto"):
             raise OptionError(f"upscale is {self.upscale}; choose 1, 2, 4 or auto")
 
@@ -112,6 +118,7 @@ def how_made(pipeline: FacePriorPipeline, options: RestoreOptions) -> dict[str, 
         "corrector": {"name": used.name, "sha256": used.sha256} if used else None,
         "device": str(pipeline.prior.device.type),
         "dtype": str(next(pipeline.unet.parameters()).dtype).removeprefix("torch."),
+        **({"upscaler": load_upscaler(options.upscaler).about} if options.upscaler is not None else {}),
     }
 
 
