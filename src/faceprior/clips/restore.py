@@ -26,7 +26,7 @@ from faceprior.errors import DeviceError, OptionError
 from faceprior.faces import DetectedFace, FaceDetector, align
 from faceprior.faces.alignment import alignment
 from faceprior.faces.tracking import Place
-from faceprior.images import resize, to_tensor
+from faceprior.images import resize, to_tensor, tone_of
 from faceprior.methods import find_method
 from faceprior.photographs import Face, RestoreOptions, paste_faces
 from faceprior.photographs.faces import kept_side
@@ -157,6 +157,10 @@ class ClipRestorer:
         faces = [self._face(pixels, place) for place in places]
         restored = self._restore(places, [face.low_resolution for face in faces]) if faces else []
         self.restored += len(faces)
+        tone = tone_of(Image.fromarray(pixels))
+        restored = [
+            tone(own) if tone.holds(face.low_resolution) else own for face, own in zip(faces, restored, strict=True)
+        ]
         return paste_faces(pixels, faces, restored, blend=self._options.blend, upscale=self._upscale)
 
     def _face(self, pixels: NDArray[np.uint8], place: Place) -> Face:

@@ -8,6 +8,7 @@ from faceprior.images.metadata import METADATA_KEY, read_metadata
 from faceprior.images.picture import IMAGE_SUFFIXES, SUFFIXES, Picture
 from faceprior.images.reading import decode_image, decode_picture, read_file, read_image, read_picture, to_rgb
 from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
+from faceprior.images.tone import Tone, tone_of
 from faceprior.images.writing import FORMATS, encode_picture, encode_png, write_file, write_picture, write_png
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "MIN_SIDE",
     "SUFFIXES",
     "Picture",
+    "Tone",
     "decode_image",
     "decode_picture",
     "encode_picture",
@@ -32,6 +34,7 @@ __all__ = [
     "to_rgb",
     "to_tensor",
     "to_uint8",
+    "tone_of",
     "write_file",
     "write_picture",
     "write_png",

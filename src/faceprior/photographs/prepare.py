@@ -11,7 +11,7 @@ from PIL import Image
 from faceprior.degradations import make_input
 from faceprior.errors import ImageError
 from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.images import decode_picture, resize, square, to_tensor
+from faceprior.images import decode_picture, resize, square, to_tensor, tone_of
 from faceprior.photographs.faces import Face, find_faces, is_aligned_crop
 from faceprior.photographs.options import RestoreOptions
 from faceprior.photographs.restore import Condition
@@ -93,9 +93,10 @@ def prepare(
     if aligned:
         condition, notes = _condition(picture.image, card.resolution, options)
         return Prepared(name, content, picture.image.size, aligned, found, (), (condition,), (*picture.notes, *notes))
+    tone = tone_of(picture.image)
     faces = tuple(find_faces(picture.image, found, card, options))
     conditions = tuple(
-        Condition(face.low_resolution, index)
+        Condition(face.low_resolution, index, tone)
         for index, face in enumerate(faces)
         if face.left_alone is None and (not options.chosen or index + 1 in options.chosen)
     )
@@ -128,7 +129,7 @@ def _condition(image: Image.Image, resolution: int, options: RestoreOptions) -> 
         generator = torch.Generator().manual_seed(options.seed)
         to = round(resolution / degraded_scale(options))
         small = make_input(sharp_face(image, resolution), options.degradation, to, generator)
-    return Condition(small), notes
+    return Condition(small, tone=tone_of(image)), notes
 
 
 def _resized(before: int, after: int) -> list[str]:

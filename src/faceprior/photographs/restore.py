@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from faceprior.errors import CancelledError, DeviceError, FacePriorError
+from faceprior.images import Tone
 from faceprior.photographs.options import RestoreOptions
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step, face_generator
@@ -26,10 +27,16 @@ class Condition:
     Attributes:
         low_resolution: (3, n, n) in [-1, 1].
         index: its number in its photograph, from 0; its noise follows from that and from the seed.
+        tone: of the photograph. A face that keeps to it, grey or sepia, does so restored; others have their colours.
     """
 
     low_resolution: torch.Tensor
     index: int = 0
+    tone: Tone | None = None
+
+    def toned(self, restored: torch.Tensor) -> torch.Tensor:
+        """Return restored faces, sRGB in [-1, 1], (N, 3, R, R), in this one's tone."""
+        return self.tone(restored) if self.tone is not None and self.tone.holds(self.low_resolution) else restored
 
 
 def restore(
@@ -121,11 +128,10 @@ class BatchSampler:
         generators = [face_generator(self._options.seed, face.index) for face in batch]
         inputs = [face.low_resolution for face in batch]
         try:
-            return list(
-                self._pipeline.restore(
-                    inputs, generators, self._options.samples, self._options.preset, self.batch_size, stepped
-                )
+            restored = self._pipeline.restore(
+                inputs, generators, self._options.samples, self._options.preset, self.batch_size, stepped
             )
+            return [face.toned(own) for face, own in zip(batch, restored, strict=True)]
         except CancelledError:
             raise
         except FacePriorError as error:
