@@ -19,7 +19,7 @@ from faceprior import FacePriorPipeline
 from faceprior.app import ServeOptions, parse_auth, words
 from faceprior.app.controls import Controls, acting_controls
 from faceprior.app.guard import MAX_CALL_BYTES, Guard, is_upload
-from faceprior.app.pictures import write_views
+from faceprior.app.pictures import doubt_picture, write_views
 from faceprior.app.server import delete_older
 from faceprior.app.studio import Progress, Run, Studio
 from faceprior.cli.app import app as command_line
@@ -252,6 +252,16 @@ def test_the_page_looks_at_each_restored_face_and_then_at_the_whole(studio, phot
         assert {picture.size for picture in after} == {before.size}
         assert before not in after
         assert (view.doubt is not None) is (view.name != "Whole photo")
+
+
+def test_the_map_of_doubt_is_brighter_where_less_is_known():
+    widths = torch.linspace(0, 0.5, 50).expand(50, 50)
+    colours = np.asarray(doubt_picture(widths), float) @ (0.3, 0.59, 0.11)
+    assert (np.diff(colours[0]) >= 0).all()
+    assert colours[0, 0] < 20
+    assert colours[0, -1] > 200
+    assert "within ±64 of 255" in words.doubt(widths)
+    assert "±115 and more away" in words.doubt(widths)
 
 
 def test_a_result_keeps_the_photographers_place_or_not(studio, photo, tmp_path):

@@ -164,7 +164,7 @@ def difference(first, second):
 def test_nothing_but_a_place_for_a_photo_is_there_at_first(visitor):
     page = visitor.page
     assert page.get_by_text("Drop a photo here").is_visible()
-    assert [button.inner_text() for button in page.get_by_role("button").all() if button.is_visible()] == [
+    assert [button.inner_text() for button in page.locator("button").all() if button.is_visible()] == [
         "Try it with an example",
         "Take one with the camera",
     ]
@@ -352,6 +352,7 @@ def test_every_control_changes_the_result(visitor):
     page.get_by_text("Advanced").click()
     last = visitor.restore()
     changes = {
+        "look": lambda: page.locator("#looks").get_by_label("Detailed").check(),
         "strength": lambda: visitor.set("strength", 50),
         "scale": lambda: page.locator("#scale").get_by_label("×16").check(),
         "upscale": lambda: page.locator("#upscale").get_by_label("×2").check(),
@@ -460,7 +461,13 @@ def test_everything_that_can_be_set_has_a_name_and_choices_have_one_together(vis
         """() => [...document.querySelectorAll("input[type=radio]")].filter((each) => each.offsetParent !== null)
         .map((each) => each.closest("fieldset")?.querySelector("legend")?.innerText ?? each.outerHTML)"""
     )
-    assert set(groups) == {"Enlarge the photo", "How much is missing (R/n)", "Look at", "Tries: choose one"}
+    assert set(groups) == {
+        "Faithful ↔ Detailed",
+        "Enlarge the photo",
+        "How much is missing (R/n)",
+        "Look at",
+        "Tries: choose one",
+    }
 
 
 def test_no_greek_stands_outside_of_advanced(visitor):

@@ -25,6 +25,7 @@ from faceprior.images.metadata import has_location
 from faceprior.methods import DEFAULT_PRESET, all_methods, find_preset
 from faceprior.photographs import Composed, Prepared
 
+_LOOKS = ("faithful", DEFAULT_PRESET, "detailed")
 _RESTORING, _LOOKING = "restore", "look"  # those who restore wait for one another, and those who look
 
 
@@ -124,7 +125,7 @@ class Interface:
                         if option in ("steps", "stride", "edge_exponent", "eta")
                     },
                 }
-                for name in (DEFAULT_PRESET, *methods)
+                for name in (*_LOOKS, *methods)
             },
             "strides": STRIDES,
             "priors": {name: self._studio.corrector_stride(name) for name in self._studio.priors},
@@ -133,11 +134,9 @@ class Interface:
         }
 
     def _views(self, run: Run, files: Sequence[Path]) -> dict[str, Any]:
-        samples = run.options.samples
         views = pictures.write_views(run, files, self._new_folder())
         faces = [result for _, result in run.restored]
         agreement = [min(values) for values in zip(*(face.lr_consistency for face in faces), strict=True)]
-        spread = sum(float(face.spread.mean()) for face in faces) / len(faces)
         return {
             "views": [
                 {
@@ -149,7 +148,7 @@ class Interface:
                 for view in views
             ],
             "agreement": [words.agreement(value) for value in agreement],
-            "doubt": words.disagreement(spread, samples) if samples > 1 else None,
+            "doubt": words.doubt(run.doubt) if run.doubt is not None else None,
         }
 
     def _uploaded(self, photo: Any) -> Path:

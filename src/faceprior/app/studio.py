@@ -61,6 +61,8 @@ class Run:
         prepared: the photograph, and the faces of it that were restored.
         options: how.
         samples: of each of its conditions, (N, 3, R, R) in [-1, 1].
+        doubt: of each, the half-width of an interval around the first sample that holds the true pixel with a
+            probability of 90 %, (faces, R, R) on the scale of [0, 1] pixel values; None where it is not known.
         made: what the results say about how they were made.
         command: the command line that makes the same.
         seconds: that it took.
@@ -69,6 +71,7 @@ class Run:
     prepared: Prepared
     options: RestoreOptions
     samples: tuple[torch.Tensor, ...]
+    doubt: torch.Tensor | None
     made: Mapping[str, Any]
     command: str
     seconds: float
@@ -175,7 +178,10 @@ class Studio:
         for update in self._sample(pipeline, prepared.conditions, options):
             if isinstance(update, list):
                 made, seconds = how_made(pipeline, options), time.perf_counter() - started
-                yield Run(prepared, options, tuple(update), made, command, seconds)
+                faces = [condition.low_resolution for condition in prepared.conditions]
+                with self._working:
+                    doubt = pipeline.doubt(faces, torch.stack(update))
+                yield Run(prepared, options, tuple(update), doubt, made, command, seconds)
             else:
                 samples, x0 = update
                 done += samples

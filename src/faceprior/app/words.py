@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from faceprior.photographs import Face, Prepared
 
 _PEAK = 255
@@ -27,16 +29,16 @@ def agreement(lr_consistency: float) -> str:
     )
 
 
-def disagreement(spread: float, samples: int) -> str:
-    """Say in a sentence what the mean spread of several samples means.
+def doubt(half_width: torch.Tensor) -> str:
+    """Say in a sentence what the half-widths of 90 % intervals mean.
 
     Args:
-        spread: mean standard deviation on the scale of [0, 1] pixel values.
-        samples: number of samples.
+        half_width: (..., R, R), on the scale of [0, 1] pixel values.
     """
+    half, tenth = (_PEAK * torch.quantile(half_width.flatten().float(), q).item() for q in (0.5, 0.9))
     return (
-        f"The {samples} tries differ by {_PEAK * spread:.1f} of 255 levels on average. Bright in the map is not known"
-        " from the photo; dark need not be right either, for all tries share the same habits."
+        f"With a probability of 90 % the true face is within ±{half:.0f} of 255 levels of what you see, on the darker"
+        f" half of the map; on its brightest tenth it may be ±{tenth:.0f} and more away."
     )
 
 

@@ -325,7 +325,7 @@ function drawResult(photo, busy) {
   $("#agreement").textContent = report.agreement[photo.sample];
   $("#doubt").hidden = !view.doubt;
   if (view.doubt) $("#doubt img").src = fileOf(view.doubt);
-  $("#doubt p").textContent = report.doubt ?? "";
+  $("#doubt-words").textContent = report.doubt ?? "";
   $("#command").value = report.command;
   $("#numbers tbody").replaceChildren(...numbers(report).map(([head, text]) =>
     make("tr", {}, make("th", { scope: "row" }, head), make("td", {}, text))));
