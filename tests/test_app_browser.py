@@ -189,7 +189,7 @@ def test_the_example_is_restored_while_one_looks_on_and_shown_from_near(visitor)
     assert not visitor.page.locator("#tries").is_visible()
     visitor.page.get_by_label("Whole photo").check()
     assert visitor.result().shape[:2] == (448, 448)  # enlarged to what the face needs
-    assert "--upscale 4" in visitor.command
+    assert "--upscale auto" in visitor.command
 
 
 def test_others_are_tried_afterwards_and_one_is_chosen(visitor):
@@ -203,7 +203,8 @@ def test_others_are_tried_afterwards_and_one_is_chosen(visitor):
     assert tries.nth(1).is_checked()
     assert 0 < difference(first, visitor.result()) < 20
     assert visitor.page.locator("#download").get_attribute("download") == "example-restored-2.webp"
-    assert visitor.page.get_by_text("Not known from the photo").is_visible()
+    assert visitor.page.get_by_text("Not known from the photo", exact=True).is_visible()
+    assert visitor.page.get_by_text(re.compile("With a probability of 90 % the true face is within")).is_visible()
     assert visitor.picture("#doubt img").max() > 0
 
 
