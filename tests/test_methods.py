@@ -573,6 +573,18 @@ def test_the_graph_is_gone_after_each_step(name):
     assert not found.requires_grad
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_torchs_default_number_format_changes_nothing(pipeline, name):
+    batch = [face(side=8)]
+    expected = restore(pipeline, name, batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = restore(pipeline, name, batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["dps", "pigdm", "dpi"])
 def test_inference_mode_changes_nothing(pipeline, name):
     with torch.inference_mode():

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
@@ -25,28 +24,13 @@ from faceprior.priors import save_prior
 from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.studies.corrector import study_corrector
 from faceprior.studies.held_out import HeldOut, Measured
-from faceprior.studies.networks import study_networks
 from faceprior.studies.speed import SOLVERS, speed_settings
 from faceprior.studies.stride import corrected_strides, study_stride
 from faceprior.studies.tables import draw_lines
 from faceprior.studies.tau import INPUTS, START, STEPS, study_tau
-from faceprior.training.config import PriorConfig
 from tiny_faces import pack_faces, splits
 
 FACES, SAMPLES = 3, 2
-NETWORK = {"layers_per_block": 1, "norm_num_groups": 4, "block_out_channels": [8, 16]}
-NETWORK |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-TRAINING = {
-    "network": "unet",
-    "network_options": NETWORK,
-    "prediction_type": "epsilon",
-    "weighting": "min-snr",
-    "steps": 3,
-    "batch_size": 2,
-    "evaluate_faces": 2,
-    "evaluate_every": 2,
-    "mixed_precision": "no",
-}
 
 
 @pytest.fixture(scope="module")
@@ -386,68 +370,14 @@ def test_a_setting_that_is_the_default_is_measured_once(pipeline):
     assert [preset.sampling.steps for preset in settings] == [default.steps, 4]
 
 
-# networks
-
-
-@pytest.fixture
-def configs(tmp_path):
-    (tmp_path / "configs").mkdir()
-    paths = []
-    for name, options in (("slow", {"learning_rate": 1e-5}), ("fast", {"learning_rate": 1e-2})):
-        paths.append(tmp_path / "configs" / f"{name}.yaml")
-        paths[-1].write_text(yaml.safe_dump({**TRAINING, **options}), encoding="utf-8")
-    return paths
-
-
-def test_the_study_of_networks_compares_the_logs_of_its_runs(configs, packed, tmp_path):
-    arguments = ["study", "networks", *configs, "--data", packed, "--output", tmp_path / "study", "--minutes", 1]
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    rows = read(tmp_path / "study" / "networks.csv")
-    assert [(row["name"], row["samples"]) for row in rows] == [
-        (name, samples) for name in ("slow", "fast") for samples in ("4", "6")
-    ]
-    for name in ("slow", "fast"):
-        lines = [json.loads(line) for line in (tmp_path / "study" / name / "log.jsonl").read_text().splitlines()]
-        means = [round(line["held_out"]["x0_psnr/mean"], 3) for line in lines if "held_out" in line]
-        assert [float(row["mean"]) for row in rows if row["name"] == name] == means
-        assert f"{means[-1]:.2f}" in result.stdout
-    assert_a_plot(tmp_path / "study" / "networks.png")
-
-
-def test_a_killed_study_of_networks_trains_only_what_is_missing(packed, tmp_path):
-    configs = {name: PriorConfig(**TRAINING) for name in ("first", "second")}
-
-    def study(on_run):
-        return study_networks(configs, packed, tmp_path, 1, on_run=on_run)
-
-    def kill(name):
-        if name == "second":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        study(kill)
-    assert not (tmp_path / "networks.csv").exists()
-    first = tmp_path / "first"
-    kept = [first / "log.jsonl", *(path for path in (first / "weights").rglob("*") if path.is_file())]
-    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in kept[1:]]
-    log = kept[0].read_text()
-    rows = study(lambda _: None)
-    assert [row["name"] for row in rows] == ["first", "first", "second", "second"]
-    assert kept[0].read_text() == log
-    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in kept[1:]] == before
-    # the same options and the same seed: both learn the same
-    assert [row["mean"] for row in rows[:2]] == [row["mean"] for row in rows[2:]]
-
-
 # errors
 
 
-@pytest.mark.parametrize("study", ["tau", "stride", "corrector", "speed", "networks"])
-def test_without_matplotlib_a_study_says_so_before_any_work(study, configs, packed, weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("study", ["tau", "stride", "corrector", "speed"])
+def test_without_matplotlib_a_study_says_so_before_any_work(study, packed, weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     output = tmp_path / "study"
-    own = {"corrector": [weights / "one"], "networks": configs}.get(study, ["--prior", weights / "one"])
+    own = [weights / "one"] if study == "corrector" else ["--prior", weights / "one"]
     arguments = ["study", study, *own, "--data", packed, "--output", output]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 2

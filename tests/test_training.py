@@ -51,11 +51,7 @@ QUICK = {
     "checkpoint_every": 1000,
     "mixed_precision": "no",
 }
-PLAIN_OPTIONS = {
-    "unshuffled-unet": {"block_out_channels": [16, 32], "attention": [False, True], "attention_head_dim": 8},
-    "transformer": {"patch_size": 8, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
-}
-KINDS = ("gaussian-residual", "epsilon", "v_prediction", "unshuffled-unet", "transformer", "corrector", "paper")
+KINDS = ("gaussian-residual", "epsilon", "v_prediction", "corrector", "paper")
 
 
 def make_config(kind, **options):
@@ -68,10 +64,6 @@ def make_config(kind, **options):
     if kind == "gaussian-residual":
         return PriorConfig(network_options=RESIDUAL_OPTIONS, **options)
     options.setdefault("weighting", "min-snr")
-    if kind in PLAIN_OPTIONS:
-        return PriorConfig(
-            network=kind, network_options=PLAIN_OPTIONS[kind], prediction_type="v_prediction", **options
-        )
     return PriorConfig(network="unet", network_options=UNET_OPTIONS, prediction_type=kind, **options)
 
 

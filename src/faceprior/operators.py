@@ -1,4 +1,4 @@
-"""Linear reductions of an image with exact adjoint, pseudo-inverse and singular values.
+"""Linear reductions of an image with exact pseudo-inverse and singular values.
 
 A reduction that treats rows and columns alike and one after the other is A = rows ⊗ columns: two small matrices.
 Their singular value decompositions give that of A, so nothing here is approximate or iterative.
@@ -6,13 +6,10 @@ Their singular value decompositions give that of A, so nothing here is approxima
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-
-from faceprior.errors import OptionError
 
 _LANCZOS_LOBES = 3
 
@@ -45,25 +42,6 @@ class SeparableOperator:
         """A x: (…, H, W) → (…, m, n)."""
         return _between(self.rows, images, self.columns.mT)
 
-    def adjoint(self, measurements: torch.Tensor) -> torch.Tensor:
-        """Aᵀ y: (…, m, n) → (…, H, W)."""
-        return _between(self.rows.mT, measurements, self.columns)
-
-    def pseudo_inverse(self, measurements: torch.Tensor) -> torch.Tensor:
-        """A⁺ y, the smallest of the images that fit y best: (…, m, n) → (…, H, W)."""
-        return self.from_spectrum(self.known_spectrum(measurements))
-
-    def solve(self, measurements: torch.Tensor, damping: float) -> torch.Tensor:
-        """(A Aᵀ + λ I)⁻¹ y: (…, m, n) → (…, m, n).
-
-        Args:
-            measurements: y.
-            damping: λ, above 0 unless A has full row rank.
-        """
-        spectrum = _between(self._row_range.mT, measurements, self._column_range)
-        squares = _fitted(self.singular_values, spectrum.shape[-2:]).to(spectrum) ** 2
-        return _between(self._row_range, spectrum / (squares + damping), self._column_range.mT)
-
     def to_spectrum(self, images: torch.Tensor) -> torch.Tensor:
         """Spectral coordinates of images, (…, H, W) → (…, H, W)."""
         return _between(self.row_basis.mT, images, self.column_basis)
@@ -75,7 +53,7 @@ class SeparableOperator:
     def known_spectrum(self, measurements: torch.Tensor) -> torch.Tensor:
         """What a measurement says of an image's spectral coordinates, Σ⁺ Uᵀ y: (…, m, n) → (…, H, W).
 
-        0 where the singular value is 0.
+        0 where the singular value is 0; so `from_spectrum` of it is the pseudo-inverse A⁺ y.
         """
         spectrum = _between(self._row_range.mT, measurements, self._column_range)
         values = self.singular_values.to(spectrum)
@@ -94,41 +72,6 @@ def bicubic_matrix(size: int, side: int) -> torch.Tensor:
     """Antialiased bicubic reduction of a line, as `faceprior.images.resize` does it: (side, size), float64."""
     impulses = torch.eye(size, dtype=torch.float64)[None, None]
     return F.interpolate(impulses, size=(side, size), mode="bicubic", antialias=True, align_corners=False)[0, 0]
-
-
-def box_matrix(size: int, side: int) -> torch.Tensor:
-    """Mean of each block of size/side pixels of a line: (side, size), float64.
-
-    Raises:
-        OptionError: side does not divide size.
-    """
-    if size % side:
-        raise OptionError(f"a box average of {size} pixels to {side} needs blocks of whole pixels; choose a divisor")
-    return torch.eye(side, dtype=torch.float64).repeat_interleave(size // side, dim=1) * (side / size)
-
-
-def stride_matrix(size: int, stride: int) -> torch.Tensor:
-    """Every stride-th pixel of a line, the first one among them: (⌈size/stride⌉, size), float64."""
-    return torch.eye(size, dtype=torch.float64)[::stride]
-
-
-def blur_matrix(size: int, sigma: float) -> torch.Tensor:
-    """Gaussian blur of a line, reflected at its ends: (size, size), float64.
-
-    The kernel of `faceprior.degradations.gaussian_blur` with equal widths.
-
-    Args:
-        size: length of the line.
-        sigma: standard deviation in pixels; 0 is the identity.
-    """
-    radius = min(math.ceil(3 * sigma), size - 1)
-    impulses = torch.eye(size, dtype=torch.float64)
-    if radius == 0:
-        return impulses
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    padded = F.pad(impulses[:, None], (radius, radius), mode="reflect")
-    return F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0].mT.contiguous()
 
 
 def lanczos_matrix(size: int, side: int) -> torch.Tensor:

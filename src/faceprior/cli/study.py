@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from faceprior.cli import options
-from faceprior.cli.console import console, errors, say
+from faceprior.cli.console import console, say
 from faceprior.cli.evaluate import estimate_text, load_embedder, table_console
 from faceprior.cli.options import DeviceName, DtypeName, SolverName
 from faceprior.cli.progress import faces_progress
@@ -27,33 +25,8 @@ study_app = typer.Typer(help="Answer open questions with figures: a CSV file and
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the CSV file and the plot.")]
 
-LEVELS = ("0.05T", "0.25T", "0.45T", "0.65T", "0.85T", "mean")
-
 _DIGITS = {"psnr": 2, "lr": 1}  # by the first word of a figure's name; 3 for the others
 _MARKS = {"best": "* ", "tied": "= ", "": ""}
-
-
-@study_app.command("networks")
-def networks(
-    configs: Annotated[list[Path], typer.Argument(help="YAML files of `faceprior train prior`.", show_default=False)],
-    data: options.Data,
-    output: Output,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Computing time of each.")] = 5.0,
-) -> None:
-    """Train several networks for equal time and compare their x0-PSNR on held-out faces."""
-    from faceprior.studies.networks import final_rows, study_networks
-    from faceprior.training.config import PriorConfig, load_config
-
-    chosen = {path.stem: load_config(PriorConfig, path, {}) for path in configs}
-    command = shlex.join(["faceprior", *sys.argv[1:]])
-    with errors.status("training") as status:
-        rows = study_networks(
-            chosen, data, output, minutes, command=command, on_run=lambda name: status.update(f"training {name}")
-        )
-    table = Table("run", "faces seen", *LEVELS, title="x0-PSNR in dB")
-    for row in final_rows(rows):
-        table.add_row(row["name"], f"{row['samples']:,}", *(f"{row[level]:.2f}" for level in LEVELS))
-    console.print(table)
 
 
 @study_app.command("tau")

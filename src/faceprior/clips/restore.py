@@ -206,7 +206,7 @@ class ClipRestorer:
     def _initial(self, steadied: Sequence[_Steadied], past: Sequence[_Past | None]) -> Initial:
         """The last results, known where a face stands still; of a new face nothing is known."""
         resolution = self._pipeline.resolution
-        unknown = torch.zeros(3, resolution, resolution)
+        unknown = steadied[0].input.new_zeros(3, resolution, resolution)
         return Initial(
             torch.stack([unknown if before is None else before.restored for before in past]),
             torch.cat([resize(own.still[None], resolution) for own in steadied]).clamp(0, 1),

@@ -63,7 +63,7 @@ class DDNM(Measured):
     def __init__(self, low_resolution: Sequence[torch.Tensor], prior: Prior, options: DDNMOptions) -> None:
         super().__init__(low_resolution, prior)
         self.eta, self.noisy = options.eta, options.sigma_y > 0
-        self.sigma = 2 * options.sigma_y * self.measured / self.singular_values.clamp(min=1e-12)  # of ȳ, in [-1, 1]
+        self.sigma = 2 * options.sigma_y / self.singular_values.clamp(min=1e-12) * self.measured  # of ȳ, in [-1, 1]
 
     def step(self, x_t: torch.Tensor, state: Any, step: Step, sampler: Sampler) -> Stepped:
         """x0' = x0 − Σ_t A⁺(A x0 − y) (eq. 17), and x_{t−1} gets the noise that is then missing (eq. 18–19).

@@ -86,7 +86,7 @@ class DDRM(Measured):
         eps = noisier.where(self.measured, unmeasured)
         # less noisy than the diffusion
         held = self.sigma <= sigma
-        weight = self.options.eta_b * held
+        weight = self.options.eta_b * held.to(free)
         used = weight * self.sigma.where(held, torch.zeros_like(self.sigma)) / max(sigma, 1e-12)
         eps = ((1 - used**2).sqrt() * z).where(held, eps)
         x0 = self.from_spectrum(free + weight * disagreement)

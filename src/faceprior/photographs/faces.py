@@ -189,7 +189,7 @@ def _channels(image: torch.Tensor, channels: int) -> torch.Tensor:
     image = image.float().cpu()
     if channels == 3:
         return image
-    weights = torch.tensor([0.299, 0.587, 0.114])  # as Pillow makes grey of RGB
+    weights = image.new_tensor([0.299, 0.587, 0.114])  # as Pillow makes grey of RGB
     return (image * weights[:, None, None]).sum(0, keepdim=True)
 
 

@@ -15,8 +15,7 @@ from diffusers import UNet2DModel
 from faceprior.errors import OptionError, WeightsError
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
-from faceprior.priors.noise_schedule import NoiseSchedule
-from faceprior.priors.store import ddim_scheduler_config
+from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 
 if TYPE_CHECKING:
     from pathlib import Path

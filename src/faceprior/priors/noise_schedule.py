@@ -81,3 +81,22 @@ class NoiseSchedule:
         return len(self) == len(other) and torch.allclose(
             self.alphas_cumprod, other.alphas_cumprod, rtol=1e-5, atol=1e-8
         )
+
+
+def ddim_scheduler_config(schedule: dict[str, Any], prediction_type: str) -> dict[str, Any]:
+    """Return the configuration of the `DDIMScheduler` that is ADM's ddim sampler, for a noise schedule."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "trained_betas": None,
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "timestep_spacing": "leading",
+        **schedule,
+        "prediction_type": prediction_type,
+    }

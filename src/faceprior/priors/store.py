@@ -31,8 +31,6 @@ NOT_INSTALLED = (
 PRIOR_NETWORKS = {
     "GaussianResidualUNet": "faceprior.priors.residual_unet",
     "FormerResidualUNet": "faceprior.priors.former",
-    "PatchTransformer": "faceprior.priors.patch_transformer",
-    "UnshuffledUNet": "faceprior.priors.unshuffled_unet",
 }
 """Modules of our own networks, by class; a stock `UNet2DModel` is a prior's network as well."""
 
@@ -247,25 +245,6 @@ def bare(network: nn.Module) -> nn.Module:
     """Return a network itself, without what `torch.compile` wraps around it."""
     own: nn.Module = getattr(network, "_orig_mod", network)
     return own
-
-
-def ddim_scheduler_config(schedule: dict[str, Any], prediction_type: str) -> dict[str, Any]:
-    """Return the configuration of the `DDIMScheduler` that is ADM's ddim sampler, for a noise schedule."""
-    return {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
-        "beta_schedule": "linear",
-        "trained_betas": None,
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-        "set_alpha_to_one": True,
-        "steps_offset": 0,
-        "timestep_spacing": "leading",
-        **schedule,
-        "prediction_type": prediction_type,
-    }
 
 
 def is_corrector(folder: str | Path) -> bool:

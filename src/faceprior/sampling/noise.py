@@ -26,12 +26,12 @@ class NoiseSource:
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Standard normal noise, (B, *shape), float32."""
-        draws = [torch.randn(shape, generator=g, device=g.device) for g in self.generators]
+        draws = [torch.randn(shape, generator=g, device=g.device, dtype=torch.float32) for g in self.generators]
         return torch.stack(draws).to(self.device)
 
     def uniform(self, *shape: int) -> torch.Tensor:
         """Uniform numbers in [0, 1), (B, *shape), float32."""
-        draws = [torch.rand(shape, generator=g, device=g.device) for g in self.generators]
+        draws = [torch.rand(shape, generator=g, device=g.device, dtype=torch.float32) for g in self.generators]
         return torch.stack(draws).to(self.device)
 
 

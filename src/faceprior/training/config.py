@@ -16,7 +16,7 @@ from faceprior.priors.adapter import PredictionType
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-NetworkName = Literal["gaussian-residual", "unshuffled-unet", "transformer", "unet"]
+NetworkName = Literal["gaussian-residual", "unet"]
 Weighting = Literal["residual", "plain", "min-snr", "p2"]
 Config = TypeVar("Config", bound="DataclassInstance")
 Network = TypeVar("Network")
@@ -94,8 +94,7 @@ class PriorConfig(TrainConfig):
     """Options of `faceprior train prior`.
 
     Attributes:
-        network: "gaussian-residual" (the embedded prior's), "unshuffled-unet", "transformer" or "unet" (a stock
-            `UNet2DModel`).
+        network: "gaussian-residual" (the embedded prior's) or "unet" (a stock `UNet2DModel`).
         network_options: constructor arguments of the network.
         prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample"; "gaussian-residual"
             always predicts its residual, which makes it a "sample" prior.

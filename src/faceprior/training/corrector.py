@@ -23,7 +23,7 @@ from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
-from faceprior.priors.store import ddim_scheduler_config
+from faceprior.priors.noise_schedule import ddim_scheduler_config
 from faceprior.training.blind import blind
 from faceprior.training.config import CorrectorConfig, build_network
 from faceprior.training.prior import describe_data, licence_of

@@ -17,11 +17,9 @@ from faceprior.evaluation.metrics import psnr
 from faceprior.images import to_pil
 from faceprior.priors.adapter import PredictionType, Prior
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
-from faceprior.priors.noise_schedule import NoiseSchedule
-from faceprior.priors.patch_transformer import PatchTransformer
+from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 from faceprior.priors.residual_unet import GaussianResidualUNet
-from faceprior.priors.store import ddim_scheduler_config, load_prior, save_prior
-from faceprior.priors.unshuffled_unet import UnshuffledUNet
+from faceprior.priors.store import load_prior, save_prior
 from faceprior.sampling import NoiseSource, Restoration, Sampler, make_solver, sample, spaced_steps
 from faceprior.training.config import PriorConfig, Weighting, build_network
 from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
@@ -31,7 +29,6 @@ from faceprior.training.trainer import stratified_uniform
 EVALUATION_SHARES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
 """The ten noise levels of the held-out curve, as fractions of T."""
 
-_PLAIN_NETWORKS = {"unet": UNet2DModel, "unshuffled-unet": UnshuffledUNet, "transformer": PatchTransformer}
 _MIN_SNR_GAMMA = 5.0
 _EVALUATION_SEED = 1234
 _SAMPLE_STEPS = 20
@@ -72,8 +69,7 @@ class PriorTask:
             betas = {name: residual.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
             self.network, schedule = residual, ddim_scheduler_config(betas, "sample")
         else:
-            kind = _PLAIN_NETWORKS[config.network]
-            self.network = build_network(kind, config.network_options, sample_size=faces.size)
+            self.network = build_network(UNet2DModel, config.network_options, sample_size=faces.size)
         if config.weighting == "residual" and not isinstance(self.network, GaussianResidualUNet):
             raise OptionError("weighting residual needs the network gaussian-residual; choose plain, min-snr or p2")
         prediction_type: PredictionType = schedule["prediction_type"]

@@ -11,7 +11,7 @@ from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import OptionError
 from faceprior.pipeline import FacePriorPipeline
 from faceprior.priors import DEFAULT_PRIOR, ModelCard
-from faceprior.priors.store import ddim_scheduler_config
+from faceprior.priors.noise_schedule import ddim_scheduler_config
 
 if TYPE_CHECKING:
     from faceprior.corrector import PaperCorrector
