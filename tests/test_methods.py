@@ -260,7 +260,7 @@ def pigdm_step(x, x0, eps, level, level_prev, network, draw, y, sigma_y=0.0, wei
     return math.sqrt(level_prev) * x0 + c1 * z + math.sqrt(max(0.0, 1 - level_prev - c1**2)) * eps
 
 
-def diffpir_step(x, x0, eps, level, level_prev, network, draw, y, lam=7.0, zeta=0.3, sigma_n=0.001):
+def diffpir_step(x, x0, eps, level, level_prev, network, draw, y, lam=1.0, zeta=0.1, sigma_n=0.001):
     rho = lam * sigma_n**2 / ((1 - level) / level)
     x0 = torch.linalg.solve(A.mT @ A + rho * I, (y @ A + rho * x0).mT).mT
     eps = (x - math.sqrt(level) * x0) / math.sqrt(1 - level)

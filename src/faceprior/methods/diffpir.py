@@ -21,7 +21,7 @@ from faceprior.sampling import Sampler, Step, Stepped
 
 @dataclass(frozen=True)
 class DiffPIROptions:
-    """Options of DiffPIR.
+    """Options of DiffPIR; λ and ζ are its authors' for the super-resolution of faces (their `configs/sisr.yaml`).
 
     Attributes:
         lam: λ; weight of the prior in the sub-problem, above 0.
@@ -33,8 +33,8 @@ class DiffPIROptions:
         OptionError: a value is out of its range.
     """
 
-    lam: float = 7.0
-    zeta: float = 0.3
+    lam: float = 1.0
+    zeta: float = 0.1
     sigma_n: float = 0.001
 
     def __post_init__(self) -> None:

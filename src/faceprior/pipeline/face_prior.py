@@ -40,10 +40,8 @@ from faceprior.pipeline.conversions import (
     plain,
 )
 from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
-from faceprior.priors.patch_transformer import PatchTransformer
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import bare, in_own_memory, read_index, write_index
-from faceprior.priors.unshuffled_unet import UnshuffledUNet
 from faceprior.sampling import Initial, NoiseSource, OnStep, Sampler, Step, sample, spawn_generators
 
 StepCallback = Callable[["FacePriorPipeline", int, int, dict[str, Any]], dict[str, Any]]
@@ -103,7 +101,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def __init__(
         self,
-        unet: UNet2DModel | GaussianResidualUNet | PatchTransformer | UnshuffledUNet,
+        unet: UNet2DModel | GaussianResidualUNet,
         scheduler: SchedulerMixin,
         corrector: CorrectorNetwork | None = None,
         card: ModelCard | None = None,
