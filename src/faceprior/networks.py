@@ -120,7 +120,7 @@ def inner_matrices(network: nn.Module) -> list[nn.Parameter]:
 def sinusoids(t: torch.Tensor, channels: int) -> torch.Tensor:
     """Sines and cosines of steps t (B,) at log-spaced frequencies (Vaswani et al. 2017): (B, channels)."""
     half = channels // 2
-    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / half))
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10_000) / half))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
