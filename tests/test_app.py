@@ -2,6 +2,7 @@ import json
 import os
 import secrets
 import shlex
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import DDIMScheduler, ModelMixin
@@ -19,6 +21,7 @@ from faceprior import FacePriorPipeline
 from faceprior.app import ServeOptions, parse_auth, words
 from faceprior.app.controls import Controls, acting_controls
 from faceprior.app.guard import MAX_CALL_BYTES, Guard, is_upload
+from faceprior.app.memory import give_back_memory
 from faceprior.app.pictures import doubt_picture, write_views
 from faceprior.app.server import delete_older
 from faceprior.app.studio import Progress, Run, Studio
@@ -416,6 +419,16 @@ def test_agreement_in_words_gets_worse_with_the_figure():
     sentences = [words.agreement(value).split(": ")[1] for value in (45.0, 36.0, 30.0, 20.0)]
     assert len(set(sentences)) == 4
     assert "about 26 of 255" in words.agreement(20.0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps what was freed")
+def test_freed_memory_goes_back_to_the_system():
+    process, parts = psutil.Process(), [bytes(8000) for _ in range(20_000)]
+    del parts[::2]  # holes, which glibc keeps
+    parts, held = parts[::50], process.memory_info().rss
+    give_back_memory()
+    assert len(parts) == 200
+    assert process.memory_info().rss < held - 100e6
 
 
 # ------------------------------------------------------------------ the guard

@@ -17,6 +17,7 @@ from gradio.events import api
 from faceprior.app import pictures, words
 from faceprior.app.controls import STRIDES, Controls, acting_controls
 from faceprior.app.guard import check_picture, is_upload
+from faceprior.app.memory import give_back_memory
 from faceprior.app.options import ServeOptions
 from faceprior.app.studio import Progress, Run, Studio
 from faceprior.errors import FacePriorError, ImageError, OptionError
@@ -81,7 +82,7 @@ class Interface:
         Returns the size of the photograph, and of each face its number, box, resolution and whether it is left
         alone, and why; with `previews` also a picture of it for a screen.
         """
-        with _errors_as_messages():
+        with _request():
             prepared = self._studio.look(self._uploaded(photo), Controls())
             picture = decode_picture(prepared.content, prepared.name)
             shown = {"preview": str(pictures.write_preview(picture.image, self._new_folder()))} if previews else {}
@@ -96,7 +97,7 @@ class Interface:
         and how far it is. With `previews` there are also pictures for a screen.
         """
         previews = values[-1]
-        with _errors_as_messages():
+        with _request():
             path = self._uploaded(photo)
             controls = _controls(dict(zip((field.name for field in fields(Controls)), values[:-1], strict=True)))
             for update in self._studio.restore(path, controls, faces):
@@ -230,12 +231,14 @@ def _report(run: Run, composed: Composed) -> dict[str, Any]:
 
 
 @contextmanager
-def _errors_as_messages() -> Iterator[None]:
+def _request() -> Iterator[None]:
     """Turn our own errors into messages for the visitor; all others stay in the server's log."""
     try:
         yield
     except FacePriorError as error:
         raise gr.Error(_message(error), duration=None, print_exception=False) from error
+    finally:
+        give_back_memory()
 
 
 def _message(error: FacePriorError) -> str:
