@@ -1,8 +1,8 @@
 # Two commands do everything on a fresh machine, set-up included: `make demo` and `make test`.
-# They need git, make and Python 3.10 to 3.13; choose one with `make demo PYTHON=python3.12`.
+# They need git, make and Python 3.10 to 3.14; choose one with `make demo PYTHON=python3.12`.
 
-SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,11 +48,11 @@ clean:
 	rm -rf $(VENV) demo
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.13 was found; install one or name it: make demo PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.14 was found; install one or name it: make demo PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]' -e packages/weights
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e packages/weights scikit-image
 	@touch $@
 
 $(VENV)/.web: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt

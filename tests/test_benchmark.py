@@ -443,7 +443,7 @@ def test_metrics_that_cannot_be_measured_are_named_with_what_to_install(options)
     meters = Meters([], options)
     assert {"lpips_alex", "lpips_vgg", "diversity_lpips", "niqe", "musiq"} <= set(meters.missing) | set(meters.names)
     for name, reason in meters.missing.items():
-        assert "pip install 'faceprior[metrics]'" in reason, name
+        assert "pip install pyiqa 'torchmetrics[image]'" in reason, name
     with pytest.raises(OptionError, match="speed"):
         Meters(["speed"], options)
 
@@ -629,7 +629,7 @@ def test_the_command_writes_a_report_that_needs_nothing_else(prior, pictures, tm
     result = faceprior(*usual, "--samples", 2, "--title", "Tiny & small", "--degradation", "noise-0.1")
     assert result.exit_code == 0, result.output
     assert "lpips_alex" in result.output
-    assert "pip install 'faceprior[metrics]'" in result.output
+    assert "pip install pyiqa 'torchmetrics[image]'" in result.output
     assert "no template" in result.output  # identity
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Tiny &amp; small" in page

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import pickle
@@ -17,18 +18,21 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.progress import TextColumn
 from safetensors.torch import load, save
 from typer.testing import CliRunner
 
 from adm_reference import ADMUNet, randomise
 from faceprior import __version__
 from faceprior.cli.app import app
+from faceprior.cli.console import progress_bar
+from faceprior.cli.progress import RestoreProgress
 from faceprior.images import read_image, read_metadata
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.priors import save_prior
 from tiny_faces import smooth_picture
 
-QUICK = ("--steps", "2", "--device", "cpu", "--dtype", "float32")
+QUICK = ("--option", "steps=2", "--device", "cpu", "--dtype", "float32")
 
 
 def faceprior(*arguments):
@@ -37,6 +41,11 @@ def faceprior(*arguments):
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
     return result
+
+
+def own(**options):
+    """Options of a method, as they are given on the command line."""
+    return tuple(word for name, value in options.items() for word in ("--option", f"{name}={value}"))
 
 
 def subprocess_environment():
@@ -73,7 +82,11 @@ def face(tmp_path):
 
 @pytest.fixture
 def restore(prior, tmp_path):
-    return lambda *arguments: faceprior("restore", "--output", tmp_path / "out", "--prior", prior, *QUICK, *arguments)
+    def run(*arguments):
+        quick = QUICK[2:] if any(str(word).startswith("steps=") for word in arguments) else QUICK
+        return faceprior("restore", "--output", tmp_path / "out", "--prior", prior, *quick, *arguments)
+
+    return run
 
 
 def copies(picture, folder, count):
@@ -161,38 +174,43 @@ def test_control_codes_and_foreign_bytes_in_names_are_printed_escaped(restore, t
 USAGE = {
     "scale": (("--scale", "5"), "'5' is not one of '4', '8', '16', 'auto'"),
     "scale of this prior": (("--scale", "16"), "scale 16 leaves 2 pixels of a 32-pixel face; choose a smaller one"),
-    "tau": (("--tau", "1.5"), "tau is 1.5; it must lie in 0 to 1"),
-    "tau that is no number": (("--tau", "nan"), "tau is nan; it must lie in 0 to 1"),
-    "tau of letters": (("--tau", "high"), "--tau"),
-    "stride": (("--stride", "3"), "stride is 3; choose 1, 2, 4 or 8"),
-    "stride of the corrector": (("--stride", "1"), "not a multiple of the corrector's stride 2"),
-    "edge exponent": (("--edge-exponent", "-1"), "edge exponent is -1.0; it must"),
-    "late weight": (("--late-weight", "-1"), "late weight is -1.0"),
-    "eta": (("--eta", "-0.1"), "eta is -0.1; it must lie in 0 to 1"),
-    "eta of ddpm": (("--solver", "ddpm", "--eta", "0.5"), "eta belongs to the solver ddim"),
-    "no steps": (("--steps", "0"), "steps is 0; it must lie in 1 to"),
-    "too many steps": (("--steps", "1001"), "steps is 1001; it must lie in 1 to"),
-    "start": (("--start", "0"), "start is 0.0; it must lie above 0"),
-    "end": (("--end", "-0.1"), "end is -0.1; it must be at least 0"),
-    "end that is not below start": (("--start", "0.5", "--end", "0.5"), "end is 0.5; it must be at least 0 and lie"),
-    "faces": (("--faces", "none"), "faces is none; choose all, largest or a number of 1 or more"),
-    "no faces": (("--faces", "0"), "faces is 0; choose all, largest or a number of 1 or more"),
+    "tau": (("--option", "tau=1.5"), "tau is 1.5; it must lie in 0 to 1"),
+    "tau that is no number": (("--option", "tau=nan"), "tau is nan; it must lie in 0 to 1"),
+    "tau of letters": (("--option", "tau=high"), "tau of dpi is a number"),
+    "stride": (("--option", "stride=3"), "stride is 3; choose 1, 2, 4 or 8"),
+    "stride of the corrector": (("--option", "stride=1"), "not a multiple of the corrector's stride 2"),
+    "edge exponent": (("--option", "edge_exponent=-1"), "edge exponent is -1.0; it must"),
+    "late weight": (("--option", "late_weight=-1"), "late weight is -1.0"),
+    "eta": (("--option", "eta=-0.1"), "eta is -0.1; it must lie in 0 to 1"),
+    "eta of ddpm": (("--option", "solver=ddpm", "--option", "eta=0.5"), "eta belongs to the solver ddim"),
+    "no steps": (("--option", "steps=0"), "steps is 0; it must lie in 1 to"),
+    "too many steps": (("--option", "steps=1001"), "steps is 1001; it must lie in 1 to"),
+    "start": (("--option", "start=0"), "start is 0.0; it must lie above 0"),
+    "end": (("--option", "end=-0.1"), "end is -0.1; it must be at least 0"),
+    "end that is not below start": (
+        ("--option", "start=0.5", "--option", "end=0.5"),
+        "end is 0.5; it must be at least 0 and lie",
+    ),
+    "faces": (("--faces", "none"), "--faces"),
+    "no faces": (("--faces", "0"), "--faces"),
     "blend": (("--blend", "1.1"), "--blend"),
     "upscale": (("--upscale", "3"), "'3' is not one of '1', '2', '4'"),
     "smallest face": (("--min-face", "2"), "--min-face"),
-    "detector": (("--detector", "eyes"), "'eyes' is not one of"),
-    "model of centerface": (("--detector-model", "x.onnx"), "centerface takes no model file"),
+    "detector": (("--detector", "eyes"), "eyes"),
     "two kinds": (("--photo", "--aligned"), "--photo and --aligned contradict each other; leave one out"),
-    "degraded photographs": (("--photo", "--degrade"), "wants sharp aligned faces; leave out --photo or --degrade"),
+    "said and not": (("--quiet", "--verbose"), "--quiet and --verbose contradict each other; leave one out"),
+    "degraded photographs": (
+        ("--photo", "--degrade", "bicubic"),
+        "wants sharp aligned faces; leave out --photo or --degrade",
+    ),
     "samples": (("--samples", "0"), "--samples"),
     "too many samples": (("--samples", "1000000"), "--samples"),
     "seed": (("--seed", "-1"), "--seed"),
     "seed beyond 64 bits": (("--seed", str(2**64)), "--seed"),
-    "batch size": (("--batch-size", "0"), "--batch-size"),
     "device": (("--device", "tpu"), "'tpu' is not one of"),
     "dtype": (("--dtype", "int8"), "'int8' is not one of"),
-    "preset": (("--preset", "best"), "'best' is not one of"),
-    "degradation": (("--degrade", "--degradation", "rain"), "'rain' is not one of"),
+    "method": (("--method", "best"), "'best' is neither a preset nor a method; choose one of default, fast"),
+    "degradation": (("--degrade", "rain"), "'rain' is not one of"),
     "unknown option": (("--sharpen",), "No such option: --sharpen"),
     "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither embedded (faces-128"),
     "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither embedded (corrector-128"),
@@ -215,9 +233,120 @@ def test_wrong_usage_is_refused_before_anything_is_written(restore, kind, face, 
         assert one_line_of(result.stderr).startswith("error ")
 
 
-def test_input_and_output_must_be_named(prior, face):
-    assert faceprior("restore", face).exit_code == 2
+def test_an_input_must_be_named():
     assert faceprior("restore", "--output", "x").exit_code == 2
+
+
+# --- where results go
+
+
+@pytest.fixture
+def beside(prior, face):
+    return lambda *arguments: faceprior("restore", face, "--prior", prior, *QUICK, *arguments)
+
+
+def test_without_an_output_the_result_stands_beside_the_input(beside, face):
+    assert beside("--samples", "2").exit_code == 0
+    names = ["face-restored-2.png", "face-restored-mean.png", "face-restored-spread.png", "face-restored.png"]
+    assert sorted(path.name for path in face.parent.iterdir()) == sorted([face.name, *names])
+
+
+def test_two_inputs_of_one_stem_stay_apart_beside_each_other(prior, face):
+    Image.open(face).save(face.with_suffix(".webp"), lossless=True)
+    result = faceprior("restore", face, face.with_suffix(".webp"), "--prior", prior, *QUICK)
+    assert result.exit_code == 0
+    written = sorted(path.name for path in face.parent.glob("*restored*"))
+    assert written == ["face-restored.png", "face_webp-restored.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("new/result.jpg", "JPEG"), ("result.PNG", "PNG"), ("result.tif", "TIFF")]
+)
+def test_a_file_as_output_is_written_in_its_format(beside, face, tmp_path, name, kind):
+    assert beside("--output", tmp_path / name, "--sheet").exit_code == 0
+    with Image.open(tmp_path / name) as result:
+        assert (result.format, result.size) == (kind, (32, 32))
+    assert read_metadata(tmp_path / name)["options"]["steps"] == 2
+    sheet = Path(name).with_name("result-sheet.png")
+    assert (tmp_path / sheet).exists()
+    assert not (tmp_path / sheet).with_name("restore.jsonl").exists()
+
+
+def test_a_photograph_changes_its_format_with_the_name_of_the_output(tmp_path):
+    photo = tmp_path / "sky.png"
+    Image.fromarray(smooth_picture(0, 200)[:150]).save(photo)
+    result = faceprior("restore", photo, "--output", tmp_path / "sky.webp", *EMBEDDED)
+    assert result.exit_code == 0
+    with Image.open(tmp_path / "sky.webp") as copy:
+        assert (copy.format, copy.size) == ("WEBP", (200, 150))
+
+
+def test_an_output_that_cannot_be_meant_is_refused(prior, face, tmp_path):
+    copies(face, tmp_path / "faces", 2)
+    cases = {
+        (face, face, "--output", tmp_path / "x.gif"): "x.gif: cannot be written; choose one of .avif, .heic",
+        (
+            face,
+            tmp_path / "faces" / "0.png",
+            "--output",
+            tmp_path / "x.png",
+        ): "x.png: is a file, but 2 inputs are given",
+        (
+            tmp_path / "faces",
+            "--output",
+            tmp_path / "x.png",
+        ): "x.png: is a file, which holds one result; give a folder",
+        (face, "--output", face): "face.png: is the input, which is never written over",
+        (tmp_path / "faces",): "faces: is a folder; say where its results go, with --output",
+        (face, "--resume"): "--resume goes by the restore.jsonl of an output folder; name it with --output",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, message in cases.items():
+        result = faceprior("restore", *arguments, "--prior", prior, *QUICK)
+        assert result.exit_code == 2
+        assert message in one_line_of(result.stderr)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_second_run_adds_to_the_manifest_and_keeps_names_apart(restore, face, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(face, tmp_path / "other" / "face.png")
+    for arguments in ((face,), (other, "--seed", "1"), (face, "--seed", "1")):
+        assert restore(*arguments).exit_code == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()]
+    assert lines[0]["settings"]["seed"] == 1
+    assert [(line["input"], line["name"]) for line in lines[1:]] == [(str(other), "face_png"), (str(face), "face")]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["face.png", "face_png.png"]
+
+
+# --- how much is said
+
+
+def test_quiet_tells_of_failures_only(restore, face, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    result = restore("--quiet", face, tmp_path / "bad.png")
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert [line.split()[0] for line in result.stderr.splitlines()] == ["failed", "1"]
+
+
+def test_several_agreements_are_summed_up_by_the_worst(restore, face, tmp_path):
+    line = one_line_of(restore(face, "--samples", "3").stdout)
+    record = json.loads((tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()[1])
+    assert len(set(record["lr_consistency"])) == 3
+    assert f"agrees with the input to at least {min(record['lr_consistency']):.1f} dB" in line
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys):
+    now = itertools.count(0, 25)
+    with progress_bar(TextColumn("x")) as bar:
+        assert bar.disable
+        watcher = RestoreProgress(bar, 3, 10, quiet=False, clock=lambda: next(now))
+        for _ in range(3):
+            watcher.on_faces(1)
+            watcher.on_step(1)
+            watcher.on_input()
+    assert capsys.readouterr().err.splitlines() == ["1 of 3 done", "3 of 3 done"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -325,49 +454,49 @@ OPTIONS = {
     "nothing": (),
     "scale": ("--scale", "8"),
     "corrector": ("--corrector", "none"),
-    "preset": ("--preset", "paper-ddim"),
-    "solver": ("--solver", "ddpm"),
-    "steps": ("--steps", "7"),
-    "start": ("--start", "0.9"),
-    "end": ("--end", "0.2"),
-    "tau": ("--tau", "0.45"),
-    "stride": ("--stride", "4"),
-    "edge exponent": ("--edge-exponent", "0.2"),
-    "late weight": ("--late-weight", "0.1"),
-    "eta": ("--eta", "0.4"),
+    "preset": ("--method", "paper-ddim"),
+    "solver": ("--option", "solver=ddpm"),
+    "steps": ("--option", "steps=7"),
+    "start": ("--option", "start=0.9"),
+    "end": ("--option", "end=0.2"),
+    "tau": ("--option", "tau=0.45"),
+    "stride": ("--option", "stride=4"),
+    "edge exponent": ("--option", "edge_exponent=0.2"),
+    "late weight": ("--option", "late_weight=0.1"),
+    "eta": ("--option", "eta=0.4"),
     "seed": ("--seed", "1"),
     "dtype": ("--dtype", "bfloat16"),
-    "degrade": ("--degrade",),
-    "degradation": ("--degrade", "--degradation", "difface"),
+    "degrade": ("--degrade", "bicubic"),
+    "degradation": ("--degrade", "difface"),
 }
 
 
 def test_every_option_changes_the_result(restore, face, tmp_path):
-    base = ["--steps", "6", "--start", "0.5", "--end", "0.02", "--tau", "0.3"]  # levels on both sides of tau
+    base = {"steps": "6", "start": "0.5", "end": "0.02", "tau": "0.3"}  # levels on both sides of tau
     pixels = {}
     for name, arguments in OPTIONS.items():
-        assert restore(face, *base, *arguments).exit_code == 0
+        others = {key: value for key, value in base.items() if not arguments or f"{key}=" not in arguments[-1]}
+        assert restore(face, *own(**others), *arguments).exit_code == 0
         pixels[name] = read_image(tmp_path / "out" / "face.png").tobytes()
     for name, found in pixels.items():
         assert [other for other in pixels if pixels[other] == found] == [name]
 
 
 def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
-    arguments = "--scale 8 --solver ddim --steps 5 --start 0.7 --end 0.06 --tau 0.3 --stride 4 --edge-exponent 1.1"
-    arguments += " --late-weight 0.9 --eta 0.2 --seed 12 --corrector none --preset paper-ddim --dtype bfloat16"
-    restore(face, "--samples", "2", *arguments.split())
-    metadata = read_metadata(tmp_path / "out" / "face-2.png")
     sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2}
-    own = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": "after"}
-    own |= {"detail": 1.0, "smooth": False, "rederived": 0.0}
-    assert metadata["options"] == {**sampling, **own}
+    dpi = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": "after"}
+    dpi |= {"detail": 1.0, "smooth": False, "rederived": 0.0}
+    others = "--scale 8 --seed 12 --corrector none --method paper-ddim --dtype bfloat16"
+    assert restore(face, "--samples", "2", *others.split(), *own(**sampling, **dpi)).exit_code == 0
+    metadata = read_metadata(tmp_path / "out" / "face-2.png")
+    assert metadata["options"] == {**sampling, **dpi}
     assert (metadata["scale"], metadata["seed"], metadata["sample"]) == (8.0, 12, 2)
     assert (metadata["preset"], metadata["corrector"], metadata["dtype"]) == ("paper-ddim", None, "bfloat16")
     assert (metadata["faceprior"], metadata["method"]) == (__version__, "dpi")
 
 
 def test_an_end_of_nothing_replaces_that_of_the_preset(restore, face, tmp_path):
-    restore(face, "--preset", "default", "--end", "0")
+    restore(face, "--option", "end=0")
     assert read_metadata(tmp_path / "out" / "face.png")["options"]["end"] == 0
 
 
@@ -391,7 +520,7 @@ def astronaut(tmp_path_factory):
     return path
 
 
-EMBEDDED = ("--steps", "1", "--device", "cpu", "--dtype", "float32", "--min-face", "40")
+EMBEDDED = ("--option", "steps=1", "--device", "cpu", "--dtype", "float32", "--min-face", "40")
 
 
 def test_a_photograph_is_restored_without_a_word_about_what_it_is(astronaut, tmp_path):
@@ -409,31 +538,13 @@ def test_a_photograph_is_restored_without_a_word_about_what_it_is(astronaut, tmp
 
 
 def test_the_options_of_photographs_reach_the_work(astronaut, tmp_path):
-    options = (
-        "--upscale",
-        "2",
-        "--blend",
-        "0.5",
-        "--faces",
-        "largest",
-        "--detector",
-        "centerface",
-        "--photo",
-        "--sheet",
-    )
+    options = ("--upscale", "2", "--blend", "0.5", "--faces", "1", "--detector", "centerface", "--photo", "--sheet")
     assert faceprior("restore", astronaut, "--output", tmp_path, *EMBEDDED, *options).exit_code == 0
     manifest = (tmp_path / "restore.jsonl").read_text("utf-8").splitlines()
     settings, record = json.loads(manifest[0])["settings"], json.loads(manifest[1])
     assert Image.open(tmp_path / "astronaut.jpg").size == (512, 512)
     assert [written["file"] for written in record["outputs"]] == ["astronaut.jpg", "astronaut-sheet.png"]
-    expected = {
-        "upscale": 2,
-        "blend": 0.5,
-        "faces": "largest",
-        "min_face": 40,
-        "detector": "centerface",
-        "kind": "photo",
-    }
+    expected = {"upscale": 2, "blend": 0.5, "faces": 1, "min_face": 40, "detector": "centerface", "kind": "photo"}
     assert expected.items() <= settings.items()
     assert faceprior("restore", astronaut, "--output", tmp_path / "only", *EMBEDDED, "--only-faces").exit_code == 0
     assert sorted(path.name for path in (tmp_path / "only").iterdir()) == ["astronaut-face1.png", "restore.jsonl"]
@@ -459,9 +570,9 @@ def test_a_folder_that_would_hold_its_own_results_is_refused(prior, face):
 def test_a_killed_command_goes_on_with_resume_and_redoes_nothing(prior, face, tmp_path):
     copies(face, tmp_path / "faces", 40)
     output = tmp_path / "out"
-    arguments = ("restore", tmp_path / "faces", "--prior", prior, *QUICK, "--batch-size", "1")
+    arguments = ("restore", tmp_path / "faces", "--prior", prior, *QUICK)
     process = faceprior_process(*arguments, "--output", output, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     manifest = output / "restore.jsonl"
     lines = 0  # the first says the settings
     while lines < 3 and process.poll() is None and time.monotonic() < end:
@@ -550,18 +661,13 @@ def checkpoint(tmp_path):
     return tmp_path / "adm.pt", ("--adm-config", tmp_path / "flags.json")
 
 
-def test_an_adm_checkpoint_restores_as_it_is_and_converted_alike(checkpoint, face, tmp_path):
+def test_a_converted_adm_checkpoint_restores(checkpoint, face, tmp_path):
     path, flags = checkpoint
     result = faceprior("priors", "convert", path, "--output", tmp_path / "converted", *flags)
     assert result.exit_code == 0
     assert one_line_of(result.stdout).startswith(f"{path} → {tmp_path / 'converted'} (32×32, sha256 ")
-    pixels = []
-    for number, arguments in enumerate(((path, *flags), (tmp_path / "converted",))):
-        output = tmp_path / f"out-{number}"
-        result = faceprior("restore", face, "--output", output, *QUICK, "--prior", *arguments)
-        assert result.exit_code == 0
-        pixels.append(read_image(output / "face.png").tobytes())
-    assert pixels[0] == pixels[1]
+    arguments = ("--output", tmp_path / "out", "--prior", tmp_path / "converted")
+    assert faceprior("restore", face, *arguments, *QUICK).exit_code == 0
 
 
 def test_a_checkpoint_that_does_not_fit_its_flags_is_refused(checkpoint, tmp_path):
@@ -737,7 +843,7 @@ def test_the_help_of_restore_names_every_option():
     for arguments in OPTIONS.values():
         for option in arguments:
             assert not option.startswith("--") or option in text
-    for option in ("--prior", "--samples", "--device", "--batch-size", "--sheet", "--output"):
+    for option in ("--prior", "--samples", "--device", "--sheet", "--output"):
         assert option in text
 
 
@@ -803,7 +909,7 @@ def test_on_a_terminal_results_stand_above_the_bar(prior, face, tmp_path):
     folder = tmp_path / "faces"
     copies(face, folder, 3)
     arguments = ("restore", folder, "--output", tmp_path / "out", "--prior", prior, *QUICK)
-    terminal, _ = on_a_terminal(*arguments, "--batch-size", 1, results=True)
+    terminal, _ = on_a_terminal(*arguments, results=True)
     before = re.findall(r"(.{4})" + re.escape(f"{folder}/") + r"\d+.png → ", terminal, re.DOTALL)
     assert before == ["\x1b[2K"] * 3  # the bar's line was erased first
 
@@ -821,7 +927,7 @@ def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tm
     output = tmp_path / "out"
     copies(face, tmp_path / "faces", 3000)
     process = faceprior_process(
-        *("restore", tmp_path / "faces", "--output", output, "--prior", prior, *QUICK, "--batch-size", "1"),
+        *("restore", tmp_path / "faces", "--output", output, "--prior", prior, *QUICK),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

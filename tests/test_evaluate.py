@@ -171,7 +171,7 @@ def test_spread_is_zero_where_samples_agree_and_half_the_range_at_most():
 def run(folder, packed):
     def run(*arguments):
         usual = ["evaluate", "--data", packed, "--prior", folder, "--corrector", "none"]
-        usual += ["--faces", "4", "--samples", "2", "--steps", "2", "--dtype", "float32"]
+        usual += ["--faces", "4", "--samples", "2", "--option", "steps=2", "--dtype", "float32"]
         return CliRunner().invoke(app, [str(argument) for argument in (*usual, *arguments)])
 
     return run

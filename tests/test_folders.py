@@ -162,7 +162,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tree):
 def test_what_stands_for_no_picture_is_an_input_with_a_problem(tree):
     (tree / "none").mkdir()
     empty, pattern, missing = find_inputs([Path("in/none"), Path("in/*.bmp"), Path("in/no.png")], Path("out"))
-    assert empty.problem.startswith("in/none: holds no pictures (.")
+    assert empty.problem.startswith("in/none: holds no pictures and no clips (.")
     assert pattern.problem == "in/*.bmp: matches no file; check the pattern"
     assert missing.problem is None  # reading it says so
 
@@ -527,7 +527,7 @@ def test_other_options_are_not_resumed(pipeline, album, tmp_path, change, said):
 
 def test_what_is_no_manifest_is_not_resumed(tmp_path):
     (tmp_path / MANIFEST_NAME).write_text('{"input": "x.png"}\n')
-    with pytest.raises(OutputError, match="is not a manifest that can be resumed"):
+    with pytest.raises(OutputError, match="is no manifest of faceprior"):
         Manifest(tmp_path, {}, resume=True)
 
 

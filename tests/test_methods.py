@@ -923,7 +923,9 @@ def metadata(tmp_path):
 
 
 def test_a_method_is_chosen_and_written_into_the_metadata(command, tmp_path):
-    result = command("--method", "ddnm", "--steps", "3", "--option", "sigma_y=0.1", "--option", "travel-repeat=2")
+    result = command(
+        "--method", "ddnm", "--option", "steps=3", "--option", "sigma_y=0.1", "--option", "travel-repeat=2"
+    )
     assert result.exit_code == 0, result.output
     found = metadata(tmp_path)
     assert (found["method"], found["preset"], found["corrector"]) == ("ddnm", "ddnm", None)
@@ -940,7 +942,7 @@ def test_a_method_without_a_prior_says_so_in_the_metadata(command, tmp_path):
 
 @pytest.mark.parametrize("name", OWN)
 def test_every_method_is_on_the_command_line(command, tmp_path, name):
-    steps = () if name in WITHOUT_PRIOR else ("--steps", "2")
+    steps = () if name in WITHOUT_PRIOR else ("--option", "steps=2")
     assert command("--method", name, *steps).exit_code == 0
     assert metadata(tmp_path)["method"] == name
 
@@ -959,20 +961,19 @@ def test_another_packages_method_is_on_the_command_line(command, tmp_path, insta
 
 USAGE = {
     "unknown method": (("--method", "best"), "'best' is neither a preset nor a method; choose"),
-    "another method's flag": (("--method", "ddnm", "--tau", "0.3"), "ddnm has no option tau; it has solver, steps"),
+    "another method's flag": (
+        ("--method", "ddnm", "--option", "tau=0.3"),
+        "ddnm has no option tau; it has solver, steps",
+    ),
     "another method's option": (("--method", "ddnm", "--option", "zeta=1"), "ddnm has no option zeta; it has solver"),
     "no value": (("--method", "ddnm", "--option", "sigma_y"), "--option sigma_y: write NAME=VALUE"),
     "not a number": (("--method", "ddnm", "--option", "sigma_y=low"), "sigma_y of ddnm is a number"),
     "not whole": (("--method", "ddnm", "--option", "steps=2.5"), "steps of ddnm is a whole number"),
     "neither true nor false": (("--option", "crt=maybe"), "crt is .maybe.; choose never"),
     "out of range": (("--method", "ddnm", "--option", "eta=2"), "eta is 2.0; it must lie in 0 to 1"),
-    "given twice": (("--tau", "0.3", "--option", "tau=0.4"), "option tau is given twice"),
-    "a preset of dpi": (
-        ("--method", "ddnm", "--preset", "paper-ddim"),
-        "preset paper-ddim belongs to dpi, not to ddnm; leave out --preset",
-    ),
+    "given twice": (("--option", "tau=0.3", "--option", "tau=0.4"), "option tau is given twice"),
     "a corrector": (("--method", "ddnm", "--corrector", "corrector-128"), "ddnm works without a corrector"),
-    "steps of bicubic": (("--method", "bicubic", "--steps", "3"), "bicubic has no option steps; it has none"),
+    "steps of bicubic": (("--method", "bicubic", "--option", "steps=3"), "bicubic has no option steps; it has none"),
 }
 
 
@@ -986,21 +987,24 @@ def test_wrong_usage_is_one_line(command, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preset_and_its_own_method_go_together(command, tmp_path):
-    assert command("--method", "dpi", "--preset", "paper-ddim", "--steps", "2").exit_code == 0
+def test_a_preset_is_named_like_a_method(command, tmp_path):
+    assert command("--method", "paper-ddim", "--option", "steps=2").exit_code == 0
     assert metadata(tmp_path)["preset"] == "paper-ddim"
 
 
-def test_the_methods_are_listed_with_their_options():
+def test_the_methods_are_listed_and_the_options_of_one_explained():
     result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    names = [line.split(":")[0] for line in lines if not line.startswith(" ")]
-    assert names == list(OWN)
-    place = next(i for i, line in enumerate(lines) if line.startswith("ddrm:"))
-    assert lines[place].endswith("20 evaluations")
-    sampling = ["solver=ddim", "steps=20", "start=1", "end=0", "eta=0.85"]
-    assert lines[place + 1].split() == [*sampling, "eta_b=1", "sigma_y=0"]
+    assert [line.split(":")[0] for line in lines] == list(OWN)
+    assert next(line for line in lines if line.startswith("ddrm:")).endswith("20 evaluations")
+    assert next(line for line in lines if line.startswith("dpi:")).endswith(
+        "presets default, fast, paper-ddim, paper-ddpm"
+    )
+    for name, preset in (("ddrm", find_preset("ddrm")), ("fast", find_preset("fast"))):
+        lines = CliRunner().invoke(app, ["methods", name]).stdout.splitlines()
+        assert [line.split("=")[0] for line in lines] == list(preset.as_dict())
+        assert all(len(line.split("  ", 1)[1]) > 10 for line in lines)  # what it is
 
 
 def test_a_broken_package_is_reported_by_the_list(installed):
@@ -1008,4 +1012,4 @@ def test_a_broken_package_is_reported_by_the_list(installed):
     result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 3
     assert "broken method 'halfway' of package halves cannot be loaded" in result.stderr
-    assert result.stdout.splitlines()[-2].startswith("dpi:")
+    assert result.stdout.splitlines()[-1].startswith("dpi:")

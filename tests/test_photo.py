@@ -171,7 +171,7 @@ def test_a_face_below_the_smallest_is_left_alone(photo):
 def test_as_many_faces_are_taken_as_were_asked_for(photo):
     places = [moved(ASTRONAUT_LANDMARKS, right) for right in (0, 40, 80)]
     assert len(faces_of(photo, *places)) == 3
-    assert len(faces_of(photo, *places, faces="largest")) == 1
+    assert len(faces_of(photo, *places, faces=1)) == 1
     assert len(faces_of(photo, *places, faces=2)) == 2
 
 

@@ -213,7 +213,19 @@ def test_the_study_of_tau_has_the_figures_that_evaluate_finds(run, weights, tmp_
         (name, tau) for name in ("mild", "medium", "heavy") for tau in ("0.0", "0.3")
     ]
     given = ("--degradation", "gfpgan", "--scale", 8)
-    run("evaluate", "--output", tmp_path, "--tau", 0.3, "--start", START, "--steps", STEPS, *given, *chosen)
+    run(
+        "evaluate",
+        "--output",
+        tmp_path,
+        "--option",
+        "tau=0.3",
+        "--option",
+        f"start={START}",
+        "--option",
+        f"steps={STEPS}",
+        *given,
+        *chosen,
+    )
     medium = [row for row in rows if (row["input"], row["tau"]) == ("medium", "0.3")]
     assert_the_rows_are_those_of_evaluate(medium, tmp_path)
     assert_a_plot(tmp_path / "tau.png")
@@ -278,7 +290,7 @@ def test_the_study_of_the_stride_has_the_figures_that_evaluate_finds(run, weight
     chosen = ("--prior", weights / "one", "--corrector", weights / "corrector-2", "--scale", 4)
     output = run("study", "stride", "--output", tmp_path, *chosen)
     rows = read(tmp_path / "stride.csv")
-    run("evaluate", "--output", tmp_path, "--stride", 4, "--without-corrector", *chosen)
+    run("evaluate", "--output", tmp_path, "--option", "stride=4", "--without-corrector", *chosen)
     assert_the_rows_are_those_of_evaluate([row for row in rows if row["stride"] == "4"], tmp_path)
     assert_a_plot(tmp_path / "stride.png")
     for region in REGIONS:
@@ -353,7 +365,13 @@ def test_the_study_of_speed_has_the_figures_that_evaluate_finds(run, weights, tm
     expected = [(f"{default.start}", default.solver, f"{default.steps}")]
     expected += [(start, solver, steps) for start in ("0.2", "0.4") for solver in SOLVERS[:2] for steps in ("2", "3")]
     assert [(row["start"], row["solver"], row["steps"]) for row in rows[::3]] == expected
-    run("evaluate", "--output", tmp_path, "--start", 0.4, "--solver", "dpmpp-2m", "--steps", 2, *chosen)
+    run(
+        "evaluate",
+        "--output",
+        tmp_path,
+        *("--option", "start=0.4", "--option", "solver=dpmpp-2m", "--option", "steps=2"),
+        *chosen,
+    )
     own = [row for row in rows if (row["start"], row["solver"], row["steps"]) == ("0.4", "dpmpp-2m", "2")]
     assert_the_rows_are_those_of_evaluate(own, tmp_path)
     assert_a_plot(tmp_path / "speed.png")
@@ -381,7 +399,7 @@ def test_without_matplotlib_a_study_says_so_before_any_work(study, packed, weigh
     arguments = ["study", study, *own, "--data", packed, "--output", output]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 2
-    assert "pip install 'faceprior[study]'" in result.output
+    assert "pip install 'faceprior[research]'" in result.output
     assert not output.exists()
 
 

@@ -16,7 +16,7 @@ from faceprior.benchmark.flicker import made_clip, measure_clip  # noqa: E402
 from faceprior.cli.app import app  # noqa: E402
 from faceprior.cli.flicker import flicker  # noqa: E402
 from faceprior.clips import Frame, read_clip_metadata, read_frames  # noqa: E402
-from faceprior.clips.restore import ClipRestorer, noise_of, restore_video, steady  # noqa: E402
+from faceprior.clips.restore import ClipRestorer, noise_of, restore_clip, steady  # noqa: E402
 from faceprior.clips.restore import _Past as Past  # noqa: E402
 from faceprior.clips.tracks import find_cast  # noqa: E402
 from faceprior.errors import DataError, VideoError  # noqa: E402
@@ -132,7 +132,7 @@ def test_the_largest_face_is_chosen_for_the_whole_clip(card):
     for picture in pictures:
         picture[10:54, 10:54] = face(44, 0)
     every = find_cast(seen(pictures), NoseDetector(), card, RestoreOptions())
-    largest = find_cast(seen(pictures), NoseDetector(), card, RestoreOptions(faces="largest"))
+    largest = find_cast(seen(pictures), NoseDetector(), card, RestoreOptions(faces=1))
     assert (every.tracks, largest.tracks) == (2, 1)
     assert all(places[0].landmarks[2, 0] < 60 for places in largest.places.values())
     assert find_cast(seen(pictures), NoseDetector(), card, RestoreOptions(faces=2)).tracks == 2
@@ -194,10 +194,10 @@ def clip(tmp_path):
 
 
 def test_a_clip_is_restored_with_its_sound_and_timing(pipeline, clip, tmp_path):
-    record = restore_video(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
+    record = restore_clip(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
     assert sound_of(tmp_path / "out.mp4") == sound_of(clip)
     assert timing(tmp_path / "out.mp4") == timing(clip)
-    assert (record["frames"], record["faces"], record["restored"]) == (8, 1, 8)
+    assert (record["frames"], record["tracks"], record["restored"]) == (8, 1, 8)
     before, after = list(read_frames(clip)), list(read_frames(tmp_path / "out.mp4"))
     assert after[0].pixels.shape == before[0].pixels.shape
     changed = [abs(b.pixels.astype(int) - a.pixels) for b, a in zip(before, after, strict=True)]
@@ -208,7 +208,7 @@ def test_a_clip_is_restored_with_its_sound_and_timing(pipeline, clip, tmp_path):
 
 
 def test_how_a_clip_was_made_is_stored_in_it(pipeline, clip, tmp_path):
-    restore_video(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
+    restore_clip(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
     made = read_clip_metadata(tmp_path / "out.mp4")
     assert (made["seed"], made["method"], made["options"]["steps"]) == (5, "dpi", 3)
     assert (made["input"], made["detector"]) == ("clip.mp4", "nose")
@@ -238,14 +238,14 @@ def test_outside_of_the_faces_a_frame_stays_as_it_is(pipeline, card):
 
 def test_a_clip_may_be_enlarged(pipeline, clip, tmp_path):
     options = RestoreOptions(upscale=2, preset=QUICK.preset)
-    restore_video(pipeline, clip, tmp_path / "out.mp4", options, NoseDetector())
+    restore_clip(pipeline, clip, tmp_path / "out.mp4", options, NoseDetector())
     assert next(read_frames(tmp_path / "out.mp4")).pixels.shape == (192, 256, 3)
 
 
 def test_a_clip_without_a_face_is_kept_and_it_is_said(pipeline, tmp_path):
     source = write_clip(tmp_path / "clip.mp4", frames([[]] * 3), sound=True)
-    record = restore_video(pipeline, source, tmp_path / "out.mp4", QUICK, NoseDetector())
-    assert (record["faces"], record["restored"]) == (0, 0)
+    record = restore_clip(pipeline, source, tmp_path / "out.mp4", QUICK, NoseDetector())
+    assert (record["tracks"], record["restored"]) == (0, 0)
     assert "no face found" in record["notes"]
     before, after = next(read_frames(source)), next(read_frames(tmp_path / "out.mp4"))
     assert abs(before.pixels.astype(int) - after.pixels).max() < 8
@@ -257,14 +257,14 @@ def test_stopping_leaves_nothing_behind(pipeline, clip, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        restore_video(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector(), stop)
+        restore_clip(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector(), stop)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_a_damaged_clip_is_refused(pipeline, clip, tmp_path):
     clip.write_bytes(clip.read_bytes()[:1000])
     with pytest.raises(VideoError, match=r"clip\.mp4: is damaged"):
-        restore_video(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
+        restore_clip(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
 
 
 # --- flicker
@@ -307,7 +307,7 @@ def command(pipeline, monkeypatch, tmp_path):
     folder = tmp_path / "weights"
     pipeline.save_pretrained(folder)
     monkeypatch.setattr("faceprior.faces.load_detector", lambda *_: NoseDetector())
-    quick = ("--prior", str(folder), "--device", "cpu", "--dtype", "float32", "--steps", "2")
+    quick = ("--prior", str(folder), "--device", "cpu", "--dtype", "float32", "--option", "steps=2")
     return lambda *arguments, of=app: CliRunner().invoke(of, [*map(str, arguments), *quick])
 
 
@@ -332,7 +332,7 @@ def test_a_clip_is_never_written_over_by_its_result(command, clip):
     before = clip.read_bytes()
     assert command("restore", clip, "--output", clip.parent).exit_code == 0
     assert clip.read_bytes() == before
-    assert (clip.parent / "clip-2.mp4").exists()
+    assert (clip.parent / "clip_mp4.mp4").exists()
 
 
 def test_flicker_is_shown_and_written(command, clip, tmp_path):

@@ -126,7 +126,7 @@ class Controls:
             words += ["--no-location"] if not options.with_location else []
         words += ["--scale", self.scale] if self.scale != "auto" else []
         if self.preset != DEFAULT_PRESET:
-            words += ["--method" if self.preset == options.preset.method else "--preset", self.preset]
+            words += ["--method", self.preset]
         defaults = find_preset(self.preset).as_dict()
         for name, value in options.preset.as_dict().items():
             if value != defaults[name]:

@@ -162,7 +162,7 @@ def made_clip(motion: Motion, frames: int, seed: int = 0) -> Iterator[tuple[Path
         from skimage.data import astronaut
     except ImportError as error:
         raise FacePriorError(
-            "the made clips' photograph comes with scikit-image: pip install 'faceprior[demo]'"
+            "the made clips' photograph comes with scikit-image: pip install scikit-image"
         ) from error
     photo, generator = Image.fromarray(astronaut()), np.random.default_rng(seed)
 

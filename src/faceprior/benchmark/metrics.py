@@ -25,7 +25,7 @@ from faceprior.evaluation.metrics import EXACT, diversity, lr_consistency, ms_ss
 from faceprior.images import to_uint8
 from faceprior.priors.card import Landmarks
 
-INSTALL = "pip install 'faceprior[metrics]'"
+INSTALL = "pip install pyiqa 'torchmetrics[image]'"
 
 Kind = Literal["image", "samples", "set", "cost"]
 Better = Literal["higher", "lower", ""]

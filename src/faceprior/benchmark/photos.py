@@ -39,7 +39,7 @@ def astronaut() -> Image.Image:
     try:
         from skimage import data
     except ImportError as error:
-        raise FacePriorError("the photograph comes with scikit-image: pip install 'faceprior[demo]'") from error
+        raise FacePriorError("the photograph comes with scikit-image: pip install scikit-image") from error
     return Image.fromarray(data.astronaut())
 
 

@@ -163,7 +163,7 @@ def _pyarrow() -> Any:
         import pyarrow as pa
     except ImportError as error:
         raise FacePriorError(
-            "a benchmark needs pyarrow; install it with: pip install 'faceprior[benchmark]'"
+            "a benchmark needs pyarrow; install it with: pip install 'faceprior[research]'"
         ) from error
     return pa
 

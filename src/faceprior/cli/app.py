@@ -28,6 +28,8 @@ app = typer.Typer(
     help="Restore tiny, blurred or over-compressed faces with a diffusion prior.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # an option a line
+    context_settings={"max_content_width": 110},
 )
 priors_app = typer.Typer(help="Look at priors and convert checkpoints.", no_args_is_help=True)
 app.add_typer(priors_app, name="priors")
@@ -71,20 +73,29 @@ app.command()(serve)
 
 
 @app.command("methods")
-def methods_list() -> None:
-    """List the restoration methods: what each does, its paper, evaluations of the prior, options with defaults."""
-    from faceprior.methods import Preset, all_methods
+def methods_list(
+    name: Annotated[
+        str | None, typer.Argument(help="A method or preset, for its options.", show_default=False)
+    ] = None,
+) -> None:
+    """List the restoration methods and presets; of a named one, its options for --option, with their defaults."""
+    from faceprior.methods import all_methods, find_preset
+    from faceprior.methods.presets import PRESETS
 
+    if name is not None:
+        for option, value, text in options.explained_options(find_preset(name)):
+            say(console, f"{option}={_shown(value)}  {text}")
+        return
     methods, problems = all_methods()
-    for name, method in methods.items():
+    for method_name, method in methods.items():
         evaluations = method.default_evaluations
         parts = [method.summary, method.reference, f"{evaluations} evaluations" if evaluations else "no prior"]
         if method.differentiates:
             parts.append("differentiates")
-        say(console, f"{name}: {'; '.join(parts)}")
-        values = Preset.of(method).as_dict()
-        if values:
-            say(console, "    " + " ".join(f"{option}={_shown(value)}" for option, value in values.items()))
+        presets = [preset_name for preset_name, preset in PRESETS.items() if preset.method == method_name]
+        if presets:
+            parts.append(f"presets {', '.join(presets)}")
+        say(console, f"{method_name}: {'; '.join(parts)}")
     for problem in problems:
         say(errors, problem, label="broken")
     if problems:

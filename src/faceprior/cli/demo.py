@@ -34,9 +34,7 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     try:
         from skimage.data import astronaut
     except ImportError as error:
-        raise FacePriorError(
-            "the demo's photograph comes with scikit-image: pip install 'faceprior[demo]'"
-        ) from error
+        raise FacePriorError("the demo's photograph comes with scikit-image: pip install scikit-image") from error
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -67,18 +67,8 @@ def evaluate(
     prior: options.Prior = None,
     adm_config: options.ADMConfigFile = None,
     corrector: options.Corrector = "auto",
-    method: options.Method = None,
-    preset: options.PresetOption = None,
-    method_options: options.MethodOptions = None,
-    solver: options.Solver = None,
-    steps: options.Steps = None,
-    start: options.Start = None,
-    end: options.End = None,
-    tau: options.Tau = None,
-    stride: options.Stride = None,
-    edge_exponent: options.EdgeExponent = None,
-    late_weight: options.LateWeight = None,
-    eta: options.Eta = None,
+    method: options.Method = "default",
+    option: options.MethodOptions = None,
     seed: options.Seed = 0,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
@@ -92,20 +82,7 @@ def evaluate(
     from faceprior.pipeline.held_out import Damage, evaluate_held_out
     from faceprior.training.shards import PackedFaces
 
-    chosen = options.make_preset(
-        preset,
-        solver,
-        method=method,
-        method_options=method_options,
-        steps=steps,
-        start=start,
-        end=end,
-        tau=tau,
-        stride=stride,
-        edge_exponent=edge_exponent,
-        late_weight=late_weight,
-        eta=eta,
-    )
+    chosen = options.make_preset(method, option)
     held_out = PackedFaces(data, split.value)
     positions = held_out.spread(faces)
     packed = [held_out.faces[position] for position in positions]
@@ -155,7 +132,7 @@ def evaluate(
             "samples": samples,
             "seed": seed,
             "method": chosen.method,
-            "preset": options.preset_name(preset, method),
+            "preset": method,
             "options": chosen.as_dict(),
             **_weights(pipeline),
         }

@@ -26,8 +26,8 @@ def flicker(
     ] = None,
     frames: Annotated[int, typer.Option(min=2, help="Frames of the clips that are made.")] = 25,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to a file.")] = None,
-    preset: options.PresetOption = None,
-    steps: options.Steps = None,
+    method: options.Method = "default",
+    option: options.MethodOptions = None,
     seed: options.Seed = 0,
     prior: options.Prior = None,
     corrector: options.Corrector = "auto",
@@ -44,8 +44,8 @@ def flicker(
     from faceprior.faces import load_detector
     from faceprior.photographs import RestoreOptions
 
-    chosen = options.make_preset(preset, None, steps=steps)
-    how = RestoreOptions(preset=chosen, preset_name=options.preset_name(preset, None), seed=seed)
+    chosen = options.make_preset(method, option)
+    how = RestoreOptions(preset=chosen, preset_name=method, seed=seed)
     pipeline = options.load_pipeline(prior, None, corrector, device, dtype, chosen)
     detector, figures = load_detector(), []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

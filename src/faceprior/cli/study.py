@@ -13,7 +13,7 @@ from rich.table import Table
 from faceprior.cli import options
 from faceprior.cli.console import console, say
 from faceprior.cli.evaluate import estimate_text, load_embedder, table_console
-from faceprior.cli.options import DeviceName, DtypeName, SolverName
+from faceprior.cli.options import DeviceName, DtypeName
 from faceprior.cli.progress import faces_progress
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def speed(
         typer.Option(min=1, help="Steps; several may be given.", show_default="4, 6, 8, 10, 15, 20, 50"),
     ] = None,
     solver: Annotated[
-        list[SolverName] | None,
+        list[str] | None,
         typer.Option(help="Rule of a step; several may be given.", show_default="ddim, dpmpp-2m, unipc"),
     ] = None,
     start: Annotated[
@@ -156,7 +156,7 @@ def speed(
     from faceprior.studies.speed import SOLVERS, STARTS, STEPS, speed_settings, study_speed
 
     pipeline = options.load_pipeline(prior, adm_config, corrector, device, dtype)
-    solvers = [one.value for one in solver] if solver else SOLVERS
+    solvers = solver or SOLVERS
     settings = speed_settings(pipeline, steps or STEPS, solvers, start or STARTS)
     held_out = _held_out([pipeline], data, faces, samples, seed, batch_size)
     with faces_progress(len(held_out.faces) * len(settings)) as advance:

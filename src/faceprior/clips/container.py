@@ -23,13 +23,20 @@ from faceprior.images import MAX_PIXELS, METADATA_KEY
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-"""Files that are taken for clips."""
+CLIP_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".dv", ".mpg", ".mpeg", ".m2v"}
+    | {".vob", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".mxf"}
+)
+"""Endings of files that are taken for clips."""
 
 QUALITY = 18
 """x264's constant rate factor of a rewritten clip: 18 is hardly told from the original by eye."""
 
-_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # that hold H.264
+
+OUTPUT_SUFFIXES = frozenset(_FORMATS)
+"""Endings of files that clips are written to."""
+
 _OTHERWISE = ".mkv"  # holds any sound that another container brought along
 _COPIED = ("audio", "subtitle")
 _NOTED_GAP = 0.5  # seconds without a picture at the end that are worth a word
@@ -191,6 +198,7 @@ class _Source:
 
     def __init__(self, path: Path, container: Any) -> None:
         self.path, self.container, self.notes = path, container, list[str]()
+        self._deinterlacer: Any = None  # where there is something to do for it
         pictures = [stream for stream in container.streams.video if stream.codec_context and not _is_cover(stream)]
         if not pictures:
             raise VideoError(f"{path}: has no video in it, only {_kinds(container)}; name another file")
@@ -227,15 +235,40 @@ class _Source:
             except load_av().error.FFmpegError:
                 damaged += 1
                 continue
-            for picture in pictures:
+            for picture in self._progressive(pictures):
                 decoded = self._decoded(picture, found)
                 found, end = found + 1, decoded.frame.time + float(decoded.duration * self.video.time_base)
                 yield decoded
+        for picture in self._progressive([None] if found else []):  # what the deinterlacer still holds
+            yield self._decoded(picture, found)
+            found += 1
         if not found:
             raise VideoError(f"{self.path}: not one frame can be decoded; the file is damaged: copy it again")
         length = (self.container.duration or 0) / 1e6
         if damaged or end < length - _NOTED_GAP:
             self.notes.append(f"damaged or cut short: {found} frames, up to {end:.1f} of {length:.1f} seconds")
+
+    def _progressive(self, pictures: list[Any]) -> Iterator[Any]:
+        """Whole pictures of interlaced ones, one for each frame; others as they are. None ends them."""
+        if self._deinterlacer is None and pictures and pictures[0] is not None and pictures[0].interlaced_frame:
+            self._deinterlacer = load_av().filter.Graph()
+            self._deinterlacer.link_nodes(
+                self._deinterlacer.add_buffer(template=self.video),
+                self._deinterlacer.add("bwdif", "mode=send_frame:deint=interlaced"),
+                self._deinterlacer.add("buffersink"),
+            ).configure()
+            self.notes.append("deinterlaced")
+        for picture in pictures:
+            if self._deinterlacer is None:
+                if picture is not None:
+                    yield picture
+                continue
+            self._deinterlacer.push(picture)
+            while True:
+                try:
+                    yield self._deinterlacer.pull()
+                except (load_av().error.BlockingIOError, load_av().error.EOFError):
+                    break
 
     def _packets(self, streams: Any) -> Iterator[Any]:
         packets = self.container.demux(*streams)

@@ -43,7 +43,21 @@ _MEDIAN_OF_NORMAL = 0.6745  # of the absolute value, in standard deviations
 _NOISE_RATE = 0.2  # how fast the estimate of the noise follows
 
 
-def restore_video(
+def check_options(options: RestoreOptions) -> None:
+    """Check that every option that is set changes something in a clip; raises OptionError."""
+    idle = {
+        "--samples": options.samples > 1,
+        "--sheet": options.write_sheet,
+        "--face": bool(options.chosen),
+        "--only-faces": options.only_faces,
+        "--degrade": options.degradation is not None,
+        "--aligned": options.kind == "aligned",
+    }
+    if chosen := ", ".join(name for name, is_set in idle.items() if is_set):
+        raise OptionError(f"is a clip, for which {chosen} cannot be; restore it in a run without")
+
+
+def restore_clip(
     pipeline: FacePriorPipeline,
     path: Path,
     output: Path,
@@ -62,8 +76,8 @@ def restore_video(
         on_frame: called after every frame with "finding" or "restoring" and the number of frames that are done.
 
     Returns:
-        "input", "output", "frames", "faces" (how many were followed), "restored" (how many faces in how many frames),
-        "notes" and "seconds".
+        "kind" ("clip"), "seed", "frames", "tracks" (faces that were followed), "restored" (faces in all frames
+        together), "notes" and "seconds".
 
     Raises:
         OptionError: an option is not for clips.
@@ -93,10 +107,10 @@ def restore_video(
     }
     notes = rewrite(path, output, change, metadata=made)
     return {
-        "input": str(path),
-        "output": str(output),
+        "kind": "clip",
+        "seed": options.seed,
         "frames": cast.frames,
-        "faces": cast.tracks,
+        "tracks": cast.tracks,
         "restored": restorer.restored,
         "notes": [*notes, *([] if cast.tracks else [NO_FACE])],
         "seconds": round(time.perf_counter() - started, 3),

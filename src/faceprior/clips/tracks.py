@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,16 +112,15 @@ def _seen(frame: Frame, face: Face, offset: NDArray[np.int_] | tuple[int, int] =
     return sighting, look(resize(face.low_resolution[None], _LOOK)[0].mean(0).numpy())
 
 
-def _wanted(tracks: list[dict[int, Place]], faces: int | str) -> list[dict[int, Place]]:
+def _wanted(tracks: list[dict[int, Place]], faces: int | Literal["all"]) -> list[dict[int, Place]]:
     """Those tracks that are among the `faces` largest in at least half of their frames."""
     if faces == "all":
         return tracks
-    count = 1 if faces == "largest" else int(faces)
     sizes = defaultdict[int, list[float]](list)
     for track in tracks:
         for index, place in track.items():
             sizes[index].append(extent(place.landmarks))
-    limits = {index: sorted(own, reverse=True)[:count][-1] for index, own in sizes.items()}
+    limits = {index: sorted(own, reverse=True)[:faces][-1] for index, own in sizes.items()}
     return [
         track
         for track in tracks

@@ -1,4 +1,4 @@
-"""Which pictures a restoration is asked for, and what their results are called."""
+"""Which pictures and clips a restoration is asked for, and what their results are called."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePath
 
+from faceprior.clips.container import CLIP_SUFFIXES
 from faceprior.errors import OptionError
 from faceprior.images import IMAGE_SUFFIXES
+
+SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES
+"""File name endings by which pictures and clips are found in a folder."""
 
 _IS_PATTERN = re.compile(r"[*?\[]")
 _FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-spread|-sheet)?$")
@@ -25,7 +29,7 @@ class Input:
 
     Attributes:
         path: the file, as the user would name it.
-        folder: where its results go, below the output folder, with slashes; "" is that folder itself.
+        folder: where its results go, below the output folder; "" is that folder itself.
         problem: why nothing can be read there, or None.
     """
 
@@ -34,20 +38,28 @@ class Input:
     problem: str | None = None
 
 
-def find_inputs(arguments: Sequence[Path], output: Path) -> list[Input]:
-    """Find the pictures that files, folders and patterns stand for.
+def find_inputs(arguments: Sequence[Path], output: Path | None) -> list[Input]:
+    """Find the pictures and clips that files, folders and patterns stand for.
 
     A folder is walked, sorted, without what is hidden and without the output folder; the results of what lies in
     its subfolders go into subfolders of the same names. A pattern (`*`, `?`, `[…]`, `**`) that no file is called
     by is expanded; what its fixed beginning leaves of the path is kept in the same way. A picture that several
     arguments name is taken once. A folder or pattern without pictures stays an input, with its `problem`.
 
+    Args:
+        arguments: files, folders and patterns.
+        output: folder of the results; None where each goes beside its input.
+
     Raises:
-        OptionError: the output folder is one of the folders that are walked.
+        OptionError: the output folder is one of the folders that are walked, or there is none for those of a folder.
     """
     found = dict[str, Input]()
     for argument in arguments:
-        for candidate in _expand(argument, output):
+        if output is None and argument.is_dir():
+            raise OptionError(f"{argument}: is a folder; say where its results go, with --output")
+        for candidate in _expand(argument, output or Path()):
+            if output is None:
+                candidate = replace(candidate, folder=str(candidate.path.parent))  # noqa: PLW2901
             found.setdefault(os.path.abspath(candidate.path), candidate)  # noqa: PTH100 - a link is a picture of its own
     return list(found.values())
 
@@ -75,12 +87,12 @@ def _walk(folder: Path, output: Path, below: str = "") -> Iterator[Input]:
         )
         place = Path(parent)
         for name in sorted(files):
-            if name[0] != "." and PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
+            if name[0] != "." and PurePath(name).suffix.lower() in SUFFIXES:
                 empty = False
                 yield Input(place / name, _relative(place, folder, below))
     if empty:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        yield Input(folder, below, f"{folder}: holds no pictures ({kinds})")
+        kinds = ", ".join(sorted(SUFFIXES))
+        yield Input(folder, below, f"{folder}: holds no pictures and no clips ({kinds})")
 
 
 def _match(pattern: Path, output: Path) -> Iterator[Input]:
@@ -92,7 +104,7 @@ def _match(pattern: Path, output: Path) -> Iterator[Input]:
                 yield from _walk(folder, output, _relative(folder, fixed))
     files = [match for match in matches if not match.is_dir()]
     if "**" in pattern.parts and pattern.name == "**":
-        files = [match for match in files if match.suffix.lower() in IMAGE_SUFFIXES]
+        files = [match for match in files if match.suffix.lower() in SUFFIXES]
     for path in files:
         yield Input(path, _relative(path.parent, fixed))
     if not matches:
@@ -112,7 +124,11 @@ def _fixed_parts(pattern: Path) -> Iterator[str]:
 
 
 def output_names(
-    inputs: Sequence[Input], output: Path, suffixes: Sequence[str], kept: Mapping[int, str] | None = None
+    inputs: Sequence[Input],
+    output: Path,
+    suffixes: Sequence[str],
+    earlier: Mapping[str, str] | None = None,
+    label: str = "",
 ) -> list[str]:
     """Choose what the results of each input are called, so that none meets another's or an input.
 
@@ -123,21 +139,25 @@ def output_names(
         inputs: in any order; it does not change a name.
         output: folder of the results.
         suffixes: what is appended to a name to make the stems of an input's results, "" first.
-        kept: names that inputs, by position, have from an earlier run.
+        earlier: names that inputs, of this run or not, have from earlier ones, by their paths as text.
+        label: what is appended to an input's own stem.
 
     Returns:
         For each input the path of its results below the output folder, without suffix and ending.
     """
-    kept = kept or {}
+    earlier = earlier or {}
+    kept = {i: earlier[str(given.path)] for i, given in enumerate(inputs) if str(given.path) in earlier}
+    own = {str(given.path) for given in inputs}
     places = {parent: _folded(os.path.realpath(parent)) for parent in {given.path.parent for given in inputs}}
     folders = {folder: _folded(os.path.realpath(output / folder)) for folder in {given.folder for given in inputs}}
     taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
     for given in inputs:  # an input is never written over
         stem = _folded(given.path.stem)
         taken[places[given.path.parent]].update((stem, _FACE_SUFFIX.sub("", stem)))
-    for position, name in kept.items():
+    for path, name in earlier.items():
+        place = _folded(os.path.realpath(output / PurePath(name).parent))
         stem = _folded(PurePath(name).name)
-        taken[folders[inputs[position].folder]].update(stem + suffix for suffix in suffixes)
+        taken[place].update(stem + suffix for suffix in (suffixes if path in own else ("",)))
     numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
     names = [kept.get(position, "") for position in range(len(inputs))]
     for position in sorted(range(len(inputs)), key=lambda i: str(inputs[i].path)):  # whatever order they came in
@@ -145,7 +165,7 @@ def output_names(
             continue
         given = inputs[position]
         others = taken[folders[given.folder]]
-        for name in _candidates(given, numbers):
+        for name in _candidates(given, numbers, label):
             stems = {_folded(name) + suffix for suffix in suffixes}
             if not stems & others:
                 others |= stems
@@ -154,13 +174,13 @@ def output_names(
     return names
 
 
-def _candidates(given: Input, numbers: Mapping[tuple[str, str], Iterator[int]]) -> Iterator[str]:
+def _candidates(given: Input, numbers: Mapping[tuple[str, str], Iterator[int]], label: str) -> Iterator[str]:
     path = given.path
     kind = path.suffix.lstrip(".")
-    yield path.stem
-    yield f"{path.stem}_{kind}"
-    yield f"{path.parent.name}_{path.stem}"
-    yield from (f"{path.stem}_{kind}_{number}" for number in numbers[given.folder, path.name])
+    yield f"{path.stem}{label}"
+    yield f"{path.stem}_{kind}{label}"
+    yield f"{path.parent.name}_{path.stem}{label}"
+    yield from (f"{path.stem}_{kind}_{number}{label}" for number in numbers[given.folder, path.name])
 
 
 def _folded(name: str) -> str:

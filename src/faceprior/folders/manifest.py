@@ -1,4 +1,4 @@
-"""The manifest of a run over files: a line for every input that is finished, from which a run goes on."""
+"""The manifest of an output folder: a line for every input that is finished, whichever run finished it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from faceprior.errors import OptionError, OutputError
 
@@ -20,22 +20,23 @@ Record = dict[str, Any]
 class Manifest:
     """`restore.jsonl`, open for appending.
 
-    The first line says how the run was made: {"settings": {...}}. Every further one is the record of an input. A line
-    is written at once, so that a killed process loses at most the one that it was writing, and the input of that is
-    done again.
+    A line {"settings": {...}} says how those that follow were made, every other one is the record of an input. A run
+    adds to what earlier ones wrote: lines of inputs that it does again are dropped when it begins, so that an input
+    has one line. A line is written at once, so that a killed process loses at most the one that it was writing, and
+    the input of that is done again.
 
     Args:
         folder: the output folder, which exists.
         settings: all that decides the results, as JSON has it.
-        resume: go on from the manifest that is there, if there is one, rather than begin a new one. Only records
-            with the status "done" are kept.
-        is_valid: says of a record that would be kept whether its input and outputs are still as they were.
+        inputs: of this run, as their records name them.
+        resume: leave out what an earlier run with these settings has done.
+        is_valid: says of a record that would be resumed whether its input and outputs are still as they were.
 
     Attributes:
-        names: of the inputs that were done when it was opened: what their results are called.
+        names: of the inputs that have a line: what their results are called.
 
     Raises:
-        OptionError: the manifest that is there was made with other settings.
+        OptionError: the last run into this folder, which is to be resumed, was made with other settings.
         OutputError: it cannot be written, or is not a manifest.
     """
 
@@ -43,6 +44,7 @@ class Manifest:
         self,
         folder: Path,
         settings: Mapping[str, Any],
+        inputs: Collection[str] = (),
         *,
         resume: bool = False,
         is_valid: Callable[[Record], bool] = lambda _record: True,
@@ -50,18 +52,18 @@ class Manifest:
         self.path = folder / MANIFEST_NAME
         self.names = dict[str, str]()
         self._places = dict[str, int]()  # input → where its line begins: a million records need not be in memory
+        self._inputs, self._resume, self._is_valid = inputs, resume, is_valid
         header = _line({"settings": settings})
-        if resume and self.path.is_file() and self.path.stat().st_size > 0:
-            self._rewrite(header, is_valid)
+        last = self._rewrite(header) if self.path.is_file() and self.path.stat().st_size > 0 else None
         try:
-            self._file = self.path.open("r+b" if self._places else "w+b", buffering=0)
+            self._file = self.path.open("r+b" if last is not None else "w+b", buffering=0)
             self._file.seek(0, os.SEEK_END)
             self._reader = self.path.open("rb")
         except OSError as error:
             raise OutputError(
                 f"{folder}: cannot be written to ({error.strerror}); choose another --output"
             ) from error
-        if not self._places:
+        if last != header:
             self._write(header)
 
     def close(self) -> None:
@@ -72,7 +74,7 @@ class Manifest:
         self._reader.close()
 
     def find(self, path: Path) -> Record | None:
-        """Return the record that an input had when the manifest was opened."""
+        """Return the record of an input that is resumed."""
         place = self._places.get(str(path))
         if place is None:
             return None
@@ -97,34 +99,62 @@ class Manifest:
                 f"{self.path}: cannot be written ({error.strerror}); choose another --output"
             ) from error
 
-    def _rewrite(self, header: bytes, is_valid: Callable[[Record], bool]) -> None:
-        """Drop from the manifest that is there what failed, is damaged or no longer true."""
+    def _rewrite(self, header: bytes) -> bytes | None:
+        """Drop from the manifest that is there what is done again; return the settings that its last lines have."""
         partial = self.path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
         try:
             try:
-                with self.path.open("rb") as old, partial.open("xb") as new:
-                    self._check(old.readline(), header)
-                    place = new.write(header)
-                    for line, record in _records(old):
-                        if record["input"] not in self._places and is_valid(record):
-                            self._places[record["input"]] = place
-                            self.names[record["input"]] = record["name"]
-                            place += new.write(line)
+                with self.path.open("rb") as old:
+                    last = self._last_settings(old)
+                    if self._resume and last is not None:
+                        self._compare(last, json.loads(header))
+                    old.seek(0)
+                    with partial.open("xb") as new:
+                        written = self._keep(old, new, header)
                 partial.replace(self.path)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
+            if isinstance(error, OutputError):
+                raise
             reason = error.strerror or str(error)
-            raise OutputError(f"{self.path}: cannot be resumed ({reason}); leave out --resume") from error
+            raise OutputError(f"{self.path}: cannot be added to ({reason}); choose another --output") from error
+        return written
 
-    def _check(self, first: bytes, header: bytes) -> None:
-        then, now = _parsed(first), json.loads(header)
-        if then is None and not first.endswith(b"\n"):
-            return  # killed while it was begun: nothing was done
-        if then is None or not isinstance(then.get("settings"), dict):
-            raise OutputError(
-                f"{self.path}: is not a manifest that can be resumed; leave out --resume to start again"
-            )
+    def _keep(self, old: IO[bytes], new: IO[bytes], header: bytes) -> bytes | None:
+        settings, written, place = b"", None, 0
+        for line, record in _records(old):
+            if "settings" in record:
+                settings = line
+                continue
+            name = record["input"]
+            if name in self._inputs:
+                resumed = self._resume and settings == header and record.get("status") == "done"
+                if name in self._places or not (resumed and self._is_valid(record)):
+                    continue
+            if settings != written:
+                place += new.write(settings)
+                written = settings
+            if name in self._inputs:
+                self._places[name] = place
+            if isinstance(record.get("name"), str):
+                self.names[name] = record["name"]
+            place += new.write(line)
+        return written
+
+    def _last_settings(self, old: IO[bytes]) -> Record | None:
+        first = old.readline()
+        last = _parsed(first)
+        if last is None and not first.endswith(b"\n"):
+            return None  # killed while it was begun: nothing was done
+        if last is None or not isinstance(last.get("settings"), dict):
+            raise OutputError(f"{self.path}: is no manifest of faceprior; move it away, or choose another --output")
+        for _, record in _records(old):
+            if "settings" in record:
+                last = record
+        return last
+
+    def _compare(self, then: Record, now: Record) -> None:
         differences = list(_differences(then["settings"], now["settings"]))
         if differences:
             raise OptionError(
@@ -151,12 +181,11 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def _records(lines: Iterator[bytes]) -> Iterator[tuple[bytes, Record]]:
+def _records(lines: IO[bytes]) -> Iterator[tuple[bytes, Record]]:
+    """The whole lines that are records of inputs or settings; damaged ones are passed over."""
     for line in lines:
         record = _parsed(line) if line.endswith(b"\n") else None
-        if record is None or record.get("status") != "done":
-            continue
-        if isinstance(record.get("input"), str) and isinstance(record.get("name"), str):
+        if record is not None and (isinstance(record.get("input"), str) or isinstance(record.get("settings"), dict)):
             yield line, record
 
 

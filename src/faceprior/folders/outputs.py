@@ -31,7 +31,7 @@ def write_results(composed: Composed, folder: Path, name: str, source: Path | No
     for file in composed.files:
         path = folder / f"{name}{file.suffix}{file.ending}"
         try:
-            _make_folder(path.parent)
+            make_folder(path.parent)
             write_file(path, file.content)
         except OutputError as error:
             if not file.extra:
@@ -42,12 +42,26 @@ def write_results(composed: Composed, folder: Path, name: str, source: Path | No
             status = source.stat()
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         digest = hashlib.sha256(file.content).hexdigest()
-        written.append({"file": path.relative_to(folder).as_posix(), "bytes": len(file.content), "sha256": digest})
+        written.append({"file": _relative(path, folder), "bytes": len(file.content), "sha256": digest})
     return written
 
 
-def _make_folder(folder: Path) -> None:
+def about_file(path: Path, folder: Path) -> dict[str, Any]:
+    """Return what `write_results` says of a file for one that was written in another way."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"file": _relative(path, folder), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in; raises OutputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from error
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); choose another --output") from error

@@ -1,9 +1,9 @@
 """Restoring files, any number of them: every input is done, or said why not, and nothing is done twice.
 
-Pictures are read, and their faces found, on some threads, and composed and written on another, while the networks
-compute on the caller's. All decisions are made on the caller's thread, between the steps of the sampler, so that
-there is nothing to lock. Faces of several pictures fill a batch. Pictures leave in the order in which they came, and
-what is held in memory is bounded, whatever their number.
+Pictures are read and prepared on some threads, and composed and written on others, while the networks compute on the
+caller's. All decisions are made on the caller's thread, between the steps of the sampler, so that there is nothing to
+lock. Faces of several pictures fill a batch. Records leave in the order in which inputs came, and what is held in
+memory is bounded, whatever their number.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from faceprior.errors import FacePriorError, ImageError, OutputError
+from faceprior.clips.container import is_clip, output_suffix
+from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError
 from faceprior.faces import FaceDetector
 from faceprior.folders.inputs import Input, output_names
 from faceprior.folders.manifest import Manifest, Record
-from faceprior.folders.outputs import write_results
+from faceprior.folders.outputs import about_file, make_folder, write_results
 from faceprior.images import MIN_SIDE, read_file
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
@@ -39,6 +41,7 @@ MAX_BYTES_HELD = 256_000_000
 
 _READERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 _PICTURES_BEHIND = 16  # that wait for the disk
+_BESIDE = "-restored"  # appended to the name of a result that stands beside its input
 
 
 class Watcher(Protocol):
@@ -49,6 +52,9 @@ class Watcher(Protocol):
 
     def on_step(self, samples: int) -> object:
         """A step of the sampler is done for so many samples."""
+
+    def on_frame(self, clip: Path, stage: str, frames: int) -> object:
+        """So many frames of a clip are done with a stage: "finding" or "restoring" its faces."""
 
     def on_notice(self, text: str) -> object:
         """There is something to tell the user, in a sentence."""
@@ -63,6 +69,9 @@ class NoWatcher(Watcher):
     def on_step(self, samples: int) -> None:
         """Do nothing."""
 
+    def on_frame(self, clip: Path, stage: str, frames: int) -> None:
+        """Do nothing."""
+
     def on_notice(self, text: str) -> None:
         """Do nothing."""
 
@@ -70,29 +79,31 @@ class NoWatcher(Watcher):
 def restore_files(
     pipeline: FacePriorPipeline,
     inputs: Sequence[Input],
-    output: Path,
+    output: Path | None,
     options: RestoreOptions,
     detector: FaceDetector | None = None,
     *,
+    name: str | None = None,
     resume: bool = False,
     watcher: Watcher | None = None,
 ) -> Iterator[Record]:
-    """Restore pictures from files into a folder.
+    """Restore pictures and clips from files into a folder, or each beside itself.
 
     Of an aligned face it writes `<name>.png`, for several samples also `<name>-2.png` …, `<name>-mean.png` and
     `<name>-spread.png`; of a photograph the whole of it in its own format, again once for each sample and for their
     mean. A photograph in which nothing is restored is copied, or only enlarged. An input that cannot be read or
     written fails alone.
 
-    `restore.jsonl` gets a line for each input as soon as its results are written, in the order of the inputs; a
-    run that was stopped at any moment goes on from there. What failed is tried again, and goes to the end.
+    `restore.jsonl` in the folder gets a line for each input as soon as its results are written, in the order of the
+    inputs; a run that was stopped at any moment goes on from there.
 
     Args:
         pipeline: prior and corrector.
         inputs: the files.
-        output: folder; made if it is missing.
+        output: folder; made if it is missing. None writes each result beside its input, and no manifest.
         options: how.
-        detector: finds faces in photographs; without one every input must be an aligned face.
+        detector: finds faces in photographs and clips; without one every input must be an aligned face.
+        name: what the results of the only input are called in the folder; then there is no manifest either.
         resume: leave out what the manifest in the folder says is done, if there is one.
         watcher: looks on.
 
@@ -105,21 +116,23 @@ def restore_files(
         OptionError: the scale does not fit the prior, or the run that is resumed had other options.
     """
     _check_scale(options, pipeline.resolution)
-    watcher = watcher or NoWatcher()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written to ({error.strerror}); choose another --output") from error
+    watcher, folder = watcher or NoWatcher(), output or Path()
+    make_folder(folder)
     if resume:
-        _remove_partials(inputs, output)
-    own = settings(pipeline, options, detector.name if detector else None)
-    with closing(Manifest(output, own, resume=resume, is_valid=_Unchanged(inputs, output))) as manifest:
-        kept = {i: manifest.names[str(g.path)] for i, g in enumerate(inputs) if str(g.path) in manifest.names}
-        if kept:
-            watcher.on_notice(f"{len(kept)} of {len(inputs)} were done before")
+        _remove_partials(inputs, folder)
+    paths = {str(given.path) for given in inputs}
+    manifest = None
+    if output is not None and name is None:
+        own = settings(pipeline, options, detector.name if detector else None)
+        manifest = Manifest(output, own, paths, resume=resume, is_valid=_is_unchanged(output))
+    with closing(manifest) if manifest is not None else nullcontext():
+        earlier = manifest.names if manifest is not None else {}
+        if before := len(paths & earlier.keys()):
+            watcher.on_notice(f"{before} of {len(inputs)} were done before")
         suffixes = [""] if options.only_faces else options.suffixes
-        names = output_names(inputs, output, suffixes, kept)
-        yield from _Stages(pipeline, detector, output, options, manifest, watcher).run(inputs, names)
+        label = _BESIDE if output is None else ""
+        names = [name] if name is not None else output_names(inputs, folder, suffixes, earlier, label)
+        yield from _Run(pipeline, detector, folder, options, manifest, watcher).run(inputs, names)
 
 
 def _check_scale(options: RestoreOptions, resolution: int) -> None:
@@ -134,22 +147,18 @@ def _remove_partials(inputs: Sequence[Input], output: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-class _Unchanged:
-    """Says of a record of an earlier run whether its input and its results are still as they were."""
+def _is_unchanged(output: Path) -> Callable[[Record], bool]:
+    """Say of a record of an earlier run whether its input and its results are still as they were."""
 
-    def __init__(self, inputs: Sequence[Input], output: Path) -> None:
-        self._inputs, self._output = {str(given.path) for given in inputs}, output
-
-    def __call__(self, record: Record) -> bool:
-        if record["input"] not in self._inputs:
-            return True  # not our business now
+    def is_unchanged(record: Record) -> bool:
         try:
             if file_stamp(Path(record["input"])) != record["file"]:
                 return False
-            outputs = record["outputs"]
-            return all((self._output / own["file"]).stat().st_size == own["bytes"] for own in outputs)
+            return all((output / own["file"]).stat().st_size == own["bytes"] for own in record["outputs"])
         except (OSError, KeyError, TypeError):
             return False
+
+    return is_unchanged
 
 
 @dataclass(eq=False)
@@ -163,8 +172,10 @@ class _Item:
     reading: Future[Prepared] | None = None
     prepared: Prepared | None = None
     samples: list[torch.Tensor | FacePriorError] = field(default_factory=list)
-    missing: int = 0  # faces that are not sampled yet
+    missing: int = 0  # faces, or a clip, that are not restored yet
+    taken: bool = False  # whether its faces wait for the networks, or are done
     writing: Future[Record] | None = None
+    done: Record | None = None
     error: BaseException | None = None
     seconds: float = 0.0
 
@@ -172,12 +183,8 @@ class _Item:
     def bytes(self) -> int:
         return len(self.prepared.content) if self.prepared is not None else 0
 
-    def fail(self, error: BaseException) -> None:
-        if self.error is None:
-            self.error = error
 
-
-class _Stages:
+class _Run:
     """Moves inputs through reading, sampling and writing.
 
     Args:
@@ -195,16 +202,15 @@ class _Stages:
         detector: FaceDetector | None,
         output: Path,
         options: RestoreOptions,
-        manifest: Manifest,
+        manifest: Manifest | None,
         watcher: Watcher,
     ) -> None:
         self._pipeline, self._detector, self._output, self._options = pipeline, detector, output, options
         self._manifest, self._watcher, self._made = manifest, watcher, how_made(pipeline, options)
         self._sampler = BatchSampler(pipeline, options, self._stepped, watcher.on_notice)
         self._todo: Iterator[_Item] = iter(())
-        # one after the other in order; an item moves on only when those before it have
-        self._reading, self._sampling, self._writing = deque[_Item](), deque[_Item](), deque[_Item]()
-        self._faces = deque[tuple[_Item, Condition]]()  # that wait for the networks, of items in `_sampling`
+        self._items = deque[_Item]()  # under way, in order
+        self._waiting = deque[tuple[_Item, Condition | None]]()  # for the networks; a clip has no condition
         self._records = deque[Record]()
         self._readers = ThreadPoolExecutor(_READERS, "faceprior-read")
         self._writer = ThreadPoolExecutor(1, "faceprior-write")
@@ -222,19 +228,15 @@ class _Stages:
         Raises:
             OutputError: the manifest cannot be written.
         """
-        self._todo = (
-            _Item(given, name, self._manifest.find(given.path)) for given, name in zip(inputs, names, strict=True)
-        )
+        find = self._manifest.find if self._manifest is not None else lambda _path: None
+        self._todo = (_Item(given, name, find(given.path)) for given, name in zip(inputs, names, strict=True))
         try:
             self._read_ahead()
-            while self._reading or self._sampling or self._writing:
-                if self._reading and len(self._faces) < self._sampler.faces_at_once and self._has_room():
-                    self._take_picture()
-                elif self._faces:
-                    self._sample()
-                self._start_writing()
-                idle = not self._reading and not self._faces
-                self._note_written(wait=idle or not self._has_room() or len(self._writing) > _PICTURES_BEHIND)
+            while self._items:
+                self._take_what_is_read()
+                if not self._sample() and not self._records:
+                    self._wait()
+                self._note_written()
                 self._read_ahead()
                 while self._records:
                     yield self._records.popleft()
@@ -243,82 +245,125 @@ class _Stages:
             self._writer.shutdown(cancel_futures=True)
             self._note_written()  # a run that is stopped keeps what it has finished
 
-    def _has_room(self) -> bool:
-        return sum(item.bytes for item in (*self._sampling, *self._writing)) < MAX_BYTES_HELD
+    def _wait(self) -> None:
+        futures: list[Future[Any] | None] = [own for item in self._items for own in (item.reading, item.writing)]
+        wait([own for own in futures if own is not None and not own.done()], return_when=FIRST_COMPLETED)
 
     def _stepped(self, _step: Step, x0: torch.Tensor, _faces: Sequence[int]) -> None:
         self._watcher.on_step(len(x0))
-        self._read_ahead()
         self._note_written()
+        self._read_ahead()
 
     # --- reading
 
     def _read_ahead(self) -> None:
-        """Begin to read the next pictures, unless enough of them wait."""
+        """Begin to read the next pictures, unless enough are under way."""
         while self._wants_more():
             item = next(self._todo, None)
             if item is None:
                 return
-            if item.earlier is None:
+            if item.earlier is None and not is_clip(item.given.path):
                 item.reading = self._readers.submit(self._read, item)
-            self._reading.append(item)
+            self._items.append(item)
 
     def _wants_more(self) -> bool:
-        under_way = sum(item.reading is not None and not item.reading.done() for item in self._reading)
-        held = sum(item.bytes for queue in (self._reading, self._sampling, self._writing) for item in queue)
+        untaken = sum(not item.taken for item in self._items)
+        being_read = sum(item.reading is not None and not item.reading.done() for item in self._items)
+        behind = sum(item.writing is not None for item in self._items)
+        held = sum(item.bytes for item in self._items)
         enough = _READERS + 2 * self._sampler.faces_at_once
-        return under_way <= _READERS and len(self._reading) < enough and held < MAX_BYTES_HELD
+        return being_read <= _READERS and untaken < enough and behind <= _PICTURES_BEHIND and held < MAX_BYTES_HELD
 
     def _read(self, item: _Item) -> Prepared:
         """Read a picture and find its faces; on a thread of the readers."""
-        started = time.perf_counter()
-        given = item.given
-        if given.problem is not None:
-            raise ImageError(given.problem)
-        try:
-            item.stamp = file_stamp(given.path)  # before it is read: it may change meanwhile
-        except OSError as error:
-            raise ImageError(f"{given.path}: cannot be opened ({error.strerror}); check the name") from error
-        content = read_file(given.path)
-        item.prepared = prepare(content, given.path.name, self._pipeline.prior.card, self._options, self._detector)
+        started, given = time.perf_counter(), item.given
+        item.stamp = _stamp(given)  # before it is read: it may change meanwhile
+        card = self._pipeline.prior.card
+        item.prepared = prepare(read_file(given.path), given.path.name, card, self._options, self._detector)
         item.seconds += time.perf_counter() - started
         return item.prepared
 
-    def _take_picture(self) -> None:
-        """Take the next picture from the readers; its faces now wait for the networks."""
-        item = self._reading.popleft()
-        self._sampling.append(item)
-        if item.reading is not None:
-            error = item.reading.exception()
-            item.reading = None
-            if error is not None:
-                item.fail(error)
-        conditions = item.prepared.conditions if item.prepared is not None else ()
-        item.missing = len(conditions)
-        self._faces.extend((item, condition) for condition in conditions)
-        self._watcher.on_faces(len(conditions))
+    def _take_what_is_read(self) -> None:
+        """Let the faces of pictures that are read wait for the networks, in order."""
+        for item in self._items:
+            if item.taken:
+                continue
+            if item.reading is not None and not item.reading.done():
+                return
+            item.taken = True
+            conditions: Sequence[Condition | None] = ()
+            if item.reading is not None:
+                item.error = item.reading.exception()
+                conditions = item.prepared.conditions if item.prepared is not None else ()
+                self._watcher.on_faces(len(conditions))
+            elif item.earlier is None:
+                conditions = [None]
+            else:
+                self._watcher.on_faces(0)
+            item.reading, item.missing = None, len(conditions)
+            self._waiting.extend((item, condition) for condition in conditions)
+            self._write_if_restored(item)
 
     # --- sampling
 
-    def _sample(self) -> None:
-        """Take a batch of faces through the networks."""
+    def _sample(self) -> bool:
+        """Take a batch of faces, or a clip, through the networks; False where it is better to wait for more."""
+        waiting, at_once = self._waiting, self._sampler.faces_at_once
+        reading = any(not item.taken for item in self._items)
+        if not waiting or (reading and len(waiting) < at_once and waiting[0][1] is not None):
+            return False
+        if waiting[0][1] is None:
+            self._restore_clip(waiting.popleft()[0])
+            return True
         started = time.perf_counter()
-        batch = [self._faces.popleft() for _ in range(min(len(self._faces), self._sampler.faces_at_once))]
+        batch = list[tuple[_Item, Condition]]()
+        for item, condition in islice(waiting, at_once):
+            if condition is None:
+                break
+            batch.append((item, condition))
+        for _ in batch:
+            waiting.popleft()
         results = self._sampler([condition for _, condition in batch])
         seconds = (time.perf_counter() - started) / len(batch)
         for (item, _), result in zip(batch, results, strict=True):
-            item.missing -= 1
             item.seconds += seconds
             item.samples.append(result)
+            item.missing -= 1
+            self._write_if_restored(item)
+        return True
+
+    def _restore_clip(self, item: _Item) -> None:
+        try:
+            item.done = self._clip_record(item)
+        except Exception as error:  # noqa: BLE001 - it fails alone, and is said
+            item.error = error
+        item.missing = 0
+        self._watcher.on_faces(0)
+
+    def _clip_record(self, item: _Item) -> Record:
+        from faceprior.clips.restore import check_options, restore_clip
+
+        path = item.given.path
+        item.stamp = _stamp(item.given)
+        check_options(self._options)
+        if self._detector is None:
+            raise OptionError("finding the faces of a clip needs an extra; pip install 'faceprior[faces]'")
+        ending = self._options.ending or output_suffix(path)
+        target = self._output / f"{item.name}{ending}"
+        make_folder(target.parent)
+
+        def on_frame(stage: str, frames: int) -> None:
+            self._watcher.on_frame(path, stage, frames)
+            self._note_written()
+
+        record = restore_clip(self._pipeline, path, target, self._options, self._detector, on_frame)
+        return {"name": item.name, **record, "outputs": [about_file(target, self._output)]}
 
     # --- writing
 
-    def _start_writing(self) -> None:
-        while self._sampling and self._sampling[0].missing == 0:
-            item = self._sampling.popleft()
-            self._writing.append(item)
-            if item.prepared is not None and item.error is None:
-                item.writing = self._writer.submit(self._write, item, item.prepared)
+    def _write_if_restored(self, item: _Item) -> None:
+        if item.missing == 0 and item.prepared is not None and item.error is None:
+            item.writing = self._writer.submit(self._write, item, item.prepared)
 
     def _write(self, item: _Item, prepared: Prepared) -> Record:
         """Compose and write the results; on the writer's thread."""
@@ -328,18 +373,26 @@ class _Stages:
         seconds = item.seconds + time.perf_counter() - started
         return {"name": item.name, **composed.record, "outputs": outputs, "seconds": round(seconds, 3)}
 
-    def _note_written(self, *, wait: bool = False) -> None:
-        """Put down what is written, in order; wait for the first to be if that is asked for."""
-        while self._writing:
-            item = self._writing[0]
-            if item.writing is not None and (item.writing.cancelled() or not (wait or item.writing.done())):
+    def _note_written(self) -> None:
+        """Put down what is finished, in order."""
+        while self._items and self._items[0].taken and self._items[0].missing == 0:
+            item = self._items[0]
+            if item.writing is not None and (item.writing.cancelled() or not item.writing.done()):
                 return
             record = _record(item)
-            self._writing.popleft()
+            self._items.popleft()
             self._records.append(record)
-            if item.earlier is None:
+            if item.earlier is None and self._manifest is not None:
                 self._manifest.append(record)
-            wait = False
+
+
+def _stamp(given: Input) -> dict[str, int]:
+    if given.problem is not None:
+        raise ImageError(given.problem)
+    try:
+        return file_stamp(given.path)
+    except OSError as error:
+        raise ImageError(f"{given.path}: cannot be opened ({error.strerror}); check the name") from error
 
 
 def file_stamp(path: Path) -> dict[str, int]:
@@ -355,8 +408,8 @@ def _record(item: _Item) -> Record:
     record: Record = {"input": str(item.given.path)}
     if error is not None:
         return {**record, "status": "failed", "error": _message(item.given.path, error)}
-    written = item.writing.result() if item.writing is not None else {}
-    return {**record, "status": "done", "file": item.stamp, **written}
+    done = item.writing.result() if item.writing is not None else item.done or {}
+    return {**record, "status": "done", "file": item.stamp, **done}
 
 
 def _message(path: Path, error: BaseException) -> str:

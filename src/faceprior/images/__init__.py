@@ -5,7 +5,7 @@ Tensors are RGB float32 in [-1, 1], shape (3, H, W) for one image and (B, 3, H, 
 
 from faceprior.images.limits import MAX_PIXELS, MIN_SIDE
 from faceprior.images.metadata import METADATA_KEY, read_metadata
-from faceprior.images.picture import IMAGE_SUFFIXES, SUFFIXES, Picture
+from faceprior.images.picture import IMAGE_SUFFIXES, SUFFIXES, Picture, format_of
 from faceprior.images.reading import decode_image, decode_picture, read_file, read_image, read_picture, to_rgb
 from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
 from faceprior.images.tone import Tone, tone_of
@@ -24,6 +24,7 @@ __all__ = [
     "decode_picture",
     "encode_picture",
     "encode_png",
+    "format_of",
     "read_file",
     "read_image",
     "read_metadata",

@@ -24,6 +24,12 @@ SUFFIXES = {
 }
 """File name endings of the formats that can be written, the usual one first."""
 
+
+def format_of(ending: str, otherwise: str = "") -> str:
+    """Return the format that a file name's ending says, in Pillow's words; `otherwise` where none is written so."""
+    return next((kind for kind, endings in SUFFIXES.items() if ending.lower() in endings), otherwise)
+
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif"}.union(*SUFFIXES.values()))
 """File name endings by which pictures are found in a folder; a file that is named is read whatever its ending."""
 

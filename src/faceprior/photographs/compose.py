@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from faceprior.errors import DeviceError, FacePriorError
 from faceprior.faces.paste import enlarge
-from faceprior.images import SUFFIXES, Picture, decode_picture, encode_picture, encode_png, to_pil
+from faceprior.images import SUFFIXES, Picture, decode_picture, encode_picture, encode_png, format_of, to_pil
 from faceprior.images.metadata import without_location
 from faceprior.photographs.faces import Face, needed_upscale, paste_faces
 from faceprior.photographs.options import RestoreOptions, sample_suffix
@@ -142,19 +143,19 @@ def _photograph(
 ) -> Composed:
     notes = list(prepared.notes)
     record = _photo_record(prepared, results, options, notes)
-    ending, faces = PurePath(prepared.name).suffix, [prepared.faces[index] for index in results]
+    ending, faces = options.ending or PurePath(prepared.name).suffix, [prepared.faces[index] for index in results]
     upscale = needed_upscale(faces, prepared.size) if options.upscale == "auto" else options.upscale
     enlarger = enlarge if options.upscaler is None else load_upscaler(options.upscaler)
     same = picture
-    if options.as_jpeg:
-        picture = replace(picture, format="JPEG")
+    if options.as_jpeg or options.ending is not None:
+        picture = replace(picture, format=format_of(ending) if options.ending is not None else "JPEG")
     if not options.with_location:
         exif, xmp = without_location(picture.exif, picture.xmp)
         picture = replace(picture, exif=exif, xmp=xmp)
     unchanged = (picture.format, picture.exif, picture.xmp) == (same.format, same.exif, same.xmp)
     if not results and upscale == 1 and unchanged:
         return Composed((ResultFile("", ending, prepared.content, copied=True),), record)
-    if ending.lower() not in SUFFIXES[picture.written_as]:
+    if format_of(ending) != picture.written_as:
         ending = SUFFIXES[picture.written_as][0]
     record["upscale"] = upscale
     made = {**made, "upscale": upscale, "blend": options.blend, "faces": record["faces"]}
@@ -186,16 +187,20 @@ def _files_of(
 ) -> Iterator[ResultFile]:
     """All that there is of a face: samples, mean and spread of several, and a sheet if it is wanted."""
 
-    def png(kind: str, image: Image.Image, content: Mapping[str, Any]) -> ResultFile:
-        return ResultFile(f"{suffix}{kind}", ".png", encode_png(image, {**made, **content}))
+    def file(kind: str, image: Image.Image, content: Mapping[str, Any]) -> ResultFile:
+        ending = options.ending or ".png"
+        like = Picture(image, (), np.asarray(image), None, "PNG")
+        own = encode_picture(like.pixels, like, {**made, **content}, format_of(ending))
+        return ResultFile(f"{suffix}{kind}", ending, own)
 
     samples = len(result.images)
     for number, (image, agreement) in enumerate(zip(result.images, result.lr_consistency, strict=True), 1):
         own = {"content": "sample", "sample": number, "lr_consistency": round(agreement, 3)}
-        yield png(sample_suffix(number), to_pil(image), own)
+        yield file(sample_suffix(number), to_pil(image), own)
     if samples > 1:
-        yield png("-mean", to_pil(result.mean), {"content": "mean", "samples": samples})
-        yield png("-spread", spread_picture(result.spread), {"content": "spread", "samples": samples})
+        yield file("-mean", to_pil(result.mean), {"content": "mean", "samples": samples})
+        spread = encode_png(spread_picture(result.spread), {**made, "content": "spread", "samples": samples})
+        yield ResultFile(f"{suffix}-spread", ".png", spread)
     if options.write_sheet:
         yield from _sheet_file(suffix, result.sheet, {**made, "content": "sheet", "samples": samples}, notes)
 

@@ -75,7 +75,7 @@ def find_faces(
     """
     _check_template(card)
     if options.faces != "all":
-        detections = detections[: 1 if options.faces == "largest" else options.faces]
+        detections = detections[: options.faces]
     return [_prepared(photo, face, card, options) for face in detections]
 
 

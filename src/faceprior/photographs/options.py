@@ -27,7 +27,7 @@ class RestoreOptions:
         degradation: None for real low-resolution faces; "bicubic" or a preset of the real-world chain makes a
             low-resolution face out of each (sharp, aligned) input first.
         scale: R/n of the faces, 2 to 32; "auto" takes what a face's effective resolution says.
-        faces: which faces of a photograph: the number of largest ones, "largest" or "all".
+        faces: which faces of a photograph: the number of largest ones, or "all".
         chosen: numbers of the faces of a photograph that are restored, from 1, the largest first; none stands for
             all that `faces` leaves.
         min_face: smallest face of a photograph, side of its box in pixels.
@@ -44,6 +44,8 @@ class RestoreOptions:
         with_location: leave in a photograph where it was taken.
         only_faces: write the faces of a photograph, each for itself, instead of the photograph.
         write_sheet: whether to write `<stem>-sheet.png`, everything side by side.
+        ending: of the results' file names, which says their format; None keeps a photograph's, a clip's, and PNG for
+            a face.
 
     Raises:
         OptionError: an option is out of its range, or two contradict each other.
@@ -52,7 +54,7 @@ class RestoreOptions:
     kind: Kind = "auto"
     degradation: str | None = None
     scale: float | Literal["auto"] = "auto"
-    faces: int | Literal["largest", "all"] = "all"
+    faces: int | Literal["all"] = "all"
     chosen: tuple[int, ...] = ()
     min_face: int = MIN_FACE
     preset: Preset = find_preset(DEFAULT_PRESET)
@@ -67,14 +69,15 @@ class RestoreOptions:
     with_location: bool = True
     only_faces: bool = False
     write_sheet: bool = False
+    ending: str | None = None
 
     def __post_init__(self) -> None:
         if self.degradation is not None and self.kind == "photo":
             raise OptionError("a degraded experiment wants sharp aligned faces; leave out --photo or --degrade")
         if self.samples < 1 or self.batch_size < 1:
             raise OptionError(f"samples is {self.samples} and batch size {self.batch_size}; both must be at least 1")
-        if self.faces not in ("all", "largest") and not (isinstance(self.faces, int) and self.faces >= 1):
-            raise OptionError(f"faces is {self.faces!r}; choose all, largest or a number from 1 on")
+        if self.faces != "all" and not (isinstance(self.faces, int) and self.faces >= 1):
+            raise OptionError(f"faces is {self.faces!r}; choose all, or a number from 1 on")
         if any(number < 1 for number in self.chosen):
             raise OptionError(f"face {min(self.chosen)} was chosen; faces are counted from 1: choose one of them")
         if self.min_face < 8:

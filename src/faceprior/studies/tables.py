@@ -48,7 +48,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def require_matplotlib() -> None:
     """Find out whether plots can be drawn, before the work; raises OptionError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise OptionError("plots need matplotlib; install it with: pip install 'faceprior[study]'")
+        raise OptionError("plots need matplotlib; install it with: pip install 'faceprior[research]'")
 
 
 def write_plot(path: Path, draw: Sequence[Callable[[Axes], object]]) -> None:

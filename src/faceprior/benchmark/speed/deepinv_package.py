@@ -31,7 +31,7 @@ def import_deepinv() -> Any:
         import deepinv
     except ImportError as error:
         raise FacePriorError(
-            f"--against deepinv needs deepinv ({error}); install it with: pip install 'faceprior[rivals]'"
+            f"--against deepinv needs deepinv ({error}); install it with: pip install deepinv"
         ) from error
     except RuntimeError as error:
         raise FacePriorError(f"deepinv cannot be imported beside torch {torch.__version__} ({error})") from error
