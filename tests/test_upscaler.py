@@ -56,9 +56,9 @@ def test_only_safetensors_are_read(tmp_path):
         load_upscaler(tmp_path / "net.pth")
 
 
-def test_without_spandrel_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_spandrel_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(FacePriorError, match=r"faceprior\[upscaler\]"):
+    with pytest.raises(FacePriorError, match=r"pip install spandrel"):
         load_upscaler(tmp_path / "net.safetensors")
 
 

@@ -266,9 +266,13 @@ class _Source:
             self._deinterlacer.push(picture)
             while True:
                 try:
-                    yield self._deinterlacer.pull()
+                    whole = self._deinterlacer.pull()
                 except (load_av().error.BlockingIOError, load_av().error.EOFError):
                     break
+                if whole.pts is not None:  # the filter counts fields, two for each frame
+                    whole.pts = round(whole.pts * whole.time_base / self.video.time_base)
+                    whole.duration = round(whole.duration * whole.time_base / self.video.time_base)
+                yield whole
 
     def _packets(self, streams: Any) -> Iterator[Any]:
         packets = self.container.demux(*streams)

@@ -347,7 +347,9 @@ class _Run:
         item.stamp = _stamp(item.given)
         check_options(self._options)
         if self._detector is None:
-            raise OptionError("finding the faces of a clip needs an extra; pip install 'faceprior[faces]'")
+            raise OptionError(
+                "is a clip, whose faces must be found, and --aligned and --degrade look for none; leave them out"
+            )
         ending = self._options.ending or output_suffix(path)
         target = self._output / f"{item.name}{ending}"
         make_folder(target.parent)

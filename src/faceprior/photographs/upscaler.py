@@ -80,7 +80,7 @@ def load_upscaler(path: Path) -> Upscaler:
     """Load the network of a safetensors file that spandrel knows.
 
     Raises:
-        FacePriorError: the extra "upscaler" is not installed.
+        FacePriorError: spandrel is not installed.
         OptionError: the file is no safetensors file.
         WeightsError: it cannot be read, or holds no network that enlarges colour pictures.
     """
@@ -91,9 +91,7 @@ def load_upscaler(path: Path) -> Upscaler:
     try:
         from spandrel import ImageModelDescriptor, ModelLoader
     except ImportError as error:
-        raise FacePriorError(
-            f"--upscaler needs the extra upscaler ({error}): pip install 'faceprior[upscaler]'"
-        ) from error
+        raise FacePriorError(f"--upscaler needs spandrel ({error}): pip install spandrel") from error
     try:
         content = path.read_bytes()
     except OSError as error:
