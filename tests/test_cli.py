@@ -209,7 +209,7 @@ USAGE = {
     "seed beyond 64 bits": (("--seed", str(2**64)), "--seed"),
     "device": (("--device", "tpu"), "'tpu' is not one of"),
     "dtype": (("--dtype", "int8"), "'int8' is not one of"),
-    "method": (("--method", "best"), "'best' is neither a preset nor a method; choose one of default, fast"),
+    "method": (("--method", "best"), "'best' is neither a preset nor a method; choose one of default"),
     "degradation": (("--degrade", "rain"), "'rain' is not one of"),
     "unknown option": (("--sharpen",), "No such option: --sharpen"),
     "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither embedded (faces-128"),
