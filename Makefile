@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 7860
 
-.PHONY: help demo serve test test-slow test-browser lint format clean
+.PHONY: help demo serve test test-slow test-browser lint format dist clean
 
 help:
 	@echo "make demo       restore a photograph on the embedded prior; pictures in demo/"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-browser  drive the page with Chromium"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     format the code"
+	@echo "make dist       build both distributions into dist/ (needs the package build)"
 	@echo "make clean      remove $(VENV) and demo/"
 
 demo: $(VENV)/.demo
@@ -44,8 +45,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dist:
+	rm -rf dist
+	$(PYTHON) -m build --outdir dist .
+	$(PYTHON) -m build --outdir dist packages/weights
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo dist
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.14 was found; install one or name it: make demo PYTHON=..."; exit 1; }
