@@ -21,7 +21,7 @@ def test_ci_runs_every_python_that_the_makefile_takes():
     low, high = (int(minor) for minor in re.findall(r"\(3, (\d+)\)", read("Makefile").split("SUPPORTED", 2)[1]))
     matrix = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]["test"]["strategy"]["matrix"]
     assert matrix["python"] == [f"3.{minor}" for minor in range(low, high + 1)]
-    assert f'requires-python = ">=3.{low}"' in read("pyproject.toml")
+    assert f'requires-python = ">=3.{low},<3.{high + 1}"' in read("pyproject.toml")
 
 
 def test_pre_commit_formats_with_the_ruff_of_ci():
