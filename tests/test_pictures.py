@@ -14,7 +14,17 @@ from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from faceprior.errors import ImageError, OptionError, OutputError
-from faceprior.images import FORMATS, MIN_SIDE, Picture, read_metadata, read_picture, to_tensor, write_picture
+from faceprior.faces.paste import enlarge
+from faceprior.images import (
+    FORMATS,
+    MIN_SIDE,
+    Picture,
+    read_metadata,
+    read_picture,
+    spread_under,
+    to_tensor,
+    write_picture,
+)
 from icc_profiles import grey_profile, neutral_profile, wide_gamut_profile
 
 TOLERANCE = {"PNG": 0, "TIFF": 0, "JPEG": 8, "WEBP": 24, "HEIF": 10, "AVIF": 10}  # of 255
@@ -528,3 +538,55 @@ def test_a_damaged_file_is_a_picture_that_can_be_written_or_an_image_error_and_n
     again = read_picture(target)
     if picture.written_as in LOSSLESS:
         assert np.array_equal(again.pixels, picture.pixels)
+
+
+# what cannot be kept, and what must not be mixed in
+
+
+def test_an_enlarged_cut_out_has_no_fringe():
+    y, x = np.mgrid[:64, :64]
+    alpha = np.where(np.hypot(x - 32, y - 32) < 20, 255, 0).astype(np.uint8)
+    for depth, dtype in ((1, np.uint8), (257, np.uint16)):
+        pixels = (np.where(alpha[..., None] > 0, (200, 60, 40), (0, 255, 0)) * depth).astype(dtype)
+        large = enlarge(spread_under(pixels, alpha), 2)
+        seen = np.asarray(Image.fromarray(alpha).resize((128, 128), Image.Resampling.LANCZOS)) > 0
+        assert np.abs(large[seen].astype(int) - np.array((200, 60, 40)) * depth).max() <= depth
+        assert (spread_under(pixels, alpha)[alpha > 0] == pixels[alpha > 0]).all()
+        fringe = enlarge(pixels, 2)[seen].astype(int) - np.array((200, 60, 40)) * depth
+        assert np.abs(fringe).max() > 50 * depth
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\x01\x04\x00\x00"}, {254: 1}], ids=["DNG", "a preview first"])
+def test_a_raw_file_is_refused_rather_than_its_preview_restored(tags, tmp_path):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info.tagtype[tag] = 1 if isinstance(value, bytes) else 4
+        info[tag] = value
+    Image.new("RGB", (64, 48)).save(tmp_path / "raw.tif", tiffinfo=info)
+    with pytest.raises(ImageError, match=r"raw\.tif: is a camera's raw file, .* export it as TIFF or JPEG"):
+        read_picture(tmp_path / "raw.tif")
+
+
+def test_what_metadata_promises_is_kept_or_not_promised(tmp_path):
+    packet = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description GCamera:MotionPhoto="1" hdrgm:Version="1.0" dc:title="kept">'
+        b"<Container:Directory><rdf:Seq/></Container:Directory></rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    Image.new("RGB", (16, 16)).save(tmp_path / "phone.jpg", xmp=packet)
+    picture = read_picture(tmp_path / "phone.jpg")
+    assert picture.lost == ("video of a motion photo left out", "HDR gain map left out")
+    assert b'MotionPhoto="0"' in picture.xmp
+    assert b'dc:title="kept"' in picture.xmp
+    assert b"hdrgm" not in picture.xmp
+    assert b"Container" not in picture.xmp
+
+
+def test_a_gamma_that_is_not_followed_is_said(tmp_path):
+    for gamma, lost in ((0.45455, ()), (1.0, ("PNG gamma left out",))):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "PNG")
+        content, chunk = file.getvalue(), b"gAMA" + round(gamma * 100_000).to_bytes(4, "big")
+        whole = (4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+        (tmp_path / "own.png").write_bytes(content[:33] + whole + content[33:])  # after IHDR
+        assert read_picture(tmp_path / "own.png").lost == lost

@@ -7,6 +7,7 @@ from faceprior.images.limits import MAX_PIXELS, MIN_SIDE
 from faceprior.images.metadata import METADATA_KEY, read_metadata
 from faceprior.images.picture import IMAGE_SUFFIXES, SUFFIXES, Picture, format_of
 from faceprior.images.reading import decode_image, decode_picture, read_file, read_image, read_picture, to_rgb
+from faceprior.images.samples import spread_under
 from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
 from faceprior.images.tone import Tone, tone_of
 from faceprior.images.writing import FORMATS, encode_picture, encode_png, write_file, write_picture, write_png
@@ -30,6 +31,7 @@ __all__ = [
     "read_metadata",
     "read_picture",
     "resize",
+    "spread_under",
     "square",
     "to_pil",
     "to_rgb",

@@ -38,6 +38,9 @@ _PLACE = (
 _XMP_PLACE = re.compile(
     rb"\s" + _PLACE + rb"=(?:\"[^\"]*\"|'[^']*')|<(" + _PLACE + rb")(?:\s[^>]*)?(?:/>|>.*?</\1\s*>)", re.DOTALL
 )
+_MOTION = re.compile(rb"""(:(?:MotionPhoto|MicroVideo)(?:>|=["']))1""")
+_GAIN_MAP = re.compile(rb"""\s+hdrgm:\w+=(?:"[^"]*"|'[^']*')|<hdrgm:(\w+)>.*?</hdrgm:\1>""", re.DOTALL)
+_CONTAINER = re.compile(rb"<Container:Directory>.*?</Container:Directory>", re.DOTALL)
 _END_OF_RDF = b"</rdf:RDF>"
 
 # how a TIFF's samples lie in it, its previews and what is kept apart: nothing of that describes the new file
@@ -102,6 +105,18 @@ def without_location(exif: bytes | None, packet: bytes | None) -> tuple[bytes | 
             del block[ExifTags.IFD.GPSInfo]
             exif = block.tobytes()
     return exif, _XMP_PLACE.sub(b"", packet) if packet else packet
+
+
+def without_promises(packet: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return an XMP packet that promises nothing that lay behind the picture in its file, and what that was."""
+    if packet is None:
+        return None, ()
+    kept, motion = _MOTION.subn(rb"\g<1>0", packet)
+    kept, gain_map = _GAIN_MAP.subn(b"", kept)
+    if motion or gain_map:
+        kept = _CONTAINER.sub(b"", kept)
+    said = (("video of a motion photo left out", motion), ("HDR gain map left out", gain_map))
+    return kept, tuple(text for text, count in said if count)
 
 
 def as_json(metadata: dict[str, Any]) -> str:

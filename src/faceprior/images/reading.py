@@ -14,10 +14,11 @@ from PIL import Image, ImageOps
 from faceprior.errors import ImageError
 from faceprior.images.colour import colour_space
 from faceprior.images.limits import check_file, check_layout, check_size, opened
-from faceprior.images.metadata import METADATA_KEY, exif_of, xmp_of
+from faceprior.images.metadata import METADATA_KEY, exif_of, without_promises, xmp_of
 from faceprior.images.picture import Picture
 from faceprior.images.samples import Samples, as_image, eight_bits, samples_of, sixteen_bit_rawmode
 
+_LAYERS = 37724  # Photoshop's tag in a TIFF
 _KEPT_TEXT = {METADATA_KEY, "XML:com.adobe.xmp", "Raw profile type exif"}
 
 
@@ -98,6 +99,12 @@ def _picture(image: Image.Image, open_again: Callable[[], Image.Image] | None) -
         notes.append("transparency laid over white")
     exif, exif_lost = exif_of(image)
     lost += [*samples.lost, *colour_lost, *exif_lost]
+    xmp, broken_promises = without_promises(xmp_of(image))
+    lost += broken_promises
+    if _LAYERS in getattr(image, "tag_v2", ()) or image.format == "PSD":
+        lost.append("layers left out")
+    if image.format == "PNG" and icc_profile is None and not _is_srgb_gamma(image):
+        lost.append("PNG gamma left out")
     if image.info.get("photoshop"):
         lost.append("IPTC captions left out")
     if set(getattr(image, "text", ())) - _KEPT_TEXT:
@@ -110,7 +117,7 @@ def _picture(image: Image.Image, open_again: Callable[[], Image.Image] | None) -
         format="JPEG" if image.format == "MPO" else image.format or "PNG",  # a phone's JPEG with a second picture
         icc_profile=icc_profile,
         exif=exif,
-        xmp=xmp_of(image),
+        xmp=xmp,
         dpi=_dpi(image),
         lost=tuple(lost),
     )
@@ -151,6 +158,11 @@ def _seen(samples: Samples, icc_profile: bytes | None) -> Image.Image:
         return rgb
     rgb.putalpha(as_image(samples.alpha))
     return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+
+
+def _is_srgb_gamma(image: Image.Image) -> bool:
+    gamma = image.info.get("gamma")
+    return "srgb" in image.info or gamma is None or abs(gamma * 2.2 - 1) < 0.05
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:

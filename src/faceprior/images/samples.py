@@ -57,6 +57,30 @@ def eight_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def spread_under(pixels: NDArray[Any], alpha: NDArray[Any], reach: int = 6) -> NDArray[Any]:
+    """Continue the colours of what is seen into what is fully transparent, so that enlarging mixes in no others.
+
+    Args:
+        pixels: (H, W, C), of 8 or 16 bits.
+        alpha: (H, W), opacity.
+        reach: pixels; the Lanczos kernel has 3, for opacity and for colours.
+    """
+    known = (alpha > 0).astype(np.float32)
+    colours = pixels * known[..., None]
+    for _ in range(reach):
+        weights, sums = (_over_neighbours(own) for own in (known[..., None], colours))
+        new = (known == 0) & (weights[..., 0] > 0)
+        colours[new] = sums[new] / weights[new]
+        known[new] = 1
+    return np.where(known[..., None] > 0, np.rint(colours), pixels).astype(pixels.dtype)
+
+
+def _over_neighbours(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return np.asarray(rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:])
+
+
 def as_image(samples: NDArray[Any]) -> Image.Image:
     """Return (H, W), (H, W, 1) or (H, W, 3) samples as an 8-bit Pillow image, "L" or "RGB"."""
     return Image.fromarray(eight_bits(samples[..., 0] if samples.ndim == 3 and samples.shape[-1] == 1 else samples))

@@ -13,7 +13,16 @@ from PIL import Image
 
 from faceprior.errors import DeviceError, FacePriorError
 from faceprior.faces.paste import enlarge
-from faceprior.images import SUFFIXES, Picture, decode_picture, encode_picture, encode_png, format_of, to_pil
+from faceprior.images import (
+    SUFFIXES,
+    Picture,
+    decode_picture,
+    encode_picture,
+    encode_png,
+    format_of,
+    spread_under,
+    to_pil,
+)
 from faceprior.images.metadata import without_location
 from faceprior.photographs.faces import Face, needed_upscale, paste_faces
 from faceprior.photographs.options import RestoreOptions, sample_suffix
@@ -162,7 +171,10 @@ def _photograph(
 
     def pasted(suffix: str, images: Sequence[torch.Tensor], content: Mapping[str, Any]) -> ResultFile:
         own = [picture.from_srgb(image) for image in images]
-        pixels = paste_faces(picture.pixels, faces, own, blend=options.blend, upscale=upscale, enlarger=enlarger)
+        around = picture.pixels
+        if upscale > 1 and picture.alpha is not None:
+            around = spread_under(around, picture.alpha)
+        pixels = paste_faces(around, faces, own, blend=options.blend, upscale=upscale, enlarger=enlarger)
         whole = encode_picture(pixels, picture, {**made, **content}, name=prepared.name)
         return ResultFile(suffix, ending, whole)
 
