@@ -115,7 +115,7 @@ def test_what_is_not_seen_again_when_looked_at_closely_is_no_face():
 
 def test_what_is_searched_at_once_and_in_all_is_bounded(monkeypatch):
     monkeypatch.setattr(searching, "UPRIGHT_PIXELS", 6e5)
-    monkeypatch.setattr(searching, "TURNED_PIXELS", 2e5)
+    monkeypatch.setattr(searching, "TURNED_PIXELS_ALONE", 2e5)
     looked = []
 
     def blind(pictures):
@@ -126,6 +126,19 @@ def test_what_is_searched_at_once_and_in_all_is_bounded(monkeypatch):
     assert max(max(shape) for shape in looked) <= searching.TILE
     # the coarser scales add an eighth, tiles overlap
     assert sum(np.prod(shape) for shape in looked) < (6e5 + 3 * 2e5) * 1.125 * 1.4
+
+
+def test_turned_copies_are_searched_more_finely_where_no_upright_face_is_seen():
+    def pixels_searched(turn):
+        looked = []
+        find(
+            lambda pictures: looked.append(pictures.size) or look(pictures),
+            photo_of((700, 600), ((350, 300), 90, turn)),
+            24,
+        )
+        return sum(looked)
+
+    assert pixels_searched(180) > 2 * pixels_searched(0)
 
 
 def test_a_photo_without_candidates_has_no_faces():

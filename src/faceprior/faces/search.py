@@ -23,8 +23,11 @@ from faceprior.faces.detection import DetectedFace
 SMALLEST = 20
 """To how many pixels the smallest face is reduced for the search: still seen when turned by 30 degrees."""
 
-UPRIGHT_PIXELS, TURNED_PIXELS = 1.5e6, 0.12e6
+UPRIGHT_PIXELS = 1.5e6
 """Largest reduced photograph that is searched: it bounds the time, and the smallest face of a large photograph."""
+
+TURNED_PIXELS, TURNED_PIXELS_ALONE = 0.06e6, 0.5e6
+"""The same for each turned copy: where upright faces are seen, and where none is."""
 
 TILE, _OVERLAP = 512, 64  # pixels; the overlap holds the faces that only this scale finds
 _COARSER = 3  # from one scale to the next
@@ -67,8 +70,9 @@ def find(look: Look, photo: Image.Image, min_face: int) -> list[DetectedFace]:
     if min_face < _LEAST_FACE:
         raise OptionError(f"the smallest face is {min_face} pixels; choose {_LEAST_FACE} or more")
     photo = photo.convert("RGB")
-    upright = _search(look, photo, _scale(photo, SMALLEST / min_face, UPRIGHT_PIXELS), [0])
-    turned = _search(look, photo, _scale(photo, SMALLEST / min_face, TURNED_PIXELS), [1, 2, 3])
+    upright = list(_search(look, photo, _scale(photo, SMALLEST / min_face, UPRIGHT_PIXELS), [0]))
+    most = TURNED_PIXELS if any(one.score > _LEAST_SCORE for one in upright) else TURNED_PIXELS_ALONE
+    turned = _search(look, photo, _scale(photo, SMALLEST / min_face, most), [1, 2, 3])
     candidates = suppress(list(_held_upright(look, photo, suppress([*upright, *turned]))))
     return sorted(_measured(look, photo, candidates), key=lambda face: -face.side)
 
