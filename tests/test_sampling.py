@@ -634,3 +634,10 @@ def test_sample_j_has_the_same_generator_for_every_count(seed, few, more):
     )
     assert second[: len(first)] == first
     assert len(set(second)) == len(second)
+
+
+def test_every_sample_of_a_face_depends_on_its_seed():
+    first, second = (
+        [g.initial_seed() for g in spawn_generators(torch.Generator().manual_seed(seed), 4)] for seed in (1, 2)
+    )
+    assert not set(first) & set(second)
