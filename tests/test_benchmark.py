@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from faceprior.benchmark import metrics as metrics_module
 from faceprior.benchmark import run as run_module
-from faceprior.benchmark.config import BenchmarkConfig, read_method
+from faceprior.benchmark.config import load_benchmark, read_method, split_methods
 from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
 from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.metrics import COSTS, METRICS, Measured, MeterOptions, Meters, lpips_network
@@ -36,7 +36,6 @@ from faceprior.methods import find_preset
 from faceprior.pipeline import FacePriorPipeline
 from faceprior.priors import save_prior
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE
-from faceprior.training.config import load_config
 from tiny_faces import pack_faces, smooth_picture
 
 CPU = torch.device("cpu")
@@ -79,7 +78,11 @@ def make_config(folder, **options):
         "methods": ["bicubic", {"name": "dpi", "steps": 2, "label": "dpi"}],
         "scales": [4.0],
     }
-    return BenchmarkConfig(**{**usual, "batch_size": 2, "confidence_draws": 50, **options})
+    return load_benchmark(None, {**usual, "batch_size": 2, "confidence_draws": 50, **options})
+
+
+def changed(config, **options):
+    return config.model_copy(update=options)
 
 
 def make_benchmark(pipeline, config, output):
@@ -106,7 +109,7 @@ class Killed(BaseException):
     pass
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 42))
 def test_a_run_that_is_killed_anywhere_and_started_again_gives_the_same_table(
     uninterrupted, pipeline, tmp_path_factory, after
@@ -114,7 +117,7 @@ def test_a_run_that_is_killed_anywhere_and_started_again_gives_the_same_table(
     config, expected = uninterrupted
     output = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch:
-        left = iter(range(after))  # of 30 pictures, 12 parts and the table
+        left = iter(range(after))  # of 42 pictures, 12 parts and the table
 
         def dying(write):
             def wrapped(*arguments):
@@ -128,29 +131,29 @@ def test_a_run_that_is_killed_anywhere_and_started_again_gives_the_same_table(
         patch.setattr(Results, "_write", dying(Results._write))
         with pytest.raises(Killed):
             make_benchmark(pipeline, config, output).run()
-    before = Results(output).rows.keys()
+    before = [row for row in Results(output).rows.values() if row["sample"]]
     restored = []
     with pytest.MonkeyPatch.context() as patch:
         restore = FacePriorPipeline.restore
 
-        def counting(self, faces, generators, samples, *rest):
+        def counting(self, faces, generators, samples, *rest, **options):
             restored.append(len(faces) * samples)
-            return restore(self, faces, generators, samples, *rest)
+            return restore(self, faces, generators, samples, *rest, **options)
 
         patch.setattr(FacePriorPipeline, "restore", counting)
         rows = make_benchmark(pipeline, config, output).run()
     assert table(rows) == table(expected)
-    assert sum(restored) == len(expected) - len(before)
+    assert sum(restored) == sum(row["sample"] > 0 for row in expected) - len(before)
     assert table(Results(output).rows.values()) == table(expected)
     assert list((output / "parts").iterdir()) == []
 
 
 def test_nothing_is_restored_or_counted_twice_and_new_work_is_added(uninterrupted, pipeline, pictures, tmp_path):
     config, _ = uninterrupted
-    make_benchmark(pipeline, replace(config, seeds=[0]), tmp_path).run()
+    make_benchmark(pipeline, changed(config, seeds=[0]), tmp_path).run()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").rglob("*.png")}
     rows = make_benchmark(pipeline, config, tmp_path).run()
-    assert len({row["id"] for row in rows}) == len(rows) == 3 * 2 * 2 * 2
+    assert len({row["id"] for row in rows}) == len(rows) == 3 * 2 * (2 + 3)
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     assert len(Results(tmp_path).rows) == len(rows)
 
@@ -174,9 +177,9 @@ def test_results_depend_neither_on_the_order_nor_on_the_number_of_faces(uninterr
     config, expected = uninterrupted
     for index in (1, 2):
         Image.fromarray(smooth_picture(index)).save(tmp_path / f"face-{index}.png")
-    rows = make_benchmark(pipeline, replace(config, data=[str(tmp_path)], batch_size=1), tmp_path / "out").run()
+    rows = make_benchmark(pipeline, changed(config, data=[str(tmp_path)], batch_size=1), tmp_path / "out").run()
     psnr_of = {row["id"]: row["psnr"] for row in expected}
-    assert len(rows) == 2 * 2 * 2 * 2
+    assert len(rows) == 2 * 2 * (2 + 3)
     assert all(psnr_of[row["id"]] == row["psnr"] for row in rows)
 
 
@@ -212,7 +215,7 @@ def test_a_figure_that_can_be_measured_later_is_added_without_restoring_again(
     config = make_config(pictures, metrics=["psnr"])
     make_benchmark(pipeline, config, tmp_path).run()
     monkeypatch.setattr(FacePriorPipeline, "restore", None)
-    rows = make_benchmark(pipeline, replace(config, metrics=["psnr", "ssim"]), tmp_path).run()
+    rows = make_benchmark(pipeline, changed(config, metrics=["psnr", "ssim"]), tmp_path).run()
     assert all(0 < row["ssim"] <= 1 and row["psnr"] > 0 for row in rows)
 
 
@@ -250,11 +253,11 @@ def test_peak_memory_is_that_of_the_work_alone():
         ({"methods": ["dpi,steps=many"]}, "whole number"),
         ({"methods": ["dpi,speed=3"]}, "no option speed"),
         ({"methods": ["dpi", "default"]}, "same method"),
-        ({"methods": ["dpi", "dpi"]}, "each once"),
-        ({"baseline": "dps"}, "baseline 'dps'"),
-        ({"scales": [1.0]}, "scale is 1.0"),
+        ({"methods": "dpi,dpi"}, "each once"),
+        ({"split": "test"}, "split"),
+        ({"scales": [1.0]}, "scales.0 is 1.0"),
         ({"scales": []}, "at least one"),
-        ({"seeds": [-1]}, "seed"),
+        ({"seeds": "0,-1"}, "seeds.1"),
         ({"degradations": ["rain"]}, "rain"),
         ({"degradations": ["noise-5"]}, r"noise-SIGMA, a number of \[0, 1\]"),
         ({"dataset": "imagenet"}, "celeba"),
@@ -268,18 +271,31 @@ def test_wrong_options_are_named(pictures, options, message):
 
 
 def test_a_method_is_named_with_its_options_in_yaml_and_on_the_command_line():
-    label, preset = read_method("dpi,steps=7,crt=false,label=dpi-no-corrector")
-    assert (label, preset) == read_method({"name": "dpi", "label": "dpi-no-corrector", "steps": 7, "crt": False})
-    assert (label, preset.sampling.steps, preset.options.crt) == ("dpi-no-corrector", 7, False)
+    label, preset = read_method("dpi,steps=7,crt=never,label=dpi-no-corrector")
+    assert (label, preset) == read_method({"name": "dpi", "label": "dpi-no-corrector", "steps": 7, "crt": "never"})
+    assert (label, preset.sampling.steps, preset.options.crt) == ("dpi-no-corrector", 7, "never")
     assert read_method("ddnm,steps=5")[0] == "ddnm steps=5"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "paper").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_of_the_paper_loads_and_flags_win(path):
-    config = load_config(BenchmarkConfig, path, {"data": ["shards"], "prior": "faces-128"})
+    config = load_benchmark(path, {"data": ["shards"], "prior": "faces-128"})
     assert (config.data, config.prior) == (["shards"], "faces-128")
     assert f"--config {path.relative_to(ROOT)}" in path.read_text(encoding="utf-8")
-    assert (config.baseline or "dpi") in config.chosen_methods()
+    assert (config.baseline or "dpi") in config.chosen_methods(["bicubic"])
+
+
+def test_methods_on_the_command_line_are_split_at_commas_but_keep_their_options():
+    text = "default,dpi,tau=0.1,label=early, corrector"
+    assert split_methods(text) == ["default", "dpi,tau=0.1,label=early", "corrector"]
+    config = load_benchmark(None, {"methods": "default,dpi,tau=0.1", "scales": "4,8,16", "seeds": "0"})
+    assert (list(config.chosen_methods()), config.scales) == (["default", "dpi tau=0.1"], [4.0, 8.0, 16.0])
+
+
+def test_references_come_first_unless_they_are_named():
+    config = load_benchmark(None, {"methods": "dpi,bicubic,label=enlarged"})
+    assert list(config.chosen_methods(["bicubic"])) == ["dpi", "enlarged"]
+    assert list(load_benchmark(None, {"methods": "dpi"}).chosen_methods(["bicubic"])) == ["bicubic", "dpi"]
 
 
 # --- data
@@ -544,11 +560,11 @@ def inception(monkeypatch):
 def test_fid_kid_and_inception_score_are_computed_from_the_features(inception, rng):
     network = metrics_module.InceptionFeatures(CPU)
     real, fake = (network(torch.rand(12, 3, 32, 32, generator=rng) ** power * 2 - 1) for power in (1, 2))
-    figures = metrics_module.set_figures(fake, real, None, None)
-    assert figures["fid"] == pytest.approx(frechet_distance(fake.pooled, real.pooled))
-    assert figures["kid"] > metrics_module.kid(real.pooled, real.pooled) + 1
-    assert figures["inception_score"] >= 1
-    assert metrics_module.set_figures(fake, real, None, None) == figures
+    assert metrics_module.fid(fake.pooled, real.pooled) == pytest.approx(frechet_distance(fake.pooled, real.pooled))
+    kid = metrics_module.kid(fake.pooled, real.pooled)
+    assert kid > metrics_module.kid(real.pooled, real.pooled) + 1
+    assert kid == metrics_module.kid(fake.pooled, real.pooled)
+    assert metrics_module.inception_score(fake.logits) >= 1
 
 
 def test_arcface_is_loaded_from_weights_whatever_its_depth_and_widths(tmp_path, options, rng):
@@ -578,13 +594,43 @@ def test_published_arcface_has_the_parameters_of_iresnet_50():
     assert parameters == 43_590_848
 
 
+def test_regions_and_octaves_are_measured_where_there_are_any(options, rng):
+    names = ["psnr_eyes", "psnr_mouth", "texture_4", "texture_8", "texture_64", "grid"]
+    meters = Meters(names, options)
+    assert meters.names == ("psnr_eyes", "psnr_mouth", "texture_4", "texture_8", "grid")  # 32 cycles fit into 64
+    face = random_face(rng)
+    truth, other = meters(face)
+    assert (truth["psnr_eyes"], truth["texture_8"]) == (120, 0)
+    assert 0 < other["psnr_eyes"] != other["psnr_mouth"] > 0
+    assert "template" in Meters(["psnr_skin"], replace(options, template=())).missing["psnr_skin"]
+
+
+def test_the_mean_of_several_samples_is_measured_like_a_sample(uninterrupted, pictures):
+    _, rows = uninterrupted
+    assert {row["method"] for row in rows} == {"bicubic", "dpi", "dpi, mean of 2"}
+    mean = next(row for row in rows if row["method"] == "dpi, mean of 2")
+    samples = [row for row in rows if row["method"] == "dpi" and row["noise_seed"] == mean["noise_seed"]]
+    assert mean["psnr"] > min(row["psnr"] for row in samples)
+    assert (mean["spread"], mean["nfe"]) == (None, 4)
+    assert all(row["spread"] > 0 for row in samples)
+
+
 # --- summary and report
 
 
 def row(face, method, value, seed=0, sample=1, **more):
     usual = dict.fromkeys(METRICS)
     known = {"face": face, "method": method, "psnr": value, "seed": seed, "sample": sample, "error": None}
-    return {**usual, "degradation": "bicubic", "scale": 4.0, "truth": None, "embedding": None, **known, **more}
+    return {
+        **usual,
+        "degradation": "bicubic",
+        "scale": 4.0,
+        "truth": None,
+        "embedding": None,
+        "labels": None,
+        **known,
+        **more,
+    }
 
 
 def test_the_bootstrap_finds_the_interval_of_a_known_case():
@@ -617,6 +663,19 @@ def test_differences_are_paired_by_face():
     assert 0.48 < found.low < found.high < 0.52
 
 
+def test_faces_are_grouped_by_their_labels():
+    rows = [row(f"{i}", "m", float(i), labels=json.dumps({"source": "press" if i < 3 else "film"})) for i in range(4)]
+    whole, film, press = summarise(rows, ["m"], "m", 20, by=["source"])
+    assert (whole.case, film.case, press.case) == (
+        "×4 bicubic",
+        "×4 bicubic, source film",
+        "×4 bicubic, source press",
+    )
+    assert [(own.faces, own.figures["psnr"].mean) for own in (whole, film, press)] == [(4, 1.5), (1, 3), (3, 1)]
+    with pytest.raises(OptionError, match="there are source"):
+        summarise(rows, ["m"], "m", 20, by=["age"])
+
+
 def faceprior(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -625,8 +684,8 @@ def faceprior(*arguments):
 
 def test_the_command_writes_a_report_that_needs_nothing_else(prior, pictures, tmp_path, inception):
     usual = ["benchmark", "--data", pictures, "--prior", prior, "--corrector", "none", "--dtype", "float32"]
-    usual += ["--method", "bicubic", "--method", "dpi,steps=2,label=<dpi>", "--scale", 4, "--output", tmp_path]
-    result = faceprior(*usual, "--samples", 2, "--title", "Tiny & small", "--degradation", "noise-0.1")
+    usual += ["--methods", "dpi,steps=2,label=<dpi>", "--scales", 4, "--output", tmp_path]
+    result = faceprior(*usual, "--samples", 2, "--set", "title=Tiny & small", "--degradations", "noise-0.1")
     assert result.exit_code == 0, result.output
     assert "lpips_alex" in result.output
     assert "pip install pyiqa 'torchmetrics[image]'" in result.output
@@ -638,11 +697,13 @@ def test_the_command_writes_a_report_that_needs_nothing_else(prior, pictures, tm
         assert link not in page
     assert page.count("src=") == page.count('src="data:image/')
     assert page.count("data:image/png") == 1  # the plots
-    assert page.count("data:image/webp") == 2 * 3 * 3
+    assert page.count("data:image/webp") == 3 * 3 * 3
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["missing"]["lpips_vgg"]
-    bicubic, dpi = summary["summary"]
-    assert bicubic["set_figures"]["fid"] >= 0
+    bicubic, dpi, mean = summary["summary"]
+    assert (bicubic["method"], dpi["method"], mean["method"]) == ("bicubic", "<dpi>", "<dpi>, mean of 2")
+    assert bicubic["figures"]["fid"]["mean"] >= 0
+    assert mean["figures"]["nfe"]["mean"] == 2 * dpi["figures"]["nfe"]["mean"]
     assert dpi["figures"]["psnr"]["faces"] == 3
     assert dpi["differences"]["psnr"]["mean"] == pytest.approx(
         dpi["figures"]["psnr"]["mean"] - bicubic["figures"]["psnr"]["mean"]
@@ -659,11 +720,11 @@ def test_the_command_reads_yaml_and_tells_what_failed(prior, tmp_path):
     assert result.exit_code == 3, result.output
     assert "bad.png" in result.output
     assert (tmp_path / "out" / "report.html").is_file()
-    assert "unknown options" in faceprior(*usual, "--config", write(tmp_path / "x.yaml", "speed: 3")).output
+    assert "unknown option speed" in faceprior(*usual, "--config", write(tmp_path / "x.yaml", "speed: 3")).output
     inside = faceprior(*usual, "--output", tmp_path / "faces" / "out")
     assert inside.exit_code == 2
     assert "inside the folder of faces" in inside.output
-    result = faceprior(*usual, "--metric", "speed")
+    result = faceprior(*usual, "--metrics", "speed")
     assert result.exit_code == 2
     assert "metric speed is not known" in result.output
 
@@ -675,5 +736,5 @@ def write(path, text):
 
 def test_pyarrow_that_is_missing_is_named(pipeline, pictures, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(FacePriorError, match=r"faceprior\[benchmark\]"):
+    with pytest.raises(FacePriorError, match=r"faceprior\[research\]"):
         make_benchmark(pipeline, make_config(pictures), tmp_path)

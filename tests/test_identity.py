@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from faceprior.benchmark.photos import ASTRONAUT_LANDMARKS
+from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.degradations import bicubic_downscale
 from faceprior.errors import FacePriorError
 from faceprior.evaluation.identity import CHIP_SIDE, SAME_PERSON, FaceEmbedder, identity

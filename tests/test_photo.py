@@ -3,10 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
-
-from faceprior.benchmark.photos import (
-    ASTRONAUT_LANDMARKS,
+from benchmarks.photographs import (
     Head,
     alignment_error,
     astronaut,
@@ -15,6 +12,9 @@ from faceprior.benchmark.photos import (
     seam_visibility,
     spoiled,
 )
+from PIL import Image, ImageFilter
+
+from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.errors import ImageError, OptionError, WeightsError
 from faceprior.faces import DetectedFace, align, load_detector
 from faceprior.faces.paste import FaceMask

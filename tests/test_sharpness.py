@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from faceprior.benchmark.photos import ASTRONAUT_LANDMARKS
+from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.faces import align
 from faceprior.faces.alignment import alignment
 from faceprior.faces.sharpness import block_size, effective_side, spectral_side

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import typer
 from diffusers import DDIMScheduler
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
@@ -12,9 +11,9 @@ from typer.testing import CliRunner
 av = pytest.importorskip("av")
 
 
-from faceprior.benchmark.flicker import made_clip, measure_clip  # noqa: E402
+from benchmarks.flicker import made_clip, measure_clip  # noqa: E402
+
 from faceprior.cli.app import app  # noqa: E402
-from faceprior.cli.flicker import flicker  # noqa: E402
 from faceprior.clips import Frame, read_clip_metadata, read_frames  # noqa: E402
 from faceprior.clips.restore import ClipRestorer, noise_of, restore_clip, steady  # noqa: E402
 from faceprior.clips.restore import _Past as Past  # noqa: E402
@@ -308,7 +307,7 @@ def command(pipeline, monkeypatch, tmp_path):
     pipeline.save_pretrained(folder)
     monkeypatch.setattr("faceprior.faces.load_detector", lambda *_: NoseDetector())
     quick = ("--prior", str(folder), "--device", "cpu", "--dtype", "float32", "--option", "steps=2")
-    return lambda *arguments, of=app: CliRunner().invoke(of, [*map(str, arguments), *quick])
+    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments), *quick])
 
 
 def test_clips_are_restored_from_the_command_line_and_explained(command, clip, tmp_path):
@@ -333,15 +332,6 @@ def test_a_clip_is_never_written_over_by_its_result(command, clip):
     assert command("restore", clip, "--output", clip.parent).exit_code == 0
     assert clip.read_bytes() == before
     assert (clip.parent / "clip_mp4.mp4").exists()
-
-
-def test_flicker_is_shown_and_written(command, clip, tmp_path):
-    benchmark = typer.Typer()
-    benchmark.command()(flicker)
-    result = command(clip, "--json", tmp_path / "flicker.json", of=benchmark)
-    assert result.exit_code == 0, result.output
-    (figures,) = json.loads((tmp_path / "flicker.json").read_text())
-    assert f"{figures['flicker']['tracked']:.2f}" in result.output
 
 
 # --- starting from a given face

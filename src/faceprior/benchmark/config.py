@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from faceprior.degradations import check_degradation
 from faceprior.errors import OptionError
-from faceprior.methods import Preset, find_preset
+from faceprior.methods import Preset, find_preset, method_names
 from faceprior.pipeline.conversions import MAX_SCALE, MIN_SCALE
 from faceprior.training.config import like
-
-DatasetName = Literal["celeba", "ffhq", "lfw", "webphoto", "wider"]
 
 NO_DEGRADATION = "none"
 """Of faces that are bad already: they are the input, and nothing is known of the truth."""
 
-DEFAULT_METHODS = ("bicubic", "dpi")
+REFERENCES = ("bicubic", "corrector")
+"""Methods that every table has: what the others must be worth."""
 
 
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """Options of `faceprior benchmark`.
+def _split(value: Any) -> Any:
+    """Text with commas, as flags have it, as a list."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Listed = BeforeValidator(_split)
+Scale = Annotated[float, Field(ge=MIN_SCALE, le=MAX_SCALE)]
+
+
+class BenchmarkConfig(BaseModel):
+    """Options of `faceprior benchmark`; lists may also be text with commas.
 
     Attributes:
         title: of the report.
         data: folder of faces, packed or not, or the copy of the dataset; several folders are one set.
         dataset: how the folder is laid out: "celeba", "ffhq", "lfw", "webphoto" or "wider", as their authors publish
             them; "" for a packed set or a plain folder of aligned faces.
+        split: of packed sets: "val", or "train" to see whether the weights know their training faces.
         faces: number of faces, spread evenly over the set; 0 takes all.
         subset: "extreme-pose", or NAME=VALUE of a label; "" takes all faces.
+        by: labels of the faces; the report has further tables, one for each of their values.
         methods: names of methods or presets, or mappings with `name`, options of the method, and a `label` to
-            call it by.
+            call it by; as text NAME,option=value,…,NAME. `REFERENCES` come first, whether they are named or not.
         scales: R/n of the inputs.
         degradations: names (`faceprior.degradations.make_input`), or "none" for faces that are bad already.
         seeds: of damage and noise.
-        samples: restorations of each face with each seed.
+        samples: restorations of each face with each seed; of several, their mean is measured too.
         metrics: names (`faceprior.benchmark.metrics`); empty takes all that can be measured.
-        baseline: label of the method that the others are compared with; "" is the first.
+        baseline: label of the method that the others are compared with; "" is the corrector alone, else bicubic.
         reference: folder of faces for FID and KID; "" takes the true faces.
         identity_threshold: cosine similarity from which two embeddings count as one person; 0 is the network's own.
         arcface: checkpoint of an ArcFace IResNet that measures identity; "" is dlib's network.
@@ -53,58 +64,57 @@ class BenchmarkConfig:
         confidence_draws: draws of the bootstrap.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     title: str = "Benchmark"
-    data: list[str] = field(default_factory=list)
-    dataset: str = ""
-    faces: int = 0
+    data: Annotated[list[str], Listed] = []
+    dataset: Literal["", "celeba", "ffhq", "lfw", "webphoto", "wider"] = ""
+    split: Literal["val", "train"] = "val"
+    faces: int = Field(64, ge=0)
     subset: str = ""
-    methods: list[Any] = field(default_factory=lambda: list(DEFAULT_METHODS))
-    scales: list[float] = field(default_factory=lambda: [8.0])
-    degradations: list[str] = field(default_factory=lambda: ["bicubic"])
-    seeds: list[int] = field(default_factory=lambda: [0])
-    samples: int = 1
-    metrics: list[str] = field(default_factory=list)
+    by: Annotated[list[str], Listed] = []
+    methods: list[Any] = ["default"]
+    scales: Annotated[list[Scale], Listed] = [8.0]
+    degradations: Annotated[list[str], Listed] = ["bicubic"]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Listed] = [0]
+    samples: int = Field(1, ge=1)
+    metrics: Annotated[list[str], Listed] = []
     baseline: str = ""
     reference: str = ""
-    identity_threshold: float = 0.0
+    identity_threshold: float = Field(0.0, ge=-1, le=1)
     arcface: str = ""
     prior: str = ""
     corrector: str = "auto"
     adm_config: str = ""
     whole_batches: bool = False
-    batch_size: int = 8
-    confidence_draws: int = 2000
+    batch_size: int = Field(8, ge=1)
+    confidence_draws: int = Field(2000, ge=1)
 
-    def __post_init__(self) -> None:
-        self._check_numbers()
-        if self.dataset not in ("", *get_args(DatasetName)):
-            raise OptionError(f"dataset is {self.dataset!r}; choose {', '.join(get_args(DatasetName))}")
-        for degradation in self.degradations:
-            if degradation != NO_DEGRADATION:
-                check_degradation(str(degradation))
-        chosen = self.chosen_methods()
-        if self.baseline and self.baseline not in chosen:
-            raise OptionError(f"baseline {self.baseline!r} is not among the methods {', '.join(chosen)}")
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        return split_methods(value) if isinstance(value, str) else value
 
-    def _check_numbers(self) -> None:
-        for name, least in (("samples", 1), ("batch_size", 1), ("confidence_draws", 1), ("faces", 0)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not -1 <= self.identity_threshold <= 1:
-            raise OptionError(f"identity_threshold is {self.identity_threshold}; it must lie in -1 to 1")
-        for name in ("methods", "scales", "degradations", "seeds"):
-            own = getattr(self, name)
-            if not own or len(set(map(str, own))) < len(own):
-                raise OptionError(f"{name} is {own}; name at least one, and each once")
-        for scale in self.scales:
-            if not (isinstance(scale, int | float) and MIN_SCALE <= scale <= MAX_SCALE):
-                raise OptionError(f"scale is {scale!r}; choose a number from {MIN_SCALE:g} to {MAX_SCALE:g}")
-        for seed in self.seeds:
-            if not isinstance(seed, int) or seed < 0:
-                raise OptionError(f"seed is {seed!r}; it must be a whole number of at least 0")
+    @field_validator("methods", "scales", "degradations", "seeds")
+    @classmethod
+    def _each_once(cls, value: list[Any]) -> list[Any]:
+        if not value or len(set(map(str, value))) < len(value):
+            raise ValueError("name at least one, and each once")
+        return value
 
-    def chosen_methods(self) -> dict[str, Preset]:
+    @field_validator("degradations")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name != NO_DEGRADATION:
+                check_degradation(name)
+        return value
+
+    def chosen_methods(self, references: Sequence[str] = ()) -> dict[str, Preset]:
         """Return the methods with all their options, by label.
+
+        Args:
+            references: names of methods that come first.
 
         Raises:
             OptionError: a method or an option is unknown, or two methods have one label or are the same.
@@ -118,12 +128,12 @@ class BenchmarkConfig:
             if same is not None:
                 raise OptionError(f"{same} and {label} are the same method with the same options; leave one out")
             chosen[label] = preset
-        return chosen
+        before = {name: find_preset(name) for name in references if name not in chosen}
+        return {name: preset for name, preset in before.items() if preset not in chosen.values()} | chosen
 
     def conditions(self) -> list[Condition]:
         """Every input × seed, in the order of the run."""
-        scales = [float(scale) for scale in self.scales]
-        return [Condition(*own) for own in product(self.degradations, scales, self.seeds)]
+        return [Condition(*own) for own in product(self.degradations, self.scales, self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,50 @@ class Condition:
     def has_truth(self) -> bool:
         """Whether the sharp face is known."""
         return self.degradation != NO_DEGRADATION
+
+
+def load_benchmark(path: Path | None, flags: Mapping[str, Any]) -> BenchmarkConfig:
+    """Read options from a YAML file, if there is one, and from flags, which win.
+
+    Raises:
+        OptionError: the file cannot be read, or an option is unknown or out of its range.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise OptionError(f"{path}: cannot be read ({error.strerror})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise OptionError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(values, dict):
+            raise OptionError(f"{path}: is not a list of `option: value` lines")
+    try:
+        config = BenchmarkConfig(**{**values, **flags})
+    except ValidationError as error:
+        raise OptionError(f"{path or 'flags'}: {'; '.join(_problems(error))}") from error
+    config.chosen_methods()
+    return config
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        name = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            yield f"unknown option {name}; known are {', '.join(sorted(BenchmarkConfig.model_fields))}"
+        else:
+            yield f"{name} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def split_methods(text: str) -> list[str]:
+    """Split "NAME,option=value,NAME,…": what has an "=" belongs to the name before it."""
+    entries: list[str] = []
+    for part in text.split(","):
+        if "=" in part and entries:
+            entries[-1] += f",{part}"
+        else:
+            entries.append(part.strip())
+    return entries
 
 
 def read_method(entry: Any) -> tuple[str, Preset]:
@@ -169,6 +223,12 @@ def read_method(entry: Any) -> tuple[str, Preset]:
     }
     settings = [f"{option}={value}" for option, value in options.items()]
     return str(entry.get("label", " ".join([name, *settings]))), preset.with_options(**typed)
+
+
+def references_for(*, has_corrector: bool) -> list[str]:
+    """Return those of `REFERENCES` that there are."""
+    missing = () if has_corrector else ("corrector",)
+    return [name for name in REFERENCES if name in method_names() and name not in missing]
 
 
 def _assignments(text: str) -> Iterator[tuple[str, Any]]:

@@ -85,13 +85,14 @@ class FaceSet:
     faces: Sequence[Face]
 
 
-def open_faces(folders: Sequence[str | Path], dataset: str = "") -> FaceSet:
+def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "val") -> FaceSet:
     """Find the faces of folders.
 
     Args:
         folders: packed sets, plain folders of pictures, or copies of the dataset.
         dataset: "celeba", "ffhq", "lfw", "webphoto", "wider", or "" for plain folders; a packed set is known by its
             manifest.
+        split: of packed sets, "val" or "train".
 
     Raises:
         DataError: a folder is missing, holds no face or is not laid out as the dataset is.
@@ -105,7 +106,7 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "") -> FaceSet:
             raise DataError(f"{folder} is not a folder; give --data the folder of faces")
         packed = (folder / MANIFEST).is_file()
         published |= bool(dataset) and not packed
-        found = _packed(folder) if packed else LAYOUTS[dataset](folder) if dataset else _plain(folder)
+        found = _packed(folder, split) if packed else LAYOUTS[dataset](folder) if dataset else _plain(folder)
         faces += [replace(face, name=f"{folder.name}/{face.name}") for face in found] if len(folders) > 1 else found
     names = Counter(face.name for face in faces)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -165,8 +166,8 @@ def _measured_pose() -> Callable[[Face], float]:
     return measure
 
 
-def _packed(folder: Path) -> list[Face]:
-    packed = PackedFaces(folder, "val")
+def _packed(folder: Path, split: str) -> list[Face]:
+    packed = PackedFaces(folder, split)
     return [
         Face(own.name, partial(_packed_picture, packed, index), labels=face_labels(own.source, own.terms, own.labels))
         for index, own in enumerate(packed.faces)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,13 +22,15 @@ from faceprior.evaluation.arcface import ARCFACE_SAME_PERSON, ArcFaceEmbedder
 from faceprior.evaluation.frechet import frechet_distance
 from faceprior.evaluation.identity import SAME_PERSON, Embedder, FaceEmbedder, identity
 from faceprior.evaluation.metrics import EXACT, diversity, lr_consistency, ms_ssim, psnr, spread, ssim
+from faceprior.evaluation.regions import REGIONS, face_regions
+from faceprior.evaluation.texture import OCTAVES, grid_excess, texture_power
 from faceprior.images import to_uint8
 from faceprior.priors.card import Landmarks
 
 INSTALL = "pip install pyiqa 'torchmetrics[image]'"
 
 Kind = Literal["image", "samples", "set", "cost"]
-Better = Literal["higher", "lower", ""]
+Better = Literal["higher", "lower", "zero", ""]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Metric:
         title: of tables, with the unit.
         kind: "image" (of each restoration), "samples" (of the restorations of one face), "set" (of all of them), or
             "cost".
-        better: which way is better; "" where neither is.
+        better: which way is better, "zero" is nearer to 0; "" where neither is.
         digits: after the point, in tables.
         needs_truth: whether the sharp face must be known.
         needs_identity: whether it compares identity embeddings.
@@ -63,6 +65,12 @@ METRICS = {
         Metric("ms_ssim", "MS-SSIM", "image", "higher", needs_truth=True),
         Metric("lpips_alex", "LPIPS (alex)", "image", "lower", needs_truth=True),
         Metric("lpips_vgg", "LPIPS (vgg)", "image", "lower", needs_truth=True),
+        *(Metric(f"psnr_{name}", f"PSNR, {name}, dB", "image", "higher", 2, needs_truth=True) for name in REGIONS),
+        *(
+            Metric(f"texture_{low}", f"texture {low}–{2 * low}, dB", "image", "zero", 1, needs_truth=True)
+            for low in OCTAVES
+        ),
+        Metric("grid", "2-pixel grid", "image", "lower", 2),
         Metric("niqe", "NIQE", "image", "lower", 2),
         Metric("musiq", "MUSIQ", "image", "higher", 1),
         Metric("identity", "identity", "image", "higher", needs_truth=True, needs_identity=True),
@@ -74,6 +82,7 @@ METRICS = {
         Metric("fid", "FID", "set", "lower", 1),
         Metric("kid", "KID × 1000", "set", "lower", 2),
         Metric("inception_score", "IS", "set", "higher", 2),
+        Metric("auc", "told from real, AUC", "set", "lower"),
         Metric("frechet", "Fréchet (identity)", "set", "lower", needs_identity=True),
         Metric("seconds", "s/face", "cost", "lower", 3),
         Metric("nfe", "NFE", "cost", "lower", 0),
@@ -166,7 +175,7 @@ class Meters:
         self.missing: dict[str, str] = {}
         self._embedder: Embedder | None = None
         self._meters: dict[str, Meter] = {}
-        chosen = [name for name in METRICS if not wanted or name in wanted]
+        chosen = [name for name in METRICS if (not wanted or name in wanted) and _fits(name, options.resolution)]
         self._open_embedder([name for name in chosen if METRICS[name].needs_identity])
         for name in chosen:
             if name in _OPENERS and name not in self.missing:
@@ -206,6 +215,12 @@ class Meters:
             for row, value in zip(rows, meter(face), strict=True):
                 row[name] = float(value)
         return rows
+
+
+def _fits(name: str, resolution: int) -> bool:
+    """Whether faces of a side have the octave that a figure measures."""
+    stem, _, low = name.partition("texture_")
+    return bool(stem) or 4 * int(low) <= resolution
 
 
 def check_names(wanted: Sequence[str]) -> None:
@@ -287,12 +302,29 @@ def _no_reference(name: str, options: MeterOptions) -> Meter:
     return lambda face: network((face.images.to(options.device) + 1) / 2).flatten().tolist()
 
 
+def _in_region(name: str, options: MeterOptions) -> Meter:
+    mask = face_regions(options.template, options.resolution)[name]
+    return _against_truth(lambda a, b: psnr(a[..., mask, None], b[..., mask, None]))
+
+
+def _constant(meter: Meter) -> Callable[[MeterOptions], Meter]:
+    return lambda _: meter
+
+
+def _texture(octave: int, face: Measured) -> Sequence[float]:
+    assert face.truth is not None  # noqa: S101 - Meters asks for it
+    return texture_power(face.images, face.truth[None])[:, octave].tolist()
+
+
 _OPENERS: Mapping[str, Callable[[MeterOptions], Meter]] = {
     "psnr": lambda _: _against_truth(psnr),
     "ssim": lambda _: _against_truth(ssim),
     "ms_ssim": lambda _: _against_truth(ms_ssim),
     "lpips_alex": partial(_lpips, "alex"),
     "lpips_vgg": partial(_lpips, "vgg"),
+    **{f"psnr_{name}": partial(_in_region, name) for name in REGIONS},
+    **{f"texture_{low}": _constant(partial(_texture, octave)) for octave, low in enumerate(OCTAVES)},
+    "grid": lambda _: lambda face: grid_excess(face.images).tolist(),
     "niqe": partial(_no_reference, "niqe"),
     "musiq": partial(_no_reference, "musiq"),
     "identity": lambda _: _identity,
@@ -404,25 +436,3 @@ def _quiet_and_seeded() -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
-
-
-def set_figures(
-    features: Features | None, reference: Features | None, embeddings: Any, true_embeddings: Any
-) -> dict[str, float]:
-    """Compute the figures of a set of at least two restorations.
-
-    Args:
-        features: Inception features of the restorations; None leaves out FID, KID and IS.
-        reference: Inception features of the reference; None leaves out FID and KID.
-        embeddings: identity embeddings of the restorations, (N, D); None leaves out the Fréchet distance.
-        true_embeddings: those of the true faces.
-    """
-    figures: dict[str, float] = {}
-    if features is not None and reference is not None:
-        figures["fid"] = fid(features.pooled, reference.pooled)
-        figures["kid"] = kid(features.pooled, reference.pooled)
-    if features is not None:
-        figures["inception_score"] = inception_score(features.logits)
-    if embeddings is not None and true_embeddings is not None:
-        figures["frechet"] = frechet_distance(embeddings, true_embeddings)
-    return figures

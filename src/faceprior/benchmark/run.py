@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 
 import faceprior
-from faceprior.benchmark.config import BenchmarkConfig, Condition
+from faceprior.benchmark.config import BenchmarkConfig, Condition, references_for
 from faceprior.benchmark.datasets import Face, FaceSet, pixels_sha256
 from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.metrics import METRICS, Measured, MeterOptions, Meters
 from faceprior.benchmark.results import Results, Row, identify
-from faceprior.errors import DeviceError, FacePriorError, ImageError, OutputError
+from faceprior.degradations import make_input
+from faceprior.errors import DeviceError, FacePriorError, ImageError, OptionError, OutputError
 from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to_uint8, write_png
 from faceprior.methods import Preset, find_method
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.pipeline.held_out import Damage
 
 IMAGES = "images"
 
@@ -75,7 +75,7 @@ class Benchmark:
     Attributes:
         results: the table.
         meters: what is measured, and what is missing.
-        methods: with all their options, by label.
+        methods: with all their options, by label; those of `REFERENCES` that there are come first.
 
     Raises:
         OptionError: a method's options do not fit the prior, or a scale leaves too few pixels.
@@ -91,7 +91,7 @@ class Benchmark:
         meter_options: MeterOptions,
     ) -> None:
         self.pipeline, self.config, self.faces, self.output = pipeline, config, faces, output
-        self.methods = config.chosen_methods()
+        self.methods = config.chosen_methods(references_for(has_corrector=pipeline.corrector is not None))
         for preset in self.methods.values():
             pipeline.check(preset)
         for condition in config.conditions():
@@ -109,6 +109,36 @@ class Benchmark:
     def total(self) -> int:
         """Number of faces to restore, over all conditions and methods."""
         return len(self.config.conditions()) * len(self.methods) * len(self.faces.faces)
+
+    @property
+    def labels(self) -> list[str]:
+        """What rows call methods, in the order of tables: each label, and that of the mean of its samples."""
+        return [
+            name
+            for label, preset in self.methods.items()
+            for name in (label, *([self._mean_label(label)] if self._has_mean(preset) else ()))
+        ]
+
+    @property
+    def baseline(self) -> str:
+        """Label of the method that the others are compared with."""
+        wanted = self.config.baseline or ("corrector" if "corrector" in self.methods else self.labels[0])
+        if wanted not in self.labels:
+            raise OptionError(f"baseline {wanted!r} is not among the methods {', '.join(self.labels)}")
+        return wanted
+
+    def _has_mean(self, preset: Preset) -> bool:
+        return self.config.samples > 1 and find_method(preset.method).uses_prior
+
+    def _mean_label(self, label: str) -> str:
+        return f"{label}, mean of {self.config.samples}"
+
+    def _numbers(self, case: Case) -> range:
+        """Numbers of the samples that rows are about, from 1; 0 is their mean."""
+        return range(0 if self._has_mean(case.preset) else 1, self.config.samples + 1)
+
+    def _label(self, case: Case, sample: int) -> str:
+        return case.method if sample else self._mean_label(case.method)
 
     def run(self, on_faces: Callable[[int], object] = lambda _: None) -> list[Row]:
         """Do what is not done yet, and return the rows of this benchmark.
@@ -146,13 +176,16 @@ class Benchmark:
                 found[position] = [self._failed(case, job.name, job.error)]
                 new += found[position]
                 continue
-            earlier = [self.results.rows.get(self._id(case, job, sample)) for sample in range(self.config.samples)]
+            numbers = self._numbers(case)
+            earlier = [self.results.rows.get(self._id(case, job, sample)) for sample in numbers]
             kept = [row for row in earlier if row is not None and self._kept(row)]
-            if len(kept) < self.config.samples:
+            if len(kept) < len(numbers):
                 jobs[position] = job
                 continue
             # what a method and a set are called decides no result
-            found[position] = [{**row, "method": case.method, "dataset": self.faces.name} for row in kept]
+            found[position] = [
+                {**row, "method": self._label(case, row["sample"]), "dataset": self.faces.name} for row in kept
+            ]
             if any(self._lacks(row) for row in found[position]):
                 found[position] = self._measured(job, found[position])
                 new += found[position]
@@ -169,7 +202,8 @@ class Benchmark:
         """Whether a figure that can be measured now is not there, or was measured with another network."""
         for name in self.meters.names:
             metric = METRICS[name]
-            allowed = (not metric.needs_truth or row["truth"]) and (metric.kind != "samples" or row["samples"] > 1)
+            one_of_several = row["samples"] > 1 and row["sample"] > 0
+            allowed = (not metric.needs_truth or row["truth"]) and (metric.kind != "samples" or one_of_several)
             if allowed and row[name] is None:
                 return True
         if not self.meters.embeds:
@@ -190,7 +224,9 @@ class Benchmark:
                 truth = _eight_bits(resize(picture[None], resolution)[0])
                 sha256 = pixels_sha256(truth)
                 seed = noise_seed(sha256, condition.seed)
-                small = Damage(condition.degradation, condition.scale).apply(truth, seed, template)
+                side = round(resolution / condition.scale)
+                damage = torch.Generator().manual_seed(seed)
+                small = make_input(truth, condition.degradation, side, damage, template)
                 return _Job(face.name, face.labels, truth, small, sha256, seed)
             small = _eight_bits(low_resolution(picture, condition.scale, resolution))
             sha256 = pixels_sha256(small)
@@ -277,17 +313,14 @@ class Benchmark:
         except FacePriorError as error:
             yield from ([self._failed(case, job.name, str(error))] for job in jobs)
             return
-        costs = {
-            "seconds": (time.perf_counter() - started) / (len(jobs) * config.samples),
-            "peak_memory_mb": memory.megabytes(),
-        }
+        seconds, peak = (time.perf_counter() - started) / (len(jobs) * config.samples), memory.megabytes()
         for job, own in zip(jobs, images, strict=True):
             if not bool(torch.isfinite(own).all()):
                 yield [self._failed(case, job.name, "the networks overflowed; choose --dtype float32")]
                 continue
-            yield self._measured(job, self._written(case, job, own, costs))
+            yield self._measured(job, self._written(case, job, own, seconds, peak))
 
-    def _written(self, case: Case, job: _Job, images: torch.Tensor, costs: Row) -> list[Row]:
+    def _written(self, case: Case, job: _Job, images: torch.Tensor, seconds: float, peak: float | None) -> list[Row]:
         input_id = identify({"pixels": pixels_sha256(job.low_resolution)})
         kept = {"input": f"{IMAGES}/inputs/{input_id}.png", "truth": None}
         self._keep(kept["input"], job.low_resolution)
@@ -295,24 +328,29 @@ class Benchmark:
             kept["truth"] = f"{IMAGES}/truth/{job.face_sha256[:20]}.png"
             self._keep(kept["truth"], job.truth)
         rows = []
-        for sample, image in enumerate(images):
+        for sample in self._numbers(case):
             identifier = self._id(case, job, sample)
+            calls = 1 if sample else len(images)
+            described = self._described(case)
             row = _row(
                 {
-                    **self._described(case),
-                    **costs,
+                    **described,
                     **kept,
+                    "method": self._label(case, sample),
+                    "nfe": calls * described["nfe"],
+                    "seconds": calls * seconds,
+                    "peak_memory_mb": peak,
                     "id": identifier,
                     "face": job.name,
                     "face_sha256": job.face_sha256,
                     "labels": json.dumps(job.labels, ensure_ascii=False, sort_keys=True),
                     "noise_seed": job.noise_seed,
-                    "sample": sample + 1,
+                    "sample": sample,
                     "image": f"{IMAGES}/{identifier}.png",
                 }
             )
             about = {name: value for name, value in row.items() if value is not None}
-            write_png(self.output / row["image"], to_pil(image), about)
+            write_png(self.output / row["image"], to_pil(images[sample - 1] if sample else images.mean(0)), about)
             rows.append(row)
         return rows
 
@@ -321,7 +359,13 @@ class Benchmark:
             write_png(self.output / name, to_pil(image))
 
     def _measured(self, job: _Job, rows: Sequence[Row]) -> list[Row]:
-        """Rows with all figures that can be measured, from the kept pictures."""
+        """Rows with all figures that can be measured, from the kept pictures; a mean is no sample."""
+        mean = [row for row in rows if not row["sample"]]
+        return [
+            row for own in (mean, [row for row in rows if row["sample"]]) if own for row in self._figures(job, own)
+        ]
+
+    def _figures(self, job: _Job, rows: Sequence[Row]) -> list[Row]:
         images = torch.stack([to_tensor(read_image(self.output / row["image"])) for row in rows])
         missing = dict(self.meters.missing)
         embeddings = self.meters.embed(images)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from faceprior.benchmark.metrics import METRICS, Features, set_figures
+from faceprior.benchmark.metrics import METRICS
 from faceprior.benchmark.results import Row
+from faceprior.benchmark.sets import SetFigures
+from faceprior.evaluation.groups import group_faces
 from faceprior.evaluation.intervals import DRAWS, Interval, bootstrap
 
 
@@ -20,28 +21,28 @@ class MethodSummary:
     Attributes:
         degradation: how inputs are made.
         scale: R/n.
+        group: label and value of the faces, "age 60+"; "" for all faces.
         method: label.
         faces: number of faces that were restored.
         failed: number of faces, times seeds, that were not.
-        figures: by name, over faces; a face's own is the mean of its seeds and samples.
-        set_figures: by name: of the first samples, mean over seeds.
+        figures: by name, over faces; a face's own is the mean of its seeds and samples. Those of sets are of the
+            first samples, mean over seeds, and only of all faces, as they depend on how many there are.
         differences: by name, paired: the method's less the baseline's on the same faces; empty for the baseline.
     """
 
     degradation: str
     scale: float
+    group: str
     method: str
     faces: int
     failed: int
     figures: dict[str, Interval]
-    set_figures: dict[str, float] = field(default_factory=dict)
     differences: dict[str, Interval] = field(default_factory=dict)
 
-
-SetInputs = Callable[
-    [Sequence[Row]], tuple[Features | None, Features | None, torch.Tensor | None, torch.Tensor | None]
-]
-"""What set metrics are computed from, for the rows of one method, condition and seed: see `set_figures`."""
+    @property
+    def case(self) -> str:
+        """Input and group in words, "×8 bicubic, age 60+"."""
+        return f"×{self.scale:g} {self.degradation}" + (f", {self.group}" if self.group else "")
 
 
 def summarise(
@@ -49,7 +50,8 @@ def summarise(
     methods: Sequence[str],
     baseline: str,
     draws: int = DRAWS,
-    set_inputs: SetInputs = lambda _: (None, None, None, None),
+    set_figures: SetFigures = lambda _: {},
+    by: Sequence[str] = (),
 ) -> list[MethodSummary]:
     """Summarise the rows of a benchmark, a condition after the other.
 
@@ -58,30 +60,35 @@ def summarise(
         methods: labels, in the order of tables.
         baseline: the one that the others are compared with.
         draws: of the bootstrap.
-        set_inputs: gives what set metrics are computed from.
+        set_figures: measures sets.
+        by: labels of the faces, whose values are summarised too.
+
+    Raises:
+        OptionError: no face has a label.
     """
-    conditions = dict.fromkeys((row["degradation"], row["scale"]) for row in rows)
     found = []
-    for degradation, scale in conditions:
-        own = [row for row in rows if (row["degradation"], row["scale"]) == (degradation, scale)]
-        per_method = {method: [row for row in own if row["method"] == method] for method in methods}
-        base = _by_face(per_method[baseline])
-        for method, all_rows in per_method.items():
-            done = [row for row in all_rows if row["error"] is None]
-            by_face = _by_face(all_rows)
-            found.append(
-                MethodSummary(
-                    degradation,
-                    scale,
-                    method,
-                    len({row["face"] for row in done}),
-                    len(all_rows) - len(done),
-                    {name: bootstrap(list(values.values()), draws) for name, values in by_face.items()},
-                    _set_figures(done, set_inputs),
-                    {} if method == baseline else _differences(by_face, base, draws),
-                )
-            )
+    for degradation, scale in dict.fromkeys((row["degradation"], row["scale"]) for row in rows):
+        condition = [row for row in rows if (row["degradation"], row["scale"]) == (degradation, scale)]
+        for group, own in {"": condition, **dict(_groups(condition, by))}.items():
+            per_method = {method: [row for row in own if row["method"] == method] for method in methods}
+            base = _by_face(per_method[baseline])
+            for method, all_rows in per_method.items():
+                done = [row for row in all_rows if row["error"] is None]
+                by_face = _by_face(all_rows)
+                figures = {name: bootstrap(list(values.values()), draws) for name, values in by_face.items()}
+                if not group:
+                    figures |= _of_sets(done, set_figures)
+                faces, failed = len({row["face"] for row in done}), len(all_rows) - len(done)
+                differences = {} if method == baseline else _differences(by_face, base, draws)
+                found.append(MethodSummary(degradation, scale, group, method, faces, failed, figures, differences))
     return found
+
+
+def _groups(rows: Sequence[Row], by: Sequence[str]) -> Iterator[tuple[str, list[Row]]]:
+    labels = [json.loads(row["labels"] or "{}") for row in rows]
+    for name in by:
+        for value, members in group_faces(labels, name).items():
+            yield f"{name} {value}", [rows[index] for index in members]
 
 
 def _by_face(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -110,11 +117,13 @@ def _differences(
     return found
 
 
-def _set_figures(rows: Sequence[Row], set_inputs: SetInputs) -> dict[str, float]:
-    per_seed = []
-    for seed in dict.fromkeys(row["seed"] for row in rows):
-        first = [row for row in rows if row["seed"] == seed and row["sample"] == 1]
-        if len(first) > 1:
-            per_seed.append(set_figures(*set_inputs(first)))
-    names = dict.fromkeys(name for figures in per_seed for name in figures)
-    return {name: statistics.fmean(figures[name] for figures in per_seed) for name in names}
+def _of_sets(rows: Sequence[Row], set_figures: SetFigures) -> dict[str, Interval]:
+    """Figures of the first samples of each seed, and their means over seeds."""
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    per_seed = [set_figures([row for row in rows if row["seed"] == seed and row["sample"] <= 1]) for seed in seeds]
+    found = {}
+    for name in dict.fromkeys(name for figures in per_seed for name in figures):
+        own = [figures[name] for figures in per_seed]
+        mean, low, high = (statistics.fmean(getattr(one, part) for one in own) for part in ("mean", "low", "high"))
+        found[name] = Interval(mean, low, high, own[0].faces)
+    return found

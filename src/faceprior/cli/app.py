@@ -14,12 +14,10 @@ from rich.table import Table
 
 from faceprior import __version__
 from faceprior.cli import options
-from faceprior.cli.benchmark import benchmark_app
+from faceprior.cli.benchmark import benchmark
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
-from faceprior.cli.evaluate import evaluate, figures_table
 from faceprior.cli.restore import restore
 from faceprior.cli.serve import serve
-from faceprior.cli.study import study_app
 from faceprior.cli.training import data_app, train_app
 
 app = typer.Typer(
@@ -35,8 +33,6 @@ priors_app = typer.Typer(help="Look at priors and convert checkpoints.", no_args
 app.add_typer(priors_app, name="priors")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
-app.add_typer(study_app, name="study")
-app.add_typer(benchmark_app, name="benchmark")
 
 
 app.command()(restore)
@@ -61,14 +57,14 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo"),
 ) -> None:
     """Restore a photograph of an astronaut from 16×16 pixels on the embedded prior, and measure it."""
-    from faceprior.cli.demo import SAMPLES, run_demo
+    from faceprior.cli.demo import SAMPLES, figures_table, run_demo
 
     figures = run_demo(output)
     console.print(figures_table(figures, "against the original", SAMPLES))
     say(console, f"Look at {output / 'sheet.png'}; the single pictures are in {output}/.")
 
 
-app.command()(evaluate)
+app.command()(benchmark)
 app.command()(serve)
 
 

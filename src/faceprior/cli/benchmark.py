@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -18,172 +17,112 @@ from rich.table import Table
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
 from faceprior.cli.options import DeviceName, DtypeName
-from faceprior.cli.speed import growth, speed
 
 if TYPE_CHECKING:
-    from faceprior.benchmark.report import About
     from faceprior.benchmark.results import Row
     from faceprior.benchmark.summary import MethodSummary
     from faceprior.pipeline import FacePriorPipeline
 
-_WIDTH = 160  # of a table that goes into a file or a pipe, in characters
+_WIDTH = 240  # of a table that goes into a file or a pipe, in characters
 
 
 Data = Annotated[
     list[str] | None,
-    typer.Option(help="Folder of faces, packed or not; several may be given.", show_default="config"),
-]
-Dataset = Annotated[
-    str | None,
-    typer.Option(help="Layout of the folder: celeba, ffhq, lfw, webphoto or wider.", show_default="config"),
+    typer.Option(help="Folder of faces, packed or not; several are one set.", show_default="config's"),
 ]
 Faces = Annotated[
-    int | None, typer.Option(help="Number of faces, spread over the set; 0 takes all.", show_default="config", min=0)
+    int | None, typer.Option(help="Number of faces, spread over the set; 0 takes all.", show_default="64")
 ]
-Subset = Annotated[str | None, typer.Option(help="extreme-pose, or LABEL=VALUE.", show_default="config")]
 Methods = Annotated[
-    list[str] | None,
-    typer.Option(help="NAME or NAME,option=value,…,label=…; several may be given.", show_default="config"),
+    str | None,
+    typer.Option(help="NAME or NAME,option=value,…,label=…, and further ones after a comma.", show_default="default"),
 ]
-Scales = Annotated[
-    list[float] | None,
-    typer.Option(help="Resolution over the side of the inputs; several may be given.", show_default="config"),
-]
+Scales = Annotated[str | None, typer.Option(help="R/n of the inputs.", show_default="8")]
 Degradations = Annotated[
+    str | None,
+    typer.Option(help="bicubic, noise-SIGMA, gfpgan, …, low-light, occlusion-…, or none.", show_default="bicubic"),
+]
+Seeds = Annotated[str | None, typer.Option(help="Seeds of damage and noise.", show_default="0")]
+Samples = Annotated[
+    int | None, typer.Option(help="Restorations of each face; of several, their mean too.", show_default="1")
+]
+Metrics = Annotated[str | None, typer.Option(help="Names of figures.", show_default="all")]
+By = Annotated[
+    str | None, typer.Option(help="Also tables by source, age, gender, group or another label.", show_default="none")
+]
+CorrectorName = Annotated[
+    str | None, typer.Option(help="auto, none, embedded name, folder or hub id.", show_default="auto")
+]
+BatchSize = Annotated[int | None, typer.Option(help="Samples computed together.", show_default="8")]
+Settings = Annotated[
     list[str] | None,
     typer.Option(
-        help="bicubic, noise-SIGMA, gfpgan, …, low-light, occlusion-…, or none; several may be given.",
-        show_default="config",
+        "--set", help="Any other option of the YAML file, NAME=VALUE; repeat for several.", show_default="none"
     ),
 ]
-Seeds = Annotated[
-    list[int] | None, typer.Option(help="Seed of damage and noise; several may be given.", show_default="config")
-]
-Samples = Annotated[
-    int | None, typer.Option(help="Restorations of each face with each seed.", show_default="config", min=1)
-]
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option(help="Name of a figure; several may be given, none takes all.", show_default="config"),
-]
-Baseline = Annotated[
-    str | None, typer.Option(help="Method that the others are compared with.", show_default="config")
-]
-Reference = Annotated[
-    str | None, typer.Option(help="Folder of faces for FID and KID instead of the true ones.", show_default="config")
-]
-ArcFace = Annotated[
-    str | None, typer.Option(help="ArcFace checkpoint that measures identity instead of dlib.", show_default="config")
-]
-Threshold = Annotated[float | None, typer.Option(help="Cosine similarity of the same person.", show_default="config")]
-Prior = Annotated[
-    str | None,
-    typer.Option(help="Embedded name, diffusers folder, ADM checkpoint file or hub id.", show_default="config"),
-]
-ADMConfig = Annotated[
-    str | None, typer.Option(help="JSON or YAML with the flags of an ADM checkpoint file.", show_default="config")
-]
-Corrector = Annotated[
-    str | None, typer.Option(help="auto, none, embedded name, folder or hub id.", show_default="config")
-]
-BatchSize = Annotated[int | None, typer.Option(help="Samples computed together.", show_default="config", min=1)]
-Title = Annotated[str | None, typer.Option(help="Of the report.", show_default="config")]
-WholeBatches = Annotated[
-    bool | None,
-    typer.Option(help="Networks see whole batches on a CPU too: faster, other last bits.", show_default="config"),
-]
 
 
-benchmark_app = typer.Typer(invoke_without_command=True)
-benchmark_app.command("speed")(speed)
-benchmark_app.command("growth")(growth)
-
-
-@benchmark_app.callback()
 def benchmark(
-    context: typer.Context,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the results; the same one goes on.", show_default="required"),
-    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; the same one goes on.")] = (
+        Path("benchmark")
+    ),
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")] = None,
     data: Data = None,
-    dataset: Dataset = None,
     faces: Faces = None,
-    subset: Subset = None,
-    method: Methods = None,
-    scale: Scales = None,
-    degradation: Degradations = None,
-    seed: Seeds = None,
+    methods: Methods = None,
+    scales: Scales = None,
+    degradations: Degradations = None,
+    seeds: Seeds = None,
     samples: Samples = None,
-    metric: Metrics = None,
-    baseline: Baseline = None,
-    reference: Reference = None,
-    arcface: ArcFace = None,
-    identity_threshold: Threshold = None,
-    prior: Prior = None,
-    adm_config: ADMConfig = None,
-    corrector: Corrector = None,
-    whole_batches: WholeBatches = None,
+    metrics: Metrics = None,
+    by: By = None,
+    prior: options.Prior = None,
+    corrector: CorrectorName = None,
     batch_size: BatchSize = None,
-    title: Title = None,
+    settings: Settings = None,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
 ) -> None:
     """Compare methods: faces × methods × scales × degradations × seeds, every figure, one report.
 
-    Writes results.parquet (a row an image), summary.json, report.html and images/. Started again, it goes on where
-    it was. Exit code: 0 all done, 3 some faces failed, 2 wrong usage.
-
-    The commands below measure other things; they have options of their own.
+    Lists are written with commas. bicubic and the corrector alone are always there. Writes results.parquet (a row an
+    image), summary.json, report.html and images/. Started again, it goes on where it was. Exit code: 0 all done,
+    3 some faces failed, 2 wrong usage.
     """
-    if context.invoked_subcommand is not None:
-        _refuse_options(context)
-        return
-    if output is None:
-        raise typer.BadParameter("is missing: name a folder for the results", context, param_hint="'--output' / '-o'")
-    from faceprior.benchmark.config import BenchmarkConfig
+    from faceprior.benchmark.config import load_benchmark
     from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
     from faceprior.benchmark.metrics import MeterOptions, check_names
+    from faceprior.benchmark.plots import require_matplotlib
     from faceprior.benchmark.report import REPORT_FILE, SUMMARY_FILE, About, write_report, write_summary
     from faceprior.benchmark.results import RESULTS
     from faceprior.benchmark.run import Benchmark
-    from faceprior.benchmark.sets import SetInputs
+    from faceprior.benchmark.sets import SetMeters
     from faceprior.benchmark.summary import summarise
     from faceprior.errors import OptionError
-    from faceprior.studies.tables import require_matplotlib
-    from faceprior.training.config import load_config
 
     flags = {
-        "title": title,
         "data": data,
-        "dataset": dataset,
         "faces": faces,
-        "subset": subset,
-        "methods": method,
-        "scales": scale,
-        "degradations": degradation,
-        "seeds": seed,
+        "methods": methods,
+        "scales": scales,
+        "degradations": degradations,
+        "seeds": seeds,
         "samples": samples,
-        "metrics": metric,
-        "baseline": baseline,
-        "reference": reference,
-        "arcface": arcface,
-        "identity_threshold": identity_threshold,
+        "metrics": metrics,
+        "by": by,
         "prior": prior,
-        "adm_config": adm_config,
         "corrector": corrector,
-        "whole_batches": whole_batches,
         "batch_size": batch_size,
+        **dict(_settings(settings or ())),
     }
-    chosen = load_config(BenchmarkConfig, config, {name: value for name, value in flags.items() if value != []})
+    chosen = load_benchmark(config, {name: value for name, value in flags.items() if value is not None})
     check_names(chosen.metrics)
     require_matplotlib()
     if any(output.resolve().is_relative_to(Path(folder).resolve()) for folder in chosen.data):
         raise OptionError(
             f"{output} lies inside the folder of faces, where its pictures count as faces; choose another"
         )
-    found = open_faces(chosen.data, chosen.dataset)
+    found = open_faces(chosen.data, chosen.dataset, chosen.split)
     face_set = FaceSet(found.name, choose_faces(found.faces, chosen.faces, chosen.subset))
     adm_flags = Path(chosen.adm_config) if chosen.adm_config else None
     pipeline = options.load_pipeline(chosen.prior or None, adm_flags, chosen.corrector, device, dtype)
@@ -192,23 +131,24 @@ def benchmark(
         card.template, pipeline.resolution, pipeline.prior.device, chosen.arcface, chosen.identity_threshold
     )
     run = Benchmark(pipeline, chosen, face_set, output, meter_options)
+    baseline = run.baseline
     has_truth = any(condition.has_truth for condition in chosen.conditions())
-    set_inputs = SetInputs(output, run.meters, chosen.metrics, chosen.reference, has_truth=has_truth)
-    missing = {**run.meters.missing, **set_inputs.missing}
+    set_meters = SetMeters(
+        output, run.meters, chosen.metrics, chosen.reference, has_truth=has_truth, draws=chosen.confidence_draws
+    )
+    missing = {**run.meters.missing, **set_meters.missing}
     for reason, names in _by_reason(missing).items():
         say(errors, f"{', '.join(names)}: {reason}", label="missing")
     columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("faces"), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
         bar = progress.add_task("restoring", total=run.total)
         rows = run.run(lambda done: progress.advance(bar, done))
-    labels = list(run.methods)
-    baseline = chosen.baseline or labels[0]
     with errors.status("summarising"):
-        summaries = summarise(rows, labels, baseline, chosen.confidence_draws, set_inputs)
+        summaries = summarise(rows, run.labels, baseline, chosen.confidence_draws, set_meters, chosen.by)
         about = About(
             title=chosen.title,
             command=shlex.join(["faceprior", *sys.argv[1:]]),
-            config=asdict(chosen),
+            config=chosen.model_dump(),
             faces=len(face_set.faces),
             dataset=face_set.name,
             baseline=baseline,
@@ -216,15 +156,28 @@ def benchmark(
             prior=f"{card.name} (sha256 {card.sha256})",
             corrector=_corrector_text(pipeline),
             identity=f"{meter_options.identity_network}; same person from cosine {meter_options.same_person:g}",
-            reference=_reference_text(chosen.reference, set_inputs.reference_faces, has_truth=has_truth),
+            reference=_reference_text(chosen.reference, set_meters.reference_faces, has_truth=has_truth),
         )
         write_summary(output / SUMMARY_FILE, about, summaries)
         write_report(output / REPORT_FILE, about, summaries, rows)
-    target = console if console.is_terminal else Console(width=_WIDTH)
-    for table in _tables(summaries, about):
-        target.print(table)
+    _print(summaries, baseline)
     say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")
     _report_failures([row for row in rows if row["error"] is not None])
+
+
+def _settings(assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    import yaml
+
+    from faceprior.errors import OptionError
+
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise OptionError(f"--set {assignment}: write NAME=VALUE")
+        try:
+            yield name.strip().replace("-", "_"), yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise OptionError(f"--set {assignment}: {value!r} is not a value") from error
 
 
 def _report_failures(failed: Sequence[Row]) -> None:
@@ -232,19 +185,6 @@ def _report_failures(failed: Sequence[Row]) -> None:
         say(errors, f"{row['face']} ({row['method']}): {row['error']}", label="failed")
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _refuse_options(context: typer.Context) -> None:
-    """Options before a command within would be lost."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            within = context.invoked_subcommand
-            raise typer.BadParameter(
-                f"stands before {within}; options of `faceprior benchmark {within}` come after it",
-                context,
-                param_hint=f"'{parameter.opts[0]}'",
-            )
 
 
 def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
@@ -265,15 +205,18 @@ def _reference_text(folder: str, faces: int | None, *, has_truth: bool) -> str:
     return "the true faces of the same run" if has_truth else "nothing: the true faces are not known"
 
 
-def _tables(summaries: Sequence[MethodSummary], about: About) -> Iterator[Table]:
-    from faceprior.benchmark.report import by_condition, columns_of, figure_text
+def _print(summaries: Sequence[MethodSummary], baseline: str) -> None:
+    """Show a table for each input and group: a row for each figure, a column for each method."""
+    from faceprior.benchmark.report import by_case, columns_of, figure_text
 
-    for (degradation, scale), own in by_condition(summaries).items():
-        metrics = columns_of(own)
-        table = Table(title=f"{about.title}: ×{scale:g} {degradation}", box=box.SIMPLE)
+    target = console if console.is_terminal else Console(width=_WIDTH)
+    style = box.SIMPLE if console.is_terminal else box.MARKDOWN
+    for case, own in by_case(summaries).items():
+        target.print(f"\n{case}, {max(summary.faces for summary in own)} faces; baseline {baseline}", highlight=False)
+        table = Table(box=style)
         table.add_column("", no_wrap=True)
-        for metric in metrics:
-            table.add_column(metric.title, justify="right")
         for summary in own:
-            table.add_row(summary.method, *(figure_text(summary, metric, with_interval=False) for metric in metrics))
-        yield table
+            table.add_column(summary.method, justify="right")
+        for metric in columns_of(own):
+            table.add_row(metric.title, *(figure_text(summary.figures.get(metric.name), metric) for summary in own))
+        target.print(table)

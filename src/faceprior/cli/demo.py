@@ -6,19 +6,23 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.table import Table
 
-from faceprior.benchmark.photos import ASTRONAUT_LANDMARKS
 from faceprior.cli.progress import steps_progress
 from faceprior.degradations import bicubic_downscale
 from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import FacePriorError, OutputError
-from faceprior.faces import align
+from faceprior.faces import Points, align
 from faceprior.images import to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, find_preset
 from faceprior.photographs import RestoredFace, RestoreOptions, how_made
 from faceprior.photographs.results import sheet, spread_picture
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step
+
+ASTRONAUT_LANDMARKS: Points = ((204.2, 101.2), (247.0, 103.3), (225.0, 126.7), (205.0, 140.8), (243.8, 141.3))
+"""Marked by hand in scikit-image's `astronaut` (NASA portrait of Eileen Collins, public domain), in pixels:
+image-left eye, image-right eye, nose tip, image-left and image-right mouth corner."""
 
 SCALE = 8
 SAMPLES = 4
@@ -71,3 +75,16 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     ):
         write_png(output / f"{name}.png", picture, {**made, "content": name, "samples": SAMPLES})
     return restored.fidelity()
+
+
+def figures_table(figures: dict[str, dict[str, float]], title: str, samples: int) -> Table:
+    """Lay out what `RestoredFace.fidelity` measures."""
+    table = Table("", "PSNR (dB)", "SSIM", "LR consistency (dB)", title=title)
+    for name in ("bicubic", "restored", "mean"):
+        table.add_row(
+            f"mean of {samples} samples" if name == "mean" else name,
+            f"{figures['psnr'][name]:.2f}",
+            f"{figures['ssim'][name]:.3f}",
+            f"{figures['consistency'][name]:.1f}",
+        )
+    return table

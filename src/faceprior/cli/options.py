@@ -60,19 +60,11 @@ MethodOptions = Annotated[
         metavar="NAME=VALUE",
     ),
 ]
-Data = Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")]
-Faces = Annotated[int, typer.Option(min=1, help="Held-out faces, spread over the split.")]
 Samples = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Restorations of each face.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Another seed, another face.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the networks.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples computed together.")]
-
-
-def scales(default: str) -> Any:
-    """Return the option for scales, any number of them, that shows a default."""
-    text = "Resolution over the side of the inputs; several may be given."
-    return typer.Option(min=2, max=32, help=text, show_default=default)
 
 
 def make_preset(name: str, assignments: Sequence[str] | None = None) -> Preset:

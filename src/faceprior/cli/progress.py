@@ -94,12 +94,3 @@ def steps_progress(total: int) -> Iterator[StepsProgress]:
     columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
         yield StepsProgress(progress, progress.add_task("restoring", total=total))
-
-
-@contextmanager
-def faces_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar while measuring faces; yields what is called with the number of faces just done."""
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_bar(*columns) as progress:
-        task = progress.add_task("evaluating", total=total)
-        yield lambda done: progress.advance(task, done)

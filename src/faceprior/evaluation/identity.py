@@ -17,7 +17,7 @@ from faceprior.images import to_pil
 from faceprior.priors.card import Landmarks
 
 SAME_PERSON = 0.91
-"""Cosine similarity from which two embeddings count as one person; docs/evaluation.md says how it was measured."""
+"""Cosine similarity from which two embeddings count as one person; docs/benchmark.md says how it was measured."""
 
 Embedder = Callable[[torch.Tensor, Landmarks], torch.Tensor]
 """What turns aligned faces, (B, 3, R, R) in [-1, 1], and their template into embeddings, (B, D)."""

@@ -1,4 +1,4 @@
-"""How whole photographs are treated, measured on scenes made of one: `python -m faceprior.benchmark.photos`.
+"""How whole photographs are treated, measured on scenes made of one: python -m benchmarks.photographs.
 
 The photograph is scikit-image's `astronaut` (extra "demo"), whose landmarks were marked by hand. docs/photos.md has
 the figures.
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import typer
+from benchmarks.common import show
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.errors import FacePriorError
 from faceprior.faces import FaceDetector, Points, load_detector
 from faceprior.faces.alignment import alignment, cut_out
@@ -21,11 +24,7 @@ from faceprior.faces.paste import FaceMask
 from faceprior.faces.sharpness import spectral_side
 from faceprior.images import resize, to_tensor
 from faceprior.photographs import find_faces, paste_faces
-from faceprior.priors import ModelCard
-
-ASTRONAUT_LANDMARKS: Points = ((204.2, 101.2), (247.0, 103.3), (225.0, 126.7), (205.0, 140.8), (243.8, 141.3))
-"""Marked by hand in scikit-image's `astronaut` (NASA portrait of Eileen Collins, public domain), in pixels:
-image-left eye, image-right eye, nose tip, image-left and image-right mouth corner."""
+from faceprior.priors import ModelCard, load_prior
 
 HEAD = (130, 15, 320, 235)
 """Where the head is: left, top, right, bottom."""
@@ -197,19 +196,9 @@ def _seams(detector: FaceDetector, card: ModelCard) -> Iterator[tuple[str, str]]
 
 def main() -> None:
     """Print the tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from faceprior.priors import load_prior
-
     for title, rows in figures(load_detector(), load_prior().card):
-        table = Table(title=title)
-        for column in ("", "measured"):
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+        show(title, ("", "measured"), rows)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from faceprior.errors import DataError, OptionError
-from faceprior.evaluation.figures import Case, Evaluation, FaceFigures, mean_of
+from faceprior.evaluation import psnr, spread, ssim
 from faceprior.evaluation.frechet import frechet_distance
 from faceprior.evaluation.groups import face_labels, group_faces, utk_labels
-from faceprior.evaluation.identity import SAME_PERSON
 
 
 def normal_set(rng, mean, covariance, count=50):
@@ -51,28 +50,6 @@ def test_a_frechet_distance_of_a_single_face_is_refused(rng):
         frechet_distance(torch.randn(1, 8, generator=rng), torch.randn(5, 8, generator=rng))
 
 
-def test_an_interval_is_1_96_standard_errors():
-    found = mean_of([1.0, 2.0, 3.0, 4.0])
-    assert found.mean == 2.5
-    assert found.ci95 == pytest.approx(1.96 * math.sqrt(5 / 3) / 2)
-    assert mean_of([7.0]).ci95 is None
-
-
-def test_an_evaluation_is_summarised_by_case_and_by_group():
-    bicubic, mean = Case("bicubic", 8.0, "bicubic"), Case("bicubic", 8.0, "mean", corrector=True)
-    rows = [FaceFigures(i, bicubic, 20.0 + i, 0.5, 30.0, SAME_PERSON - 0.1 * i, None) for i in range(3)]
-    rows += [FaceFigures(i, mean, 25.0, 0.6, 40.0, None, 2.0) for i in range(3)]
-    first, second = Evaluation(rows).summarise()
-    assert (first.case, first.faces, first.means["psnr"].mean, first.frechet) == (bicubic, 3, 21.0, None)
-    assert first.means["same_person"].mean == pytest.approx(1 / 3)
-    assert "seconds" not in first.means
-    assert "identity" not in second.means
-    assert "same_person" not in second.means
-    assert second.means["seconds"].mean == 2.0
-    group = Evaluation(rows).summarise_group([1, 2])
-    assert [(part.faces, part.means["psnr"].mean) for part in group] == [(2, 21.5), (2, 25.0)]
-
-
 @pytest.mark.parametrize(
     ("original", "labels"),
     [
@@ -103,3 +80,22 @@ def test_faces_without_the_label_are_in_no_group():
     assert group_faces(labels, "age") == {"0-12": [2], "60+": [0, 3]}
     with pytest.raises(OptionError, match=r"'gender'.*there are age"):
         group_faces(labels, "gender")
+
+
+def test_psnr_and_ssim_agree_with_their_definitions():
+    a = torch.full((2, 3, 16, 16), 0.0)
+    b = a.clone()
+    b[1] += 0.2  # 25.5 of 255, rounded to 26 or 25
+    assert torch.isinf(psnr(a, b)[0])
+    difference = float(((b[1] + 1) * 127.5).round().mean() - ((a[1] + 1) * 127.5).round().mean())
+    assert float(psnr(a, b)[1]) == pytest.approx(20 * torch.log10(torch.tensor(255 / difference)).item(), abs=1e-4)
+    assert ssim(a, b)[0] == pytest.approx(1.0)
+    assert ssim(a, b)[1] < 1.0
+
+
+def test_spread_is_zero_where_samples_agree_and_half_the_range_at_most():
+    samples = torch.zeros(4, 3, 8, 8)
+    samples[:2, :, 0, 0], samples[2:, :, 0, 0] = -1, 1
+    found = spread(samples)
+    assert found[0, 0] == pytest.approx(0.5)
+    assert found.flatten()[1:].abs().max() == 0

@@ -1,4 +1,4 @@
-"""Flicker of restored clips: ours, against restoring every frame as a photograph of its own.
+"""Flicker of clips, followed and frame by frame: python -m benchmarks.flicker [CLIP...] (needs the extra "video").
 
 Both are measured on the frames as a viewer sees them, at faces that are aligned by the same smooth landmarks; on a
 clip that was made from a photograph the truth is known too, and with it the PSNR.
@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
+import typer
+from benchmarks.common import load, show
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,11 +26,11 @@ from faceprior.clips import Frame, read_frames, write_clip
 from faceprior.clips.restore import ClipRestorer
 from faceprior.clips.tracks import find_cast
 from faceprior.errors import DataError, FacePriorError
-from faceprior.evaluation.flicker import flicker
 from faceprior.evaluation.metrics import psnr
-from faceprior.faces import FaceDetector, Points, align
+from faceprior.faces import FaceDetector, Points, align, load_detector
 from faceprior.faces.tracking import Place
-from faceprior.images import to_tensor
+from faceprior.images import to_tensor, to_uint8
+from faceprior.methods import find_preset
 from faceprior.photographs import RestoreOptions
 from faceprior.pipeline.face_prior import FacePriorPipeline
 
@@ -61,6 +63,15 @@ class ClipFigures:
     flicker: dict[str, float]
     psnr: dict[str, float] = field(default_factory=dict)
     true_flicker: float | None = None
+
+
+def flicker(faces: torch.Tensor, next_faces: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of consecutive aligned faces, in grey levels of 255, after rounding to uint8.
+
+    It counts what truly moves too: a mouth, or light. So it is to be compared with the input's own, or with that of
+    the true faces. (B, 3, R, R) in [-1, 1] twice → (B,).
+    """
+    return (to_uint8(next_faces).float() - to_uint8(faces).float()).abs().mean((1, 2, 3))
 
 
 def measure_clip(
@@ -191,3 +202,32 @@ def _view(photo: Image.Image, seconds: float) -> Image.Image:
     half = SIDE / 2
     matrix = (a, b, middle_x - half * (a + b), -b, a, middle_y - half * (a - b))
     return photo.transform((SIDE, SIDE), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+
+
+def main(
+    clips: Annotated[list[Path] | None, typer.Argument(help="None makes two, whose truth is known.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames of the clips that are made.")] = 25,
+    preset: str = "default",
+    steps: Annotated[int, typer.Option(help="0 leaves them to the preset.")] = 0,
+    prior: str = "",
+    seed: int = 0,
+) -> None:
+    """Measure how much restored faces flicker; the input's own is what truly moves and its noise."""
+    pipeline, detector = load(prior), load_detector()
+    how = RestoreOptions(preset=find_preset(preset).with_options(steps=steps or None), seed=seed)
+    found = [measure_clip(pipeline, path, detector, how) for path in clips or ()]
+    for motion in () if clips else MOTIONS:
+        with made_clip(motion, frames, seed) as (path, truth):
+            found.append(measure_clip(pipeline, path, detector, how, truth))
+    rows = []
+    for own in found:
+        for way, value in own.flicker.items():
+            fidelity = f"{own.psnr[way]:.2f}" if way in own.psnr else ""
+            rows.append((own.name, own.frames, way, f"{value:.2f}", f"{value - own.flicker['input']:+.2f}", fidelity))
+        if own.true_flicker is not None:
+            rows.append((own.name, own.frames, "truth", f"{own.true_flicker:.2f}", "", ""))
+    show("Flicker, in grey levels of 255", ("clip", "frames", "restored", "flicker", "above the input", "PSNR"), rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

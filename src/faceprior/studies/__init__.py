@@ -1,1 +1,0 @@
-"""Open questions, answered with figures: each study writes a CSV file and a plot."""

@@ -1,0 +1,83 @@
+"""Every script of benchmarks/ runs at toy size and prints its table."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import growth, photographs, rivals, speed, start_up
+from benchmarks.common import ProcessRun, run_faceprior, run_python
+
+
+def cells(output):
+    """Rows of the Markdown tables, as lists of cells."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if "|" in line]
+
+
+def test_speed_counts_what_the_networks_do(capsys):
+    speed.main("random:32", "dpi,steps=2", "1,2", "float32", "cpu", 8.0, 0.01)
+    one, two = cells(capsys.readouterr().out)[-2:]
+    assert (one[0], two[0]) == ("dpi steps=2, float32, batch 1", "dpi steps=2, float32, batch 2")
+    assert (one[1], one[5]) == ("2", two[5])
+    assert 0 < float(one[2]) < 60
+    assert 20 < float(one[4].strip("%")) <= 100
+
+
+def test_growth_fits_a_power_to_sides(capsys):
+    growth.main(batches="", folders="", sides="16,32,48", steps=1)
+    output = capsys.readouterr().out
+    assert [row[0] for row in cells(output)[-3:]] == ["16", "32", "48"]
+    assert "Time grows with the power" in output
+
+
+def test_growth_restores_folders_of_every_size(capsys, monkeypatch):
+    seen = []
+
+    def restore(*arguments):
+        seen.append(len(list(Path(arguments[1]).iterdir())))
+        return ProcessRun(1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(growth, "run_faceprior", restore)
+    growth.main(batches="", sides="", folders="2,3,4")
+    assert seen == [2, 3, 4]
+
+
+def test_start_up_measures_every_task(capsys, monkeypatch):
+    monkeypatch.setattr(start_up, "run_python", lambda _: ProcessRun(1.0, 2.0, 3.0))
+    monkeypatch.setattr(start_up, "run_faceprior", lambda *_: ProcessRun(4.0, 5.0, 6.0))
+    start_up.main(runs=1)
+    assert cells(capsys.readouterr().out)[-1] == ["first face of faceprior restore", "4", "5", "6"]
+
+
+def test_the_fit_finds_the_exponent_beside_a_fixed_cost():
+    sizes = [1, 2, 4, 8, 16]
+    assert growth.fit(sizes, [3 + 0.5 * size**1.5 for size in sizes]) == pytest.approx(1.5, abs=0.011)
+    assert growth.fit(sizes, [0.2 * size for size in sizes]) == pytest.approx(1.0, abs=0.011)
+
+
+def test_a_program_of_its_own_tells_its_time_and_memory():
+    plain, large = run_python(""), run_python("x = bytearray(300_000_000)")
+    assert large.peak_mb > plain.peak_mb + 200
+    assert plain.seconds > 0
+    assert plain.cpu_seconds > 0
+    with pytest.raises(RuntimeError, match="No such option"):
+        run_faceprior("methods", "--nothing")
+
+
+def test_the_arithmetic_of_a_convolution_is_counted_by_hand():
+
+    image, kernels = torch.zeros(1, 4, 8, 8), torch.zeros(6, 4, 3, 3)
+    assert speed.arithmetic(lambda: torch.conv2d(image, kernels, padding=1)) == 2 * 6 * 4 * 9 * 64
+
+
+def test_photographs_are_measured(capsys):
+    pytest.importorskip("skimage")
+    photographs.main()
+    rows = cells(capsys.readouterr().out)
+    assert float(next(row[1] for row in rows if row[0] == "n = 16")) == pytest.approx(16, abs=3)
+
+
+def test_a_missing_rival_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(SystemExit, match="pip install 'deepinv"):
+        rivals.main()
