@@ -11,9 +11,14 @@ from faceprior.degradations import (
     ChainPreset,
     bicubic_downscale,
     chain_preset,
+    film_grain,
     gaussian_blur,
+    grey,
+    halftone,
     jpeg,
     real_world,
+    scratch,
+    second_order,
 )
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
@@ -142,3 +147,58 @@ def test_jpeg_loses_more_at_lower_quality():
 def test_an_unknown_chain_is_refused_with_the_names_of_the_others():
     with pytest.raises(OptionError, match="gfpgan, codeformer, difface, diffbir"):
         chain_preset("nope")
+
+
+# --- old photographs
+
+
+def test_grain_has_the_strength_and_the_size_that_are_asked_for_and_no_colour():
+    plain = torch.zeros(3, 128, 128)
+    for sigma, size in ((0.02, 0.0), (0.08, 1.0)):
+        grain = film_grain(plain, sigma, size, seeded(0))
+        assert grain.std().item() == pytest.approx(2 * sigma, rel=0.02)  # of [0, 1], in [-1, 1]
+        assert torch.equal(grain[0], grain[2])
+        neighbours = torch.corrcoef(torch.stack([grain[0, :, :-1].flatten(), grain[0, :, 1:].flatten()]))[0, 1].item()
+        # a Gaussian blur of σ correlates pixels a distance d apart by exp(−d² / 4σ²)
+        assert neighbours == pytest.approx(np.exp(-1 / (4 * size**2)) if size else 0.0, abs=0.05)
+
+
+def test_a_halftone_screen_stands_at_45_degrees_with_the_period_that_is_asked_for():
+    printed = halftone(torch.zeros(3, 120, 120), 6.0, 0.3, seeded(0))
+    assert printed.abs().max().item() == pytest.approx(0.3, rel=0.1)
+    power = torch.fft.fft2(printed[0]).abs()
+    top = int(power.flatten().argmax())
+    row, column = (min(index, 120 - index) for index in divmod(top, 120))
+    assert {row, column} == {0, round(120 * 2**0.5 / 6)}  # cos · cos has its peaks on the axes, √2 further out
+
+
+def test_grey_is_the_luma_in_every_channel():
+    face = detailed_face()
+    found = grey(face)
+    assert torch.equal(found[0], found[1])
+    expected = np.asarray(to_pil(face).convert("L")).astype(int)
+    assert np.abs(to_uint8(found)[0].numpy().astype(int) - expected).max() <= 1
+
+
+def test_scratches_are_thin_and_leave_the_rest_alone():
+    face = to_tensor(to_pil(detailed_face(128)))
+    touched = (scratch(face, seeded(3)) - face).abs().amax(0) > 1e-6
+    assert 60 < touched.sum() < 4 * 2 * 128
+    assert touched.any(1).float().mean() > 0.5  # from the top towards the bottom
+
+
+def test_damage_of_the_second_order_is_worse_than_either_round_and_decided_by_its_generator():
+    face = detailed_face(128)
+    twice = [psnr(second_order(face, seeded(s))[None], face[None]).item() for s in range(8)]
+    once = [psnr(real_world(face, CHAIN_PRESETS["gfpgan"], seeded(s))[None], face[None]).item() for s in range(8)]
+    assert np.mean(twice) < np.mean(once)
+    assert torch.equal(second_order(face, seeded(1)), second_order(face, seeded(1)))
+
+
+def test_gfpgans_colours_are_shifted_for_three_faces_in_ten():
+    face = torch.zeros(3, 32, 32)
+    quiet = dataclasses.replace(CHAIN_PRESETS["gfpgan"], noise=(0.0, 0.0), jpeg_quality=(100, 100))
+    shifts = torch.stack([real_world(face, quiet, seeded(seed)).mean((1, 2)) for seed in range(200)])
+    moved = shifts.abs().amax(1) > 0.01
+    assert moved.float().mean().item() == pytest.approx(0.3, abs=0.08)
+    assert 0.1 < shifts.abs().max().item() < 2 * 20 / 255 + 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from faceprior.degradations import bicubic_downscale
-from faceprior.images import to_uint8
+from faceprior.images import resize, to_uint8
 
 EXACT = 120.0
 """Stands for the infinite PSNR of identical pictures, in dB: JSON has no infinity, and different ones stay below."""
@@ -75,6 +75,8 @@ def ms_ssim_scales(side: int) -> int:
 def lr_consistency(images: torch.Tensor, low_resolution: torch.Tensor) -> torch.Tensor:
     """Agreement with the input: PSNR in dB between the bicubically reduced result and the low-resolution face.
 
+    A face of more than R/4 is reduced to that first: what is finer may be the damage that the result is without.
+
     Args:
         images: (B, 3, R, R) in [-1, 1].
         low_resolution: (B, 3, n, n) in [-1, 1].
@@ -82,7 +84,8 @@ def lr_consistency(images: torch.Tensor, low_resolution: torch.Tensor) -> torch.
     Returns:
         (B,).
     """
-    return psnr(bicubic_downscale(images, low_resolution.shape[-1]), low_resolution)
+    side = min(low_resolution.shape[-1], images.shape[-1] // 4)
+    return psnr(bicubic_downscale(images, side), resize(low_resolution, side))
 
 
 def spread(samples: torch.Tensor) -> torch.Tensor:

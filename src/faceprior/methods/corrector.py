@@ -55,4 +55,5 @@ METHOD = Method(
     restoration=CorrectorAlone,
     sampling=None,
     uses_corrector=True,
+    blind=True,
 )

@@ -238,4 +238,5 @@ METHOD = Method(
     sampling=SamplingOptions(steps=8, start=0.3, end=0.04),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
     uses_corrector=True,
+    blind=True,
 )

@@ -64,6 +64,8 @@ class Method:
         plan: the sampler's steps for (schedule, sampling, options).
         solvers: solvers that it works with.
         uses_corrector: whether it works with a condition corrector (CRT).
+        blind: whether it takes a face at its own resolution, whatever was done to it, where no scale is set; the
+            others are given it reduced to what it seems to know.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Method:
     plan: Callable[[NoiseSchedule, SamplingOptions, Any], list[Step]] = evenly_spaced
     solvers: tuple[SolverName, ...] = ("ddim", "ddpm")
     uses_corrector: bool = False
+    blind: bool = False
 
     @property
     def uses_prior(self) -> bool:

@@ -17,6 +17,7 @@ from faceprior.faces.alignment import alignment, cut_out
 from faceprior.faces.paste import Enlarger, FaceMask, enlarge, paste, photographed
 from faceprior.faces.sharpness import effective_side
 from faceprior.images import MIN_SIDE, resize, to_tensor
+from faceprior.methods import find_method
 from faceprior.photographs.options import RestoreOptions
 from faceprior.pipeline.conversions import AUTO_SCALES, low_resolution
 from faceprior.priors import ModelCard
@@ -94,7 +95,7 @@ def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: 
     size = resolution / float(np.hypot(*transform[:, 0]))  # of the aligned square, in pixels of the photo
     side = int(np.clip(round(size), MIN_SIDE, 2 * resolution))
     aligned = cut_out(photo, transform * (side / resolution), side)
-    small = _reduced(aligned, effective, options.scale, resolution)
+    small = _reduced(aligned, effective, options, resolution)
     left_alone = None
     if options.scale == "auto" and effective >= resolution:
         left_alone = f"already sharper than the {resolution} pixels of the prior (a scale that is set restores it)"
@@ -115,10 +116,11 @@ def kept_side(scale: float | Literal["auto"], effective: float, side: int) -> in
     return round(effective) if scale == "auto" and effective > side else _COLOUR_SIDE
 
 
-def _reduced(aligned: Image.Image, effective: float, scale: float | Literal["auto"], resolution: int) -> torch.Tensor:
-    if scale == "auto":
+def _reduced(aligned: Image.Image, effective: float, options: RestoreOptions, resolution: int) -> torch.Tensor:
+    scale, blind = options.scale, find_method(options.preset.method).blind
+    if scale == "auto" and not blind:
         scale = float(np.clip(resolution / effective, *AUTO_SCALES))
-    return low_resolution(to_tensor(aligned), scale, resolution)
+    return low_resolution(to_tensor(aligned), scale, resolution, blind=blind)
 
 
 def needed_upscale(faces: Sequence[Face], size: tuple[int, int]) -> Literal[1, 2, 4]:

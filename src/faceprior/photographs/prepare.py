@@ -12,6 +12,7 @@ from faceprior.degradations import make_input
 from faceprior.errors import ImageError
 from faceprior.faces import DetectedFace, FaceDetector
 from faceprior.images import decode_picture, resize, square, to_tensor, tone_of
+from faceprior.methods import find_method
 from faceprior.photographs.faces import Face, find_faces, is_aligned_crop
 from faceprior.photographs.options import RestoreOptions
 from faceprior.photographs.restore import Condition
@@ -122,7 +123,9 @@ def _condition(image: Image.Image, resolution: int, options: RestoreOptions) -> 
     notes = [f"cropped to the central square of {width}×{height}"] if width != height else []
     side = min(width, height)
     if options.degradation is None:
-        small = low_resolution(to_tensor(square(image)), options.scale, resolution)
+        small = low_resolution(
+            to_tensor(square(image)), options.scale, resolution, blind=find_method(options.preset.method).blind
+        )
         notes += _resized(side, small.shape[-1])
     else:
         notes += _resized(side, resolution)

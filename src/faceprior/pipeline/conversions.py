@@ -84,19 +84,23 @@ def _checked(face: torch.Tensor) -> torch.Tensor:
     return face
 
 
-def low_resolution(face: torch.Tensor, scale: float | Literal["auto"], resolution: int) -> torch.Tensor:
+def low_resolution(
+    face: torch.Tensor, scale: float | Literal["auto"], resolution: int, *, blind: bool = False
+) -> torch.Tensor:
     """Bring a face to the size that it is taken to have.
 
     Args:
         face: (3, n, n) in [-1, 1].
         scale: resolution / side of the result; "auto" keeps the face's own side within ×4 to ×16.
         resolution: side R of the restored face.
+        blind: "auto" keeps the face's own side up to R.
 
     Raises:
         OptionError: the scale is not a number from 2 to 32, or leaves fewer than 4 pixels.
     """
     if isinstance(scale, str) and scale == "auto":
         low, high = (round(resolution / bound) for bound in reversed(AUTO_SCALES))
+        high = resolution if blind else high
         side = min(max(face.shape[-1], low), high)
     else:
         scale = plain(scale)

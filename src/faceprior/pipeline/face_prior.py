@@ -408,7 +408,10 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         chosen = find_preset(preset) if isinstance(preset, str) else preset
         given = {"steps": num_inference_steps, **options}
         chosen = chosen.with_options(**{name: plain(value) for name, value in given.items()})
-        faces = [low_resolution(face, scale, self.resolution) for face in as_tensors(image)]
+        faces = [
+            low_resolution(face, scale, self.resolution, blind=find_method(chosen.method).blind)
+            for face in as_tensors(image)
+        ]
         batches = -(-len(faces) * num_samples // self._batch_size(chosen, batch_size))
         self._interrupt = False
         with self.progress_bar(total=self.evaluations(chosen) * batches) as progress:
