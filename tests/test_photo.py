@@ -19,6 +19,7 @@ from faceprior.errors import ImageError, OptionError, WeightsError
 from faceprior.faces import DetectedFace, align, load_detector
 from faceprior.faces.paste import FaceMask
 from faceprior.images import to_tensor
+from faceprior.methods import find_preset
 from faceprior.photographs import RestoreOptions, find_faces, is_aligned_crop, paste_faces
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE, ModelCard
 
@@ -106,14 +107,22 @@ def test_a_face_stands_on_the_priors_own_template(photo):
 
 
 def test_the_scale_follows_the_detail_of_the_face_and_not_its_size(photo):
-    scales = []
+    scales, reduced = [], find_preset("ddnm")
     for radius in (0, 3, 5, 12):
-        (face,) = faces_of(photo.filter(ImageFilter.GaussianBlur(radius)))
+        (face,) = faces_of(photo.filter(ImageFilter.GaussianBlur(radius)), preset=reduced)
         assert face.scale == RESOLUTION / face.low_resolution.shape[-1]
         scales.append(face.scale)
     assert scales[0] == 4  # the finest that correctors are trained for
     assert scales == sorted(scales)
     assert scales[1] < scales[2] <= scales[3] == 16
+
+
+@pytest.mark.parametrize("preset", ["default", "corrector"])
+def test_what_is_blind_sees_the_face_at_its_own_resolution(photo, preset):
+    for picture in (photo, photo.filter(ImageFilter.GaussianBlur(5))):
+        (face,) = faces_of(picture, preset=find_preset(preset))
+        own = RESOLUTION / np.hypot(*face.transform[:, 0])  # pixels of the photograph across the aligned face
+        assert face.low_resolution.shape[-1] == min(round(own), RESOLUTION)
 
 
 def test_a_scale_that_is_asked_for_is_kept(photo):
@@ -232,7 +241,7 @@ def test_no_seam_and_no_tint_come_from_a_face_of_another_colour_and_light(photo,
 def test_detail_that_the_input_of_the_prior_lacked_is_taken_from_the_photograph(photo, pixels):
     (face,) = faces_of(photo)
     inside = mask_of(face, photo.size) == 1
-    assert face.effective_side > 2 * face.low_resolution.shape[-1]
+    assert face.kept_side == round(face.effective_side) > RESOLUTION / 2
 
     def loss(own):
         result = paste_faces(pixels, [own], [GREY])

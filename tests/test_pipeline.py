@@ -372,7 +372,7 @@ def test_any_size_scale_and_stride_give_a_whole_picture(plain, corrected, data):
     assert found.images.min() >= 0
     assert found.images.max() <= 1
     assert math.isfinite(found.lr_consistency[0])
-    side = round(SIDE / scale) if scale != "auto" else min(max(height, 2), width, SIDE // 4)
+    side = round(SIDE / scale) if scale != "auto" else min(height, width, SIDE)
     assert found.scales == [SIDE / side]
 
 

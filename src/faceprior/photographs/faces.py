@@ -101,7 +101,7 @@ def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: 
         left_alone = f"already sharper than the {resolution} pixels of the prior (a scale that is set restores it)"
     elif face.side < options.min_face:
         left_alone = f"smaller than {options.min_face} pixels"
-    kept = kept_side(options.scale, effective, small.shape[-1])
+    kept = kept_side(options.scale, effective, min(small.shape[-1], resolution // 4))
     return Face(face, transform, effective, resolution / small.shape[-1], small, kept, left_alone)
 
 
