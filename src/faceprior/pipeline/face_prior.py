@@ -370,7 +370,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
                 in [0, 1]; grey ones have one channel, or (H, W) alone. They need not be of one size; of an oblong
                 one the central square is taken.
             scale: R/n, the size n that an input is taken to have, 2 to 32; it is resized to n×n first if it
-                differs. "auto" keeps the own size of an input up to R where the method is blind to damage, else within
+                differs. "auto" keeps the own size of an input up to R where the method is blind, else within
                 ×4 to ×16.
             num_inference_steps: noise levels of the sampler, and for most methods evaluations of the prior; None
                 leaves it to the preset.
