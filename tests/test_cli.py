@@ -247,7 +247,7 @@ def beside(prior, face):
 
 def test_without_an_output_the_result_stands_beside_the_input(beside, face):
     assert beside("--samples", "2").exit_code == 0
-    names = ["face-restored-2.png", "face-restored-mean.png", "face-restored-spread.png", "face-restored.png"]
+    names = ["face-restored-2.png", "face-restored-mean.png", "face-restored-doubt.png", "face-restored.png"]
     assert sorted(path.name for path in face.parent.iterdir()) == sorted([face.name, *names])
 
 
@@ -799,8 +799,8 @@ def test_the_demo_writes_its_pictures_and_its_mean_beats_bicubic(tmp_path):
     result = faceprior("demo", "--output", output)
     assert result.exit_code == 0
     sizes = {path.stem: Image.open(path).size for path in output.glob("*.png")}
-    assert {name: sizes.pop(name) for name in ("original", "bicubic", "restored", "spread")} == dict.fromkeys(
-        ("original", "bicubic", "restored", "spread"), (128, 128)
+    assert {name: sizes.pop(name) for name in ("original", "bicubic", "restored", "doubt")} == dict.fromkeys(
+        ("original", "bicubic", "restored", "doubt"), (128, 128)
     )
     assert sizes.pop("low-resolution") == (16, 16)
     assert sizes.pop("samples")[0] > 4 * 256
@@ -813,10 +813,10 @@ def test_the_demo_writes_its_pictures_and_its_mean_beats_bicubic(tmp_path):
     psnr = {name: float(value) for name, value, *_ in rows}
     assert psnr["mean of 4 samples"] > psnr["bicubic"]
     assert f"Look at {output / 'sheet.png'}" in result.stdout
-    for name in ("restored", "samples", "spread", "sheet"):
+    for name in ("restored", "samples", "doubt", "sheet"):
         metadata = read_metadata(output / f"{name}.png")
         assert (metadata["prior"]["name"], metadata["degradation"]) == ("faces-128", "bicubic")
-    assert np.asarray(Image.open(output / "spread.png")).std() > 0
+    assert np.asarray(Image.open(output / "doubt.png")).std() > 0
 
 
 # --- the terminal

@@ -229,7 +229,7 @@ def test_the_manifest_has_the_settings_and_then_a_line_for_each_input_in_order(p
         assert np.shape(face["landmarks"]) == (5, 2)
         assert 4 <= face["scale"] <= 8
         assert len(face["lr_consistency"]) == 2
-        assert face["spread"] > 0
+        assert face["doubt"] > 0
     for record in lines:
         for written in record.get("outputs", ()):
             content = (tmp_path / "out" / written["file"]).read_bytes()
@@ -254,7 +254,7 @@ def test_only_faces_writes_each_face_with_all_that_an_aligned_one_has(pipeline, 
     (record,) = run(
         pipeline, [Input(album / "b.jpg")], tmp_path / "out", only_faces=True, samples=2, write_sheet=True
     )
-    suffixes = ("", "-2", "-mean", "-spread", "-sheet")
+    suffixes = ("", "-2", "-mean", "-doubt", "-sheet")
     assert [f["file"] for f in record["outputs"]] == [f"b-face{n}{s}.png" for n in (1, 2) for s in suffixes]
     assert Image.open(tmp_path / "out" / "b-face2.png").size == (32, 32)
     assert read_metadata(tmp_path / "out" / "b-face2.png")["face"] == 2

@@ -18,9 +18,10 @@ from faceprior.folders import run as run_module
 from faceprior.folders.inputs import Input, output_names
 from faceprior.folders.manifest import MANIFEST_NAME
 from faceprior.folders.run import NoWatcher, restore_files
-from faceprior.images import read_image, read_metadata
+from faceprior.images import read_image, read_metadata, to_tensor
 from faceprior.methods import PRESETS, find_preset
 from faceprior.photographs import RestoredFace, RestoreOptions
+from faceprior.photographs.results import doubt_picture
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.priors import save_prior
 
@@ -90,11 +91,11 @@ def contents(folder):
 
 def test_every_file_that_was_promised_is_there_with_its_size_and_metadata(pipeline, face, tmp_path):
     (record,) = run(pipeline, [face], tmp_path / "out", samples=3, write_sheet=True, seed=5)
-    names = ["face.png", "face-2.png", "face-3.png", "face-mean.png", "face-spread.png", "face-sheet.png"]
+    names = ["face.png", "face-2.png", "face-3.png", "face-mean.png", "face-doubt.png", "face-sheet.png"]
     assert record["status"] == "done"
     assert files_of(record) == names
     assert sorted(contents(tmp_path / "out")) == sorted(names)
-    for name, content in zip(names, ("sample",) * 3 + ("mean", "spread", "sheet"), strict=True):
+    for name, content in zip(names, ("sample",) * 3 + ("mean", "doubt", "sheet"), strict=True):
         image = Image.open(tmp_path / "out" / name)
         assert content == "sheet" or image.size == (pipeline.resolution,) * 2
         metadata = read_metadata(tmp_path / "out" / name)
@@ -110,7 +111,7 @@ def test_every_file_that_was_promised_is_there_with_its_size_and_metadata(pipeli
     assert [read_metadata(tmp_path / "out" / name)["sample"] for name in names[:3]] == [1, 2, 3]
 
 
-def test_the_mean_and_the_spread_are_those_of_the_written_samples(pipeline, face, tmp_path):
+def test_the_mean_is_that_of_the_written_samples_and_the_doubt_is_drawn(pipeline, face, tmp_path):
     run(pipeline, [face], tmp_path / "out", samples=3)
 
     def pixels(name):
@@ -118,8 +119,11 @@ def test_the_mean_and_the_spread_are_those_of_the_written_samples(pipeline, face
 
     samples = np.stack([pixels(name) for name in ("face.png", "face-2.png", "face-3.png")])
     assert abs(pixels("face-mean.png") - samples.mean(0)).max() <= 1
-    spread = (samples / 255).std(0).mean(-1)
-    assert abs(pixels("face-spread.png") - spread.clip(0, 0.15) * 255 / 0.15).max() <= 8
+    low = to_tensor(Image.open(face))
+    images = torch.stack([to_tensor(Image.fromarray(sample.astype(np.uint8))) for sample in samples])
+    drawn = np.asarray(doubt_picture(pipeline.doubt([low], images[None])[0])).astype(float)
+    assert drawn.std() > 1
+    assert abs(pixels("face-doubt.png") - drawn).max() <= 12  # samples are written in 8 bits
 
 
 def test_one_sample_of_several_is_the_same_as_alone(pipeline, face, tmp_path):
@@ -449,7 +453,7 @@ some_names = st.lists(
 @settings(max_examples=100, deadline=None)
 def test_no_two_outputs_meet_whatever_the_order_of_the_inputs(inputs, samples, write_sheet, random):
     names = names_of(*inputs, samples=samples, write_sheet=write_sheet)
-    suffixes = ["", "-2", "-3"][:samples] + (["-mean", "-spread"] if samples > 1 else []) + ["-sheet"] * write_sheet
+    suffixes = ["", "-2", "-3"][:samples] + (["-mean", "-doubt"] if samples > 1 else []) + ["-sheet"] * write_sheet
     written = [f"out/{name}{suffix}.png".casefold() for name in names for suffix in suffixes]
     assert len(set(written)) == len(written)
     assert not set(written) & {path.casefold() for path in inputs}

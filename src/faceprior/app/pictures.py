@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
 from faceprior.app.studio import Run
 from faceprior.images import decode_image, read_image, square
 from faceprior.photographs import Prepared
+from faceprior.photographs.results import doubt_picture
 
 LONGEST_SIDE, SHORTEST_SIDE = 1600, 640
 """Longest side of a photograph on the page, in pixels: larger ones are reduced, smaller ones enlarged."""
@@ -22,11 +21,6 @@ LONGEST_SIDE, SHORTEST_SIDE = 1600, 640
 CLOSE_UP = 640
 """Side of a face on the page, in pixels."""
 
-DOUBT_WHITE = 96 / 255
-"""Half-width that has the brightest colour, on the scale of [0, 1] pixel values."""
-
-# dark to bright, also for those who do not see all colours; the page's style has the same
-_DOUBT_COLOURS = ((13, 8, 60), (106, 0, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
 _AROUND = 2.2  # side of a close-up, in sides of the face's box
 _EMERGING = 192  # side of an emerging face, in pixels
 
@@ -91,14 +85,6 @@ def _around(prepared: Prepared, index: int, size: tuple[int, int]) -> tuple[int,
     x = min(max(0.0, (left + right - side) / 2), size[0] - side)
     y = min(max(0.0, (top + bottom - side) / 2), size[1] - side)
     return round(x), round(y), round(x + side), round(y + side)
-
-
-def doubt_picture(half_width: torch.Tensor) -> Image.Image:
-    """Draw half-widths (R, R), on the scale of [0, 1] pixel values, in the colours of the page's scale."""
-    levels = (half_width.float().cpu().numpy() / DOUBT_WHITE).clip(0, 1)
-    places = np.linspace(0, 1, len(_DOUBT_COLOURS))
-    channels = [np.interp(levels, places, channel) for channel in zip(*_DOUBT_COLOURS, strict=True)]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
 def reduced(image: Image.Image) -> Image.Image:

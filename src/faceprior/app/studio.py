@@ -84,7 +84,7 @@ class Run:
 
     def write(self, folder: Path) -> tuple[list[Path], Composed]:
         """Write the results as `faceprior restore` does, but for the name; returns the files and what they are."""
-        composed = compose(self.prepared, self.samples, self.made, self.options)
+        composed = compose(self.prepared, self.samples, self.made, self.options, self.doubt)
         written = write_results(composed, folder, f"{Path(self.prepared.name).stem}-restored")
         return [folder / file["file"] for file in written], composed
 

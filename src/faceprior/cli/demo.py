@@ -16,7 +16,7 @@ from faceprior.faces import Points, align
 from faceprior.images import to_pil, to_tensor, write_png
 from faceprior.methods import DEFAULT_PRESET, find_preset
 from faceprior.photographs import RestoredFace, RestoreOptions, how_made
-from faceprior.photographs.results import sheet, spread_picture
+from faceprior.photographs.results import doubt_picture, sheet
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step
 
@@ -59,7 +59,8 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     with steps_progress(SAMPLES * pipeline.evaluations(preset)) as progress:
         generator = torch.Generator().manual_seed(SEED)
         images = pipeline.restore([low_resolution], [generator], SAMPLES, preset, SAMPLES, stepped)[0]
-    restored = RestoredFace(low_resolution, sharp, images)
+    doubt = pipeline.doubt([low_resolution], images[None])
+    restored = RestoredFace(low_resolution, sharp, images, None if doubt is None else doubt[0])
 
     options = RestoreOptions(scale=SCALE, preset=preset, samples=SAMPLES, seed=SEED, degradation="bicubic")
     made = {**how_made(pipeline, options), "input": "skimage.data.astronaut", "scale": float(SCALE), "notes": []}
@@ -70,8 +71,8 @@ def run_demo(output: Path) -> dict[str, dict[str, float]]:
     write_png(output / "restored.png", samples[0], {**made, "content": "sample", "sample": 1})
     for name, picture in (
         ("samples", sheet([(f"sample {number}", sample) for number, sample in enumerate(samples, 1)])),
-        ("spread", spread_picture(restored.spread)),
         ("sheet", restored.sheet()),
+        *([("doubt", doubt_picture(restored.doubt))] if restored.doubt is not None else []),
     ):
         write_png(output / f"{name}.png", picture, {**made, "content": name, "samples": SAMPLES})
     return restored.fidelity()

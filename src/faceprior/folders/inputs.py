@@ -20,7 +20,7 @@ SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES
 """File name endings by which pictures and clips are found in a folder."""
 
 _IS_PATTERN = re.compile(r"[*?\[]")
-_FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-spread|-sheet)?$")
+_FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-doubt|-sheet)?$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def restore_files(
     """Restore pictures and clips from files into a folder, or each beside itself.
 
     Of an aligned face it writes `<name>.png`, for several samples also `<name>-2.png` …, `<name>-mean.png` and
-    `<name>-spread.png`; of a photograph the whole of it in its own format, again once for each sample and for their
+    `<name>-doubt.png`; of a photograph the whole of it in its own format, again once for each sample and for their
     mean. A photograph in which nothing is restored is copied, or only enlarged. An input that cannot be read or
     written fails alone.
 
@@ -172,6 +172,7 @@ class _Item:
     reading: Future[Prepared] | None = None
     prepared: Prepared | None = None
     samples: list[torch.Tensor | FacePriorError] = field(default_factory=list)
+    doubt: list[torch.Tensor | None] = field(default_factory=list)  # of each of the samples
     missing: int = 0  # faces, or a clip, that are not restored yet
     taken: bool = False  # whether its faces wait for the networks, or are done
     writing: Future[Record] | None = None
@@ -325,12 +326,19 @@ class _Run:
             waiting.popleft()
         results = self._sampler([condition for _, condition in batch])
         seconds = (time.perf_counter() - started) / len(batch)
-        for (item, _), result in zip(batch, results, strict=True):
+        for (item, condition), result in zip(batch, results, strict=True):
             item.seconds += seconds
             item.samples.append(result)
+            item.doubt.append(self._doubt(condition, result))
             item.missing -= 1
             self._write_if_restored(item)
         return True
+
+    def _doubt(self, condition: Condition, samples: torch.Tensor | FacePriorError) -> torch.Tensor | None:
+        if isinstance(samples, FacePriorError):
+            return None
+        doubt = self._pipeline.doubt([condition.low_resolution], samples[None])
+        return None if doubt is None else doubt[0]
 
     def _restore_clip(self, item: _Item) -> None:
         try:
@@ -370,7 +378,7 @@ class _Run:
     def _write(self, item: _Item, prepared: Prepared) -> Record:
         """Compose and write the results; on the writer's thread."""
         started = time.perf_counter()
-        composed = compose(prepared, item.samples, self._made, self._options)
+        composed = compose(prepared, item.samples, self._made, self._options, item.doubt)
         outputs = write_results(composed, self._output, item.name, item.given.path)
         seconds = item.seconds + time.perf_counter() - started
         return {"name": item.name, **composed.record, "outputs": outputs, "seconds": round(seconds, 3)}

@@ -27,7 +27,7 @@ from faceprior.images.metadata import without_location
 from faceprior.photographs.faces import Face, needed_upscale, paste_faces
 from faceprior.photographs.options import RestoreOptions, sample_suffix
 from faceprior.photographs.prepare import Prepared, sharp_face
-from faceprior.photographs.results import RestoredFace, sheet, spread_picture
+from faceprior.photographs.results import RestoredFace, doubt_picture, sheet
 from faceprior.photographs.upscaler import load_upscaler
 
 
@@ -68,6 +68,7 @@ def compose(
     samples: Sequence[torch.Tensor | FacePriorError],
     made: Mapping[str, Any],
     options: RestoreOptions = RestoreOptions(),
+    doubt: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
 ) -> Composed:
     """Put restored faces back into their picture.
 
@@ -76,6 +77,7 @@ def compose(
         samples: of each of its conditions, (N, 3, R, R) in [-1, 1], or why there are none.
         made: how they were made (`how_made`); goes into every file.
         options: as the picture was prepared and restored.
+        doubt: of each condition, (R, R), see `RestoredFace`; None where it is not known.
 
     Raises:
         FacePriorError: the first of the samples that is one.
@@ -88,8 +90,10 @@ def compose(
     found = [_checked(own, made) for own in samples]
     made = {**made, "input": prepared.name, "notes": list(prepared.notes)}
     results = {
-        condition.index: RestoredFace(condition.low_resolution, None, own)
-        for condition, own in zip(prepared.conditions, found, strict=True)
+        condition.index: RestoredFace(condition.low_resolution, None, own, unsure)
+        for condition, own, unsure in zip(
+            prepared.conditions, found, [None] * len(found) if doubt is None else doubt, strict=True
+        )
     }
     work = _aligned if prepared.aligned else _faces if options.only_faces else _photograph
     return work(prepared, picture, results, made, options)
@@ -197,7 +201,7 @@ def _photograph(
 def _files_of(
     suffix: str, result: RestoredFace, made: Mapping[str, Any], options: RestoreOptions, notes: list[str]
 ) -> Iterator[ResultFile]:
-    """All that there is of a face: samples, mean and spread of several, and a sheet if it is wanted."""
+    """All that there is of a face: samples, mean and doubt of several, and a sheet if it is wanted."""
 
     def file(kind: str, image: Image.Image, content: Mapping[str, Any]) -> ResultFile:
         ending = options.ending or ".png"
@@ -211,8 +215,9 @@ def _files_of(
         yield file(sample_suffix(number), to_pil(image), own)
     if samples > 1:
         yield file("-mean", to_pil(result.mean), {"content": "mean", "samples": samples})
-        spread = encode_png(spread_picture(result.spread), {**made, "content": "spread", "samples": samples})
-        yield ResultFile(f"{suffix}-spread", ".png", spread)
+        if result.doubt is not None:
+            doubt = encode_png(doubt_picture(result.doubt), {**made, "content": "doubt", "samples": samples})
+            yield ResultFile(f"{suffix}-doubt", ".png", doubt)
     if options.write_sheet:
         yield from _sheet_file(suffix, result.sheet, {**made, "content": "sheet", "samples": samples}, notes)
 
@@ -258,6 +263,6 @@ def _about(face: Face, result: RestoredFace | None) -> dict[str, Any]:
         record["left_alone"] = face.left_alone
     if result is not None:
         record["lr_consistency"] = [round(value, 3) for value in result.lr_consistency]
-        if len(result.images) > 1:
-            record["spread"] = round(float(result.spread.mean()), 4)
+        if result.doubt is not None:
+            record["doubt"] = round(float(result.doubt.mean()), 4)
     return record

@@ -94,7 +94,7 @@ class RestoreOptions:
         """What the results of a face are called, appended to the name: the samples, the mean, ..."""
         suffixes = [sample_suffix(number) for number in range(1, self.samples + 1)]
         if self.samples > 1:
-            suffixes += ["-mean", "-spread"]
+            suffixes += ["-mean", "-doubt"]
         if self.write_sheet:
             suffixes.append("-sheet")
         return suffixes

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from faceprior.evaluation.metrics import EXACT, lr_consistency, psnr, spread, ssim
+from faceprior.evaluation.metrics import EXACT, lr_consistency, psnr, ssim
 from faceprior.images import resize, to_pil
 
 _MARGIN, _LABEL = 8, 22
 _LABEL_SIZE = 13
-_SPREAD_WHITE = 0.15  # disagreement that is drawn white, on the scale of [0, 1] pixel values
+
+DOUBT_WHITE = 96 / 255
+"""Half-width that has the brightest colour, on the scale of [0, 1] pixel values."""
+
+# dark to bright, also for those who do not see all colours; the page's style has the same
+_DOUBT_COLOURS = ((13, 8, 60), (106, 0, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,14 @@ class RestoredFace:
         low_resolution: the input, (3, n, n).
         sharp: the face that the input was made from, (3, R, R); None for a real low-resolution face.
         images: N samples, (N, 3, R, R).
+        doubt: half-width of an interval around the first sample that holds the true pixel with a probability of 90 %,
+            (R, R) on the scale of [0, 1] pixel values; None where it is not known.
     """
 
     low_resolution: torch.Tensor
     sharp: torch.Tensor | None
     images: torch.Tensor
+    doubt: torch.Tensor | None = None
 
     @cached_property
     def bicubic(self) -> torch.Tensor:
@@ -40,11 +49,6 @@ class RestoredFace:
     def mean(self) -> torch.Tensor:
         """Mean of the samples, (3, R, R)."""
         return self.images.mean(0)
-
-    @cached_property
-    def spread(self) -> torch.Tensor:
-        """Where the samples disagree, (R, R); see `faceprior.evaluation.spread`."""
-        return spread(self.images)
 
     @property
     def scale(self) -> float:
@@ -78,7 +82,7 @@ class RestoredFace:
         }
 
     def sheet(self) -> Image.Image:
-        """Original (if known), input, bicubic, samples, mean and spread side by side, labelled."""
+        """Original (if known), input, bicubic, samples, mean and doubt side by side, labelled."""
         return sheet(self.pictures())
 
     def pictures(self) -> list[tuple[str, Image.Image]]:
@@ -93,7 +97,8 @@ class RestoredFace:
             pictures.append(("restored" if number == 1 else f"sample {number}", to_pil(image)))
         if len(self.images) > 1:
             pictures.append((f"mean of {len(self.images)} samples", to_pil(self.mean)))
-            pictures.append(("where samples disagree", spread_picture(self.spread)))
+        if self.doubt is not None:
+            pictures.append((f"doubt: bright is ±{255 * DOUBT_WHITE:.0f} of 255", doubt_picture(self.doubt)))
         return pictures
 
 
@@ -119,11 +124,9 @@ def sheet(pictures: Sequence[tuple[str, Image.Image]], side: int = 256, columns:
     return canvas
 
 
-def spread_picture(deviation: torch.Tensor) -> Image.Image:
-    """Draw the disagreement of samples in grey, brighter where they disagree more.
-
-    Args:
-        deviation: (H, W), standard deviations on the scale of [0, 1] pixel values.
-    """
-    grey = (deviation.float().clamp(0, _SPREAD_WHITE) * (255 / _SPREAD_WHITE)).round()
-    return Image.fromarray(grey.to(torch.uint8).cpu().numpy())
+def doubt_picture(half_width: torch.Tensor) -> Image.Image:
+    """Draw half-widths (R, R), on the scale of [0, 1] pixel values: dark is sure, bright is not known."""
+    levels = (half_width.float().cpu().numpy() / DOUBT_WHITE).clip(0, 1)
+    places = np.linspace(0, 1, len(_DOUBT_COLOURS))
+    channels = [np.interp(levels, places, channel) for channel in zip(*_DOUBT_COLOURS, strict=True)]
+    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
