@@ -227,7 +227,7 @@ def test_the_manifest_has_the_settings_and_then_a_line_for_each_input_in_order(p
     for face, side in zip(photo["faces"], SIDES, strict=True):
         assert face["box"][2] - face["box"][0] == side
         assert np.shape(face["landmarks"]) == (5, 2)
-        assert 4 <= face["scale"] <= 8
+        assert 1 <= face["scale"] <= 8
         assert len(face["lr_consistency"]) == 2
         assert face["doubt"] > 0
     for record in lines:
@@ -357,7 +357,8 @@ def test_the_three_functions_do_what_a_run_over_a_folder_does(pipeline, album, t
             continue
         ready, options = prepared(pipeline, Path(record["input"]), samples=2)
         samples = restore(pipeline, ready.conditions, options)
-        composed = compose(ready, samples, how_made(pipeline, options), options)
+        doubt = pipeline.doubt([each.low_resolution for each in ready.conditions], torch.stack(samples))
+        composed = compose(ready, samples, how_made(pipeline, options), options, doubt)
         files = [hashlib.sha256(file.content).hexdigest() for file in composed.files]
         assert files == [written["sha256"] for written in record["outputs"]]
         assert composed.record.items() <= record.items()

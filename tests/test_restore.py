@@ -239,7 +239,6 @@ def test_what_was_done_to_a_file_first_is_said(pipeline, tmp_path):
         "first frame of several",
         "transparency laid over white",
         "cropped to the central square of 30×20",
-        "reduced from 20×20 to 8×8",
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from faceprior.app import words
-from faceprior.app.controls import Controls
+from faceprior.app.controls import Controls, acting_controls
 from faceprior.app.options import ServeOptions
 from faceprior.errors import CancelledError, FacePriorError, OptionError
 from faceprior.faces import FaceDetector
@@ -247,7 +247,8 @@ class Studio:
         name = controls.prior if controls.prior is not None else self.priors[0]
         if name not in self._pipelines:
             raise OptionError(f"prior {name!r} is not served here; choose {', '.join(self.priors)}")
-        return (self._pipelines if controls.corrector else self._without)[name]
+        left_out = not controls.corrector and "corrector" in acting_controls(controls.preset)
+        return (self._without if left_out else self._pipelines)[name]
 
 
 def _chosen(prepared: Prepared, numbers: Collection[int]) -> Prepared:
