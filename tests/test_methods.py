@@ -19,7 +19,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 from faceprior.cli.app import app
-from faceprior.corrector import save_corrector
 from faceprior.errors import OptionError
 from faceprior.images import read_metadata, resize
 from faceprior.methods import (
@@ -36,7 +35,6 @@ from faceprior.methods import (
 from faceprior.methods.registry import OWN
 from faceprior.operators import bicubic_matrix, bicubic_reduction
 from faceprior.pipeline import FacePriorPipeline
-from faceprior.priors import save_prior
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -724,7 +722,7 @@ PUBLISHED = {
     "dps": (SamplingOptions("ddpm", 1000), 1000),
     "pigdm": (SamplingOptions("ddim", 100, eta=1.0), 100),
     "diffpir": (SamplingOptions("ddim", 100), 100),
-    "dpi": (SamplingOptions("ddim", 12, 0.15, 0.04), 12),
+    "dpi": (SamplingOptions("ddim", 8, 0.3, 0.04), 8),
 }
 
 
@@ -897,10 +895,9 @@ def test_the_documented_table_is_what_the_methods_say():
 
 
 @pytest.fixture(scope="module")
-def weights(tiny, tmp_path_factory):
+def weights(pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "prior"
-    save_prior(tiny.gaussian_prior(), folder)
-    save_corrector(tiny.corrector(), folder / "corrector")
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -969,7 +966,7 @@ USAGE = {
     "no value": (("--method", "ddnm", "--option", "sigma_y"), "--option sigma_y: write NAME=VALUE"),
     "not a number": (("--method", "ddnm", "--option", "sigma_y=low"), "sigma_y of ddnm is a number"),
     "not whole": (("--method", "ddnm", "--option", "steps=2.5"), "steps of ddnm is a whole number"),
-    "neither true nor false": (("--option", "crt=maybe"), "crt is .maybe.; choose never"),
+    "neither true nor false": (("--option", "crt=maybe"), "crt is 'maybe'; choose never"),
     "out of range": (("--method", "ddnm", "--option", "eta=2"), "eta is 2.0; it must lie in 0 to 1"),
     "given twice": (("--option", "tau=0.3", "--option", "tau=0.4"), "option tau is given twice"),
     "a corrector": (("--method", "ddnm", "--corrector", "corrector-128"), "ddnm works without a corrector"),
@@ -999,7 +996,7 @@ def test_the_methods_are_listed_and_the_options_of_one_explained():
     assert [line.split(":")[0] for line in lines] == list(OWN)
     assert next(line for line in lines if line.startswith("ddrm:")).endswith("20 evaluations")
     assert next(line for line in lines if line.startswith("dpi:")).endswith(
-        "presets default, fast, paper-ddim, paper-ddpm"
+        "presets default, faithful, detailed, fast, paper-ddim, paper-ddpm"
     )
     for name, preset in (("ddrm", find_preset("ddrm")), ("fast", find_preset("fast"))):
         lines = CliRunner().invoke(app, ["methods", name]).stdout.splitlines()

@@ -189,7 +189,7 @@ def test_the_past_may_be_of_another_size(rng):
 
 @pytest.fixture
 def clip(tmp_path):
-    return write_clip(tmp_path / "clip.mp4", frames(MOVING, noise=3), [REGULAR, 700] * 4, sound=True, crf=10)
+    return write_clip(tmp_path / "clip.mp4", frames(MOVING, noise=3), [REGULAR, 700] * 4, sound=True)
 
 
 def test_a_clip_is_restored_with_its_sound_and_timing(pipeline, clip, tmp_path):

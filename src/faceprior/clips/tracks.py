@@ -87,7 +87,9 @@ def _everywhere(
     photo: Image.Image, frame: Frame, detector: FaceDetector, card: ModelCard, options: RestoreOptions
 ) -> list[Seen]:
     found = detector(photo, options.min_face)
-    return [_seen(frame, face) for face in find_faces(photo, found, card, replace(options, faces="all"))]
+    return [
+        _seen(frame, face, card.resolution) for face in find_faces(photo, found, card, replace(options, faces="all"))
+    ]
 
 
 def _near(
@@ -102,14 +104,18 @@ def _near(
         return []
     part = photo.crop((*low.tolist(), *high.tolist()))
     here = replace(options, faces="all", min_face=max(options.min_face, round(_SMALLEST * size)))
-    seen = [_seen(frame, face, low) for face in find_faces(part, detector(part, here.min_face), card, here)]
+    seen = [
+        _seen(frame, face, card.resolution, low)
+        for face in find_faces(part, detector(part, here.min_face), card, here)
+    ]
     return sorted(seen, key=lambda own: distance(last, own[0]))[:1]
 
 
-def _seen(frame: Frame, face: Face, offset: NDArray[np.int_] | tuple[int, int] = (0, 0)) -> Seen:
+def _seen(frame: Frame, face: Face, resolution: int, offset: NDArray[np.int_] | tuple[int, int] = (0, 0)) -> Seen:
     landmarks = np.asarray(face.found.landmarks, np.float64) + offset
     sighting = Sighting(frame.index, frame.time, landmarks, face.effective_side, face.left_alone)
-    return sighting, look(resize(face.low_resolution[None], _LOOK)[0].mean(0).numpy())
+    coarse = resize(face.low_resolution[None], min(face.low_resolution.shape[-1], resolution // 4))
+    return sighting, look(resize(coarse, _LOOK)[0].mean(0).numpy())
 
 
 def _wanted(tracks: list[dict[int, Place]], faces: int | Literal["all"]) -> list[dict[int, Place]]:

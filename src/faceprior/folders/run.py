@@ -423,10 +423,10 @@ def _record(item: _Item) -> Record:
 
 
 def _message(path: Path, error: BaseException) -> str:
-    if isinstance(error, OutputError) and not str(error).startswith(f"{path.name}: "):
+    if isinstance(error, OutputError) and not str(error).startswith((f"{path.name}: ", "picture: ")):
         return str(error)  # which names the result
     if isinstance(error, FacePriorError):
-        text = str(error)
+        text = str(error).removeprefix("picture: ")
     elif is_out_of_memory(error):
         text = "does not fit into the memory; reduce the picture, or close other programs"
     else:
