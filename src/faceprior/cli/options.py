@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -114,10 +113,11 @@ def typed_options(preset: Preset, assignments: Sequence[str]) -> Iterator[tuple[
 
 def explained_options(preset: Preset) -> Iterator[tuple[str, Any, str]]:
     """Yield each option of a preset: its name, its value and what its class says about it."""
-    for group in (preset.sampling, preset.options):
-        texts = dict(_ATTRIBUTE.findall(inspect.getdoc(type(group)) or ""))
-        for name, value in (asdict(group) if group is not None else {}).items():
-            yield name, value, " ".join(texts.get(name, "").split())
+    texts = dict[str, str]()
+    for group in (preset.sampling, preset.options):  # a name that both have is the method's own
+        texts |= dict(_ATTRIBUTE.findall(inspect.getdoc(type(group)) or ""))
+    for name, value in preset.as_dict().items():
+        yield name, value, " ".join(texts.get(name, "").split())
 
 
 _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
