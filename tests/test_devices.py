@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from faceprior import devices
 from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import DeviceError
-from faceprior.pipeline import devices
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The network of the first embedded prior, until the weights of its successor take its place."""
+"""The network of the embedded prior: a `UNet2DModel` on top of the Gaussian denoiser.
+
+`faceprior train prior` makes its successor, `GaussianResidualUNet`, whose weights will take its place.
+"""
 
 from __future__ import annotations
 
