@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from faceprior import degradations
 from faceprior.degradations import (
     CHAIN_PRESETS,
     ChainPreset,
@@ -97,6 +98,29 @@ def test_noise_has_the_standard_deviation_that_was_asked_for():
     luma = 0.299 * noisy[0] + 0.587 * noisy[1] + 0.114 * noisy[2]
     expected = 20 * 2 / 255 * (0.299**2 + 0.587**2 + 0.114**2) ** 0.5
     assert luma.std().item() == pytest.approx(expected, rel=0.1)
+
+
+def test_jpeg_comes_after_the_noise_and_is_the_last_damage(monkeypatch):
+    seen = []
+    monkeypatch.setattr(degradations, "jpeg", lambda image, quality: seen.append((image, quality)) or image)
+    preset = dataclasses.replace(BENIGN, noise=(20.0, 20.0), jpeg_quality=(30, 30))
+    damaged = real_world(torch.zeros(3, 64, 64), preset, seeded(0))
+    ((compressed, quality),) = seen
+    assert quality == 30
+    assert compressed.std().item() == pytest.approx(20 * 2 / 255, rel=0.05)
+    assert torch.equal(damaged, compressed.clamp(-1, 1))
+
+
+def test_half_of_the_blurs_of_the_chain_are_isotropic(monkeypatch):
+    widths = []
+    monkeypatch.setattr(
+        degradations, "gaussian_blur", lambda images, along, across, _: widths.append((along, across)) or images
+    )
+    for seed in range(200):
+        real_world(torch.zeros(3, 16, 16), CHAIN_PRESETS["codeformer"], seeded(seed))
+    isotropic = sum(along == across for along, across in widths)
+    assert 70 <= isotropic <= 130  # four standard deviations about 100
+    assert all(1 <= width * 512 / 16 <= 15 for pair in widths for width in pair)
 
 
 def test_the_chain_takes_the_same_share_of_the_face_at_every_resolution():

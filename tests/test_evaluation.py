@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from faceprior.errors import DataError, OptionError
 from faceprior.evaluation import psnr, spread, ssim
@@ -91,6 +93,24 @@ def test_psnr_and_ssim_agree_with_their_definitions():
     assert float(psnr(a, b)[1]) == pytest.approx(20 * torch.log10(torch.tensor(255 / difference)).item(), abs=1e-4)
     assert ssim(a, b)[0] == pytest.approx(1.0)
     assert ssim(a, b)[1] < 1.0
+
+
+def test_ssim_is_that_of_its_authors_on_8_bits():
+    """Wang et al. 2004: Gaussian window of 11×11 and σ 1.5, K1 = 0.01, K2 = 0.03, mirrored at the border."""
+    draws = np.random.default_rng(0)
+    x = draws.integers(0, 256, (3, 40, 40)).astype(float)
+    y = np.clip(x + draws.integers(-60, 61, x.shape), 0, 255)
+
+    def mean(image):
+        return gaussian_filter(image, (0, 1.5, 1.5), radius=(0, 5, 5), mode="mirror")
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    covariance = mean(x * y) - mean(x) * mean(y)
+    variances = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
+    likeness = (2 * mean(x) * mean(y) + c1) / (mean(x) ** 2 + mean(y) ** 2 + c1)
+    expected = (likeness * (2 * covariance + c2) / (variances + c2)).mean()
+    a, b = (torch.tensor(image / 127.5 - 1, dtype=torch.float32)[None] for image in (x, y))
+    assert ssim(a, b).item() == pytest.approx(expected, abs=1e-5)  # σ 3 is 0.003 off
 
 
 def test_spread_is_zero_where_samples_agree_and_half_the_range_at_most():

@@ -331,6 +331,16 @@ def test_the_faces_of_a_photograph_have_noise_of_their_own():
     assert torch.equal(draws[1, 2], torch.rand(4, generator=face_generator(1, 2)))
 
 
+def test_two_equal_faces_of_a_photograph_are_sampled_from_their_own_noise(pipeline):
+    face = torch.zeros(3, 4, 4)
+    first, second = BatchSampler(pipeline, OPTIONS)([Condition(face, index=0), Condition(face, index=1)])
+    assert not torch.equal(first, second)
+    for index, found in enumerate((first, second)):
+        own = face_generator(OPTIONS.seed, index)
+        (expected,) = pipeline.restore([face], [own], OPTIONS.samples, OPTIONS.preset, OPTIONS.batch_size)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_faces_of_several_photographs_fill_a_batch(pipeline, album, tmp_path, monkeypatch):
     batches = []
     original = FacePriorPipeline.restore
