@@ -167,6 +167,34 @@ def test_what_stands_for_no_picture_is_an_input_with_a_problem(tree):
     assert missing.problem is None  # reading it says so
 
 
+def test_a_walk_says_what_it_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.txt", "c.CR2", "d.cr2", "plain", ".hidden.png", "@eaDir/a.png", ".thumbnails/a.png"):
+        path = Path("in", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    Path("beside").mkdir()
+    Path("in/link").symlink_to(tmp_path / "beside")
+    said = []
+    assert [one.path for one in find_inputs([Path("in")], Path("out"), said.append)] == [Path("in/a.png")]
+    ((folder, what),) = (text.split(": left out ") for text in said)
+    assert folder == "in"
+    assert set(what.split(", ")) == {
+        "2 hidden folders",
+        "1 linked folder",
+        "1 .txt file",
+        "2 .cr2 files",
+        "1 other file",
+        "1 hidden file",
+    }
+    said.clear()
+    assert [one.path for one in find_inputs([Path("in/**/*.png")], Path("out"), said.append)] == [Path("in/a.png")]
+    assert said == ["in/**/*.png: left out 1 hidden file"]
+    said.clear()
+    find_inputs([Path("in/a.png")], Path("out"), said.append)
+    assert said == []
+
+
 def test_results_inside_the_folder_are_no_inputs_and_it_cannot_be_its_own_output(tree):
     (tree / "sub" / "out").mkdir()
     (tree / "sub" / "out" / "a.png").touch()

@@ -128,7 +128,7 @@ def restore(
         with_location=not no_location,
         ending=ending,
     )
-    inputs = find_inputs(pictures, folder)
+    inputs = find_inputs(pictures, folder, lambda text: None if quiet else say(errors, text))
     if name is not None and len(inputs) != 1:
         raise OptionError(f"{output}: is a file, but {len(inputs)} inputs are given; give a folder to --output")
     finder = None if aligned or degrade else _find_detector(detector)

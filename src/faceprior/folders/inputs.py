@@ -6,8 +6,8 @@ import glob
 import os
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePath
@@ -20,6 +20,7 @@ SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES
 """File name endings by which pictures and clips are found in a folder."""
 
 _IS_PATTERN = re.compile(r"[*?\[]")
+_KEPT_BY_SYSTEMS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX", "Thumbs.db"}  # network drives' too
 _FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-doubt|-sheet)?$")
 
 
@@ -38,7 +39,9 @@ class Input:
     problem: str | None = None
 
 
-def find_inputs(arguments: Sequence[Path], output: Path | None) -> list[Input]:
+def find_inputs(
+    arguments: Sequence[Path], output: Path | None, on_skipped: Callable[[str], object] = lambda _text: None
+) -> list[Input]:
     """Find the pictures and clips that files, folders and patterns stand for.
 
     A folder is walked, sorted, without what is hidden and without the output folder; the results of what lies in
@@ -49,6 +52,7 @@ def find_inputs(arguments: Sequence[Path], output: Path | None) -> list[Input]:
     Args:
         arguments: files, folders and patterns.
         output: folder of the results; None where each goes beside its input.
+        on_skipped: told in a sentence what was left out of a folder or pattern.
 
     Raises:
         OptionError: the output folder is one of the folders that are walked, or there is none for those of a folder.
@@ -57,23 +61,23 @@ def find_inputs(arguments: Sequence[Path], output: Path | None) -> list[Input]:
     for argument in arguments:
         if output is None and argument.is_dir():
             raise OptionError(f"{argument}: is a folder; say where its results go, with --output")
-        for candidate in _expand(argument, output or Path()):
+        for candidate in _expand(argument, output or Path(), on_skipped):
             if output is None:
                 candidate = replace(candidate, folder=str(candidate.path.parent))  # noqa: PLW2901
             found.setdefault(os.path.abspath(candidate.path), candidate)  # noqa: PTH100 - a link is a picture of its own
     return list(found.values())
 
 
-def _expand(argument: Path, output: Path) -> Iterator[Input]:
+def _expand(argument: Path, output: Path, on_skipped: Callable[[str], object]) -> Iterator[Input]:
     if argument.is_dir():
-        yield from _walk(argument, output)
+        yield from _walk(argument, output, on_skipped)
     elif _IS_PATTERN.search(str(argument)) and not os.path.lexists(argument):
-        yield from _match(argument, output)
+        yield from _match(argument, output, on_skipped)
     else:
         yield Input(argument)
 
 
-def _walk(folder: Path, output: Path, below: str = "") -> Iterator[Input]:
+def _walk(folder: Path, output: Path, on_skipped: Callable[[str], object], below: str = "") -> Iterator[Input]:
     skipped = os.path.realpath(output)
     if os.path.realpath(folder) == skipped:
         raise OptionError(
@@ -81,34 +85,62 @@ def _walk(folder: Path, output: Path, below: str = "") -> Iterator[Input]:
             " choose another --output"
         )
     empty = True
+    left_out = list[str]()
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if name[0] != "." and os.path.realpath(Path(parent) / name) != skipped
-        )
         place = Path(parent)
+        inner = [name for name in folders if os.path.realpath(place / name) != skipped]
+        hidden = {name for name in inner if _is_hidden(name)}
+        links = {name for name in inner if name not in hidden and (place / name).is_symlink()}
+        left_out += ["hidden folder"] * len(hidden) + ["linked folder"] * len(links)
+        folders[:] = sorted(set(inner) - hidden - links)
         for name in sorted(files):
-            if name[0] != "." and PurePath(name).suffix.lower() in SUFFIXES:
+            if not _is_hidden(name) and PurePath(name).suffix.lower() in SUFFIXES:
                 empty = False
                 yield Input(place / name, _relative(place, folder, below))
+            else:
+                left_out.append(_other(name))
+    _tell(folder, left_out, on_skipped)
     if empty:
         kinds = ", ".join(sorted(SUFFIXES))
         yield Input(folder, below, f"{folder}: holds no pictures and no clips ({kinds})")
 
 
-def _match(pattern: Path, output: Path) -> Iterator[Input]:
+def _match(pattern: Path, output: Path, on_skipped: Callable[[str], object]) -> Iterator[Input]:
     fixed = Path(*_fixed_parts(pattern))
-    matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 - wants no root
+    everything = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 - no root
+    matches = [match for match in everything if _KEPT_BY_SYSTEMS.isdisjoint(match.relative_to(fixed).parts)]
+    left_out = ["hidden file" for match in set(everything).difference(matches) if not match.is_dir()]
     if "**" not in pattern.parts:  # which lists the folders and all that is in them
         for folder in matches:
             if folder.is_dir():
-                yield from _walk(folder, output, _relative(folder, fixed))
+                yield from _walk(folder, output, on_skipped, _relative(folder, fixed))
     files = [match for match in matches if not match.is_dir()]
     if "**" in pattern.parts and pattern.name == "**":
+        left_out += [_other(match.name) for match in files if match.suffix.lower() not in SUFFIXES]
         files = [match for match in files if match.suffix.lower() in SUFFIXES]
+    _tell(pattern, left_out, on_skipped)
     for path in files:
         yield Input(path, _relative(path.parent, fixed))
     if not matches:
         yield Input(pattern, problem=f"{pattern}: matches no file; check the pattern")
+
+
+def _is_hidden(name: str) -> bool:
+    return name[0] == "." or name in _KEPT_BY_SYSTEMS
+
+
+def _other(name: str) -> str:
+    # what to call a file that is left out
+    if _is_hidden(name):
+        return "hidden file"
+    return f"{PurePath(name).suffix.lower() or 'other'} file"
+
+
+def _tell(place: Path, left_out: Iterable[str], on_skipped: Callable[[str], object]) -> None:
+    counted = Counter(left_out).most_common()
+    if counted:
+        said = ", ".join(f"{number} {what}{'s' * (number > 1)}" for what, number in counted)
+        on_skipped(f"{place}: left out {said}")
 
 
 def _relative(folder: Path, to: Path, below: str = "") -> str:
