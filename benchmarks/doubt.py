@@ -1,4 +1,4 @@
-"""Calibrate the doubt on held-out faces, and test it on others: python benchmarks/doubt.py --data shards.
+"""Calibrate the doubt on held-out faces, and test it on others: python -m benchmarks.doubt --data shards.
 
 Half of the faces give the factors (split conformal prediction), the other half say how many of their pixels lie
 inside the intervals. With --write the factors go into the card of a corrector's folder.
@@ -6,12 +6,13 @@ inside the intervals. With --write the factors go into the card of a corrector's
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from faceprior import FacePriorPipeline
 from faceprior.degradations import make_input
@@ -24,31 +25,30 @@ from faceprior.training.shards import PackedFaces
 INPUTS = ("x4", "x8", "x16", "damaged")
 
 
-def main() -> None:
+def main(
+    data: Annotated[Path, typer.Option(help="Packed faces.")],
+    faces: Annotated[int, typer.Option(help="Held-out faces, half of them for the factors.")] = 48,
+    preset: Annotated[str, typer.Option(help="How they are restored.")] = "default",
+    prior: Annotated[str, typer.Option(help="Prior.")] = "faces-128",
+    corrector: Annotated[str, typer.Option(help="Corrector.")] = "auto",
+    write: Annotated[Path | None, typer.Option(help="Folder of the corrector whose card gets the factors.")] = None,
+) -> None:
     """Print a table: the factor of each kind of input, and the share of pixels inside, whole face and regions."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--faces", type=int, default=48)
-    parser.add_argument("--preset", default="default")
-    parser.add_argument("--corrector", default="auto")
-    parser.add_argument("--prior", default="faces-128")
-    parser.add_argument("--write", type=Path, help="folder of the corrector whose card gets the factors")
-    options = parser.parse_args()
-    pipeline = FacePriorPipeline.from_pretrained(options.prior, corrector=options.corrector)
-    packed = PackedFaces(options.data, "val")
-    faces = packed.batch(packed.spread(options.faces))
+    pipeline = FacePriorPipeline.from_pretrained(prior, corrector=corrector)
+    packed = PackedFaces(data, "val")
+    clean = packed.batch(packed.spread(faces))
     regions = face_regions(pipeline.prior.card.template, pipeline.resolution)
     print(f"| input | factor | whole face | {' | '.join(regions)} |\n| --- | --- | --- |{' --- |' * len(regions)}")
     factors = {}
     for name in INPUTS:
-        errors, scales = measured(pipeline, faces, name, options.preset)
+        errors, scales = measured(pipeline, clean, name, preset)
         known, others = slice(0, None, 2), slice(1, None, 2)
         factors[name] = round(conformal_factor(errors[known].flatten(1), scales[known].flatten(1)), 3)
         inside = (errors[others] <= factors[name] * scales[others]).float()
         shares = [inside.mean().item(), *(inside[:, mask].mean().item() for mask in regions.values())]
         print(f"| {name} | {factors[name]} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
-    if options.write:
-        card = options.write / "card.json"
+    if write is not None:
+        card = write / "card.json"
         text = json.dumps({**json.loads(card.read_text()), "calibration": factors}, indent=2, ensure_ascii=False)
         card.write_text(text + "\n", encoding="utf-8")
 
@@ -77,4 +77,4 @@ def inputs(faces: torch.Tensor, name: str) -> tuple[torch.Tensor, Sequence[torch
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -83,7 +83,7 @@ def test_a_face_that_the_frame_cuts_is_found_restored_and_put_back(detector):
     cut = scene([head], (260, 260))
     (face,) = find_faces(cut, detector(cut), CARD)
     assert FaceMask(face.found.landmarks, face.transform / RESOLUTION).corners.min() < -5
-    assert alignment_error(face.found.landmarks, head.landmarks, CARD) < 0.1
+    assert alignment_error(face.found.landmarks, head.landmarks, CARD) < 0.12  # a cheek and half an eye are missing
     result = paste_faces(
         np.asarray(cut), [face], [spoiled(align(cut, head.landmarks, TIGHT_TEMPLATE, RESOLUTION), 16)]
     )

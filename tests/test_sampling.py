@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from faceprior.errors import OptionError, WeightsError
-from faceprior.methods.dpi import DPI, DPIOptions
+from faceprior.methods.dpi import DPI, Conditions, DPIOptions
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -420,7 +420,8 @@ def affine_map(prior, restoration, steps):
 
 def started(restoration, x):
     """The same, started from x."""
-    restoration.start = lambda step, sampler, initial: (x, getattr(restoration, "condition", None))
+    held = getattr(restoration, "condition", None)
+    restoration.start = lambda step, sampler, initial: (x, None if held is None else Conditions(held, held))
     return restoration
 
 

@@ -83,6 +83,11 @@ class ResidualUNet(nn.Module):
         self.up = nn.ModuleList(_level(*level) for level in zip(widths, blocks, strict=True))
         self.conv_out = Conv3x3(widths[0], channels_out, zero=True)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.conv_in.weight.dtype
+
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Compute the residual.
 

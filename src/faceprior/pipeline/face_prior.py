@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -446,7 +446,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             ],
             scales=[self.resolution / face.shape[-1] for face in faces],
         )
-        return output if return_dict else output.to_tuple()
+        # not `to_tuple`, which leaves out what is None
+        return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
 
     @torch.inference_mode(mode=False)  # inside it there are no gradients, which some methods take
     def restore(
