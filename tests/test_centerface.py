@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from faceprior.errors import OptionError
-from faceprior.faces import load_detector
+from faceprior.faces import load_detector, similarity_transform
 from faceprior.faces.centerface import CenterFace
+from faceprior.priors.card import TIGHT_TEMPLATE
 
 PUBLISHED = (
     -5.7138, 1.8332, 1.7142, -0.0141, 0.0578, 0.2655, 0.3102, 0.27, 0.6626, 0.4190, 0.4266, 0.6554, 0.3193, 0.6588,
@@ -55,6 +56,26 @@ def test_a_picture_is_seen_alike_alone_and_beside_another(detector, astronaut):
     )
     assert empty == []
     assert np.allclose(alone[0].landmarks, together[0].landmarks, atol=1e-2)
+
+
+@pytest.mark.parametrize("turn", [0, 20, -20, 90, 180])
+@pytest.mark.parametrize("side", [24, 40, 90])
+def test_a_turned_face_is_aligned_as_the_upright_one(detector, astronaut, side, turn):
+    (whole,) = detector(astronaut)
+    factor, known = side / whole.side, np.array(whole.landmarks)
+    size = round(512 * factor)
+    small = astronaut.resize((size, size), Image.Resampling.BICUBIC).rotate(-turn, Image.Resampling.BICUBIC)
+    (face,) = detector(small)
+    middle = complex(size, size) / 2
+    true = (known @ (1, 1j) * factor - middle) * np.exp(1j * np.radians(turn)) + middle
+    there, back = (
+        similarity_transform([(p.real, p.imag) for p in points], TIGHT_TEMPLATE)
+        for points in (true, np.array(face.landmarks) @ (1, 1j))
+    )
+    eyes = np.array(TIGHT_TEMPLATE[:2])
+    aligned = (back[:, :2] @ np.array([true[:2].real, true[:2].imag]) + back[:, 2:]).T
+    expected = (there[:, :2] @ np.array([true[:2].real, true[:2].imag]) + there[:, 2:]).T
+    assert np.hypot(*(aligned - expected).T).max() < 0.05 * np.hypot(*(eyes[1] - eyes[0]))
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path):

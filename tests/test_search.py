@@ -141,6 +141,22 @@ def test_turned_copies_are_searched_more_finely_where_no_upright_face_is_seen():
     assert pixels_searched(180) > 2 * pixels_searched(0)
 
 
+def test_a_face_that_is_seen_more_surely_while_it_is_misread_keeps_its_turn():
+    def misled(pictures):
+        """See what `look` sees and, more surely, the same turned to its side, with landmarks too close together."""
+        return [faces + [misread(face) for face in faces] for faces in look(pictures)]
+
+    (face,) = find(misled, photo_of((300, 260), ((150, 130), 80, 0)), 24)
+    true = 150 + 130j + 80 * POINTS
+    assert np.abs(np.array(face.landmarks) @ (1, 1j) - true).max() < 0.03 * 80
+
+
+def misread(face):
+    middle = np.mean(face.landmarks, 0) @ (1, 1j)
+    points = middle + 0.4 * np.exp(1j * np.radians(80)) * (np.array(face.landmarks) @ (1, 1j) - middle)
+    return DetectedFace(face.box, [(p.real, p.imag) for p in points], 0.95)
+
+
 def test_a_photo_without_candidates_has_no_faces():
     assert find(look, Image.new("RGB", (33, 500)), 24) == []
 
@@ -157,3 +173,4 @@ def test_of_candidates_that_show_one_face_the_best_is_kept():
         Candidate(145 + 100j, 50 + 0j, 0.5),
     )
     assert suppress([inside, beside, best]) == [best, beside]
+    assert suppress([inside, beside, best], turn=np.radians(45)) == [best, inside, beside]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from faceprior.faces.alignment import Points, align, similarity_transform
-from faceprior.faces.detection import DetectedFace, FaceDetector, load_detector
+from faceprior.faces.detection import DetectedFace, FaceDetector
+from faceprior.faces.detectors import load_detector
 
 __all__ = ["DetectedFace", "FaceDetector", "Points", "align", "load_detector", "similarity_transform"]

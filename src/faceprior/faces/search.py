@@ -35,6 +35,9 @@ _CHIP, _ROUGH, _FACE = 128, 80, 100  # the closer looks: side of the picture, an
 _AT_ONCE = 16  # chips that are looked at together
 _LEAST_FACE = 8
 _LEAST_SCORE = 0.5
+_UPRIGHT = math.radians(40)  # how far from upright a candidate may be seen once it is held upright
+_LEAST_DROP = 0.2  # from the eyes to the mouth, in sides of the face's box: 0.43 in a face seen from the front
+_SAME_TURN = math.radians(45)  # two candidates whose turns differ by less are held upright as one
 _STEPS = 64  # of a pixel, to which landmarks are rounded: not even the last bit depends on the number of threads
 
 Look = Callable[[NDArray[np.uint8]], list[list[DetectedFace]]]
@@ -73,7 +76,8 @@ def find(look: Look, photo: Image.Image, min_face: int) -> list[DetectedFace]:
     upright = list(_search(look, photo, _scale(photo, SMALLEST / min_face, UPRIGHT_PIXELS), [0]))
     most = TURNED_PIXELS if any(one.score > _LEAST_SCORE for one in upright) else TURNED_PIXELS_ALONE
     turned = _search(look, photo, _scale(photo, SMALLEST / min_face, most), [1, 2, 3])
-    candidates = suppress(list(_held_upright(look, photo, suppress([*upright, *turned]))))
+    # a turned face may be seen more surely than an upright one where it is misread: which turn is right shows upright
+    candidates = suppress(list(_held_upright(look, photo, suppress([*upright, *turned], _SAME_TURN))))
     return sorted(_measured(look, photo, candidates), key=lambda face: -face.side)
 
 
@@ -174,22 +178,37 @@ def _central(faces: Sequence[DetectedFace], side: int) -> DetectedFace | None:
         for face in faces
         if abs((square := _seen(face)).centre - complex(_CHIP, _CHIP) / 2) < side / 3
         and 0.6 < abs(square.across) / side < 1.6
+        and _is_upright(face)
     ]
     return max(central, key=lambda face: face.score, default=None)
+
+
+def _is_upright(face: DetectedFace) -> bool:
+    """Whether the mouth is as far below the eyes as in an upright face; where one is misread, it is not."""
+    turn = cmath.phase(_seen(face).across)
+    eyes, mouth = (sum(y for _, y in points) / 2 for points in (face.landmarks[:2], face.landmarks[3:]))
+    return abs(turn) < _UPRIGHT and mouth - eyes > _LEAST_DROP * face.side
 
 
 def _complex(points: Points) -> NDArray[np.complex128]:
     return np.asarray(np.asarray(points, np.float64) @ (1, 1j), np.complex128)
 
 
-def suppress(candidates: Sequence[Candidate]) -> list[Candidate]:
+def suppress(candidates: Sequence[Candidate], turn: float = math.pi) -> list[Candidate]:
     """Keep the best of the candidates that show one face (non-maximum suppression).
 
-    Two show one face if they share more than half of the smaller one; their turns are left aside.
+    Two show one face if they share more than half of the smaller one, and are turned alike.
+
+    Args:
+        candidates: in any order.
+        turn: by how much the turns of one face may differ, in radians; π leaves them aside.
     """
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: -one.score):
-        if all(_shared(candidate, better) <= 0.5 for better in kept):
+        if not any(
+            _shared(candidate, better) > 0.5 and abs(cmath.phase(candidate.across / better.across)) <= turn
+            for better in kept
+        ):
             kept.append(candidate)
     return kept
 
