@@ -158,12 +158,19 @@ def _is_inside(place: complex, photo: Image.Image) -> bool:
 
 
 def _chips(photo: Image.Image, candidates: Sequence[Candidate], face: int) -> NDArray[np.uint8]:
-    """Candidates, upright in the middle of a picture each, (N, 128, 128, 3)."""
+    """Candidates, upright in the middle of a picture each, (N, 128, 128, 3); black where the photograph ends.
+
+    Reflected there, a face that the frame cuts would have a second eye in its mirror image.
+    """
     chips = np.empty((len(candidates), _CHIP, _CHIP, 3), np.uint8)
     for chip, candidate in zip(chips, candidates, strict=True):
+        reach = math.ceil(abs(candidate.across) * _CHIP / face / math.sqrt(2)) + 2  # to the corners of a turned chip
+        left, top = math.floor(candidate.centre.real) - reach, math.floor(candidate.centre.imag) - reach
+        part = photo.crop((left, top, left + 2 * reach + 1, top + 2 * reach + 1))
         factor, shift = candidate.upright(face)
+        shift += factor * complex(left, top)
         matrix = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
-        chip[:] = np.asarray(cut_out(photo, matrix, _CHIP))
+        chip[:] = np.asarray(cut_out(part, matrix, _CHIP))
     return chips
 
 
