@@ -247,14 +247,10 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels)
         for t, after in zip(levels, (*levels[1:], None), strict=True):
             clean = prior.network(x.float(), torch.tensor([t])).sample.double().clamp(-1, 1)
             eps = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
+            clean = clean + enlarge_grid(held - clean[..., ::2, ::2], 2)
             if after is None:
-                x = clean
+                x = clean.clamp(-1, 1)
                 break
-            moves = held - clean[..., ::2, ::2]
-            if preset.options.smooth:
-                clean = clean + enlarge_grid(moves, 2)
-            else:
-                clean[..., ::2, ::2] = held
             again = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
             eps = eps + preset.options.rederived * (again - eps)
             x = math.sqrt(schedule[after]) * clean + math.sqrt(1 - schedule[after]) * eps
@@ -408,6 +404,18 @@ def test_the_last_step_is_left_to_the_prior(tiny):
     assert torch.equal(found, free)
     assert torch.equal(seen[-1][1], free)
     assert torch.equal(seen[-1][2].held, seen[-2][2].held)  # no step follows that would need another condition
+
+
+@torch.no_grad()
+def test_smooth_moves_hold_the_grid_in_the_last_step_too(tiny):
+    prior, low = tiny.gaussian_prior(), faces(1, 8)
+    method, seen = watched(dpi(tiny, low, DPIOptions(tau=0.0, smooth=True), tiny.corrector()))
+    found = sample(method, spaced_steps(prior.schedule, 3, 1.0, 0.1), sampler_of(tiny, 1, prior=prior))
+    held = seen[-2][2].held
+    torch.testing.assert_close(found[..., ::2, ::2], held.clamp(-1, 1), atol=1e-5, rtol=0)
+    free = prior(seen[-2][0], torch.tensor([100])).x0.clamp(-1, 1)
+    assert (free[..., ::2, ::2] - held).abs().mean() > 0.01
+    assert torch.equal(seen[-1][2].held, held)
 
 
 @torch.no_grad()

@@ -47,7 +47,8 @@ class DPIOptions:
             sample, as in the paper; "always", both.
         detail: how far the corrector follows the sample, 0 to 1: where a new condition lies between what it
             said first and what it says of the sample. 1 is the paper's; the less, the nearer to the expectation.
-        smooth: whether a move of the grid moves the pixels between as well, bicubically; in the paper they stay.
+        smooth: whether a move of the grid moves the pixels between as well, bicubically, and the last step moves too;
+            in the paper they stay, and the last step is the prior's.
         rederived: share of the noise estimate that is derived again from the moved x0, 0 to 1. The paper's, 0, keeps
             the prior's; a corrector that looks at the sample then sees its own moves as news.
 
@@ -140,11 +141,11 @@ class DPI(Enlarged):
     def step(self, x_t: torch.Tensor, conditions: Conditions, step: Step, sampler: Sampler) -> Stepped:
         """Hold the estimate to the condition on the grid, make the step, and correct the condition.
 
-        The last step is left to the prior.
+        The last step is left to the prior, as in the paper, unless moves are smooth: others would leave a grid.
         """
         options, stride, level = self.options, self.options.stride, step.alphas_cumprod
         denoised, condition = sampler.estimate(x_t, step), conditions.held
-        if step.last:
+        if step.last and not options.smooth:
             return sampler.solve(denoised, step), denoised.x0, conditions
 
         # w_t · m_t: FCM, all of the grid, above τ · T; RACM, at random where the condition has edges, below
@@ -160,6 +161,8 @@ class DPI(Enlarged):
         # eps' = (x_t − √ᾱ · x0') / √(1 − ᾱ), for the share that is derived again
         eps = denoised.eps - options.rederived * math.sqrt(level / (1 - level)) * (x0 - denoised.x0)
         x_prev = sampler.solve(denoised._replace(x0=x0, x_t=x_t, eps=eps), step)
+        if step.last:
+            return x_prev.clamp(-1, 1), x0, conditions
 
         # CRT looks at x_{t−1}
         if self.corrector is not None and options.crt in ("after", "always"):
