@@ -176,7 +176,7 @@ USAGE = {
     "scale of this prior": (("--scale", "16"), "scale 16 leaves 2 pixels of a 32-pixel face; choose a smaller one"),
     "tau": (("--option", "tau=1.5"), "tau is 1.5; it must lie in 0 to 1"),
     "tau that is no number": (("--option", "tau=nan"), "tau is nan; it must lie in 0 to 1"),
-    "tau of letters": (("--option", "tau=high"), "tau of dpi is a number"),
+    "tau of letters": (("--option", "tau=high"), "tau is 'high'; it must be a number"),
     "stride": (("--option", "stride=3"), "stride is 3; choose 1, 2, 4 or 8"),
     "stride of the corrector": (("--option", "stride=1"), "not a multiple of the corrector's stride 2"),
     "edge exponent": (("--option", "edge_exponent=-1"), "edge exponent is -1.0; it must"),
@@ -750,7 +750,7 @@ def test_training_writes_weights_that_restore_and_goes_on_only_when_asked(train,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stepps": 3}, "unknown options stepps"),
+        ({"stepps": 3}, "unknown option stepps"),
         ({"steps": "many"}, "steps is 'many'"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"seed": -1}, "seed is -1"),

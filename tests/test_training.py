@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,8 @@ from faceprior.priors.card import file_sha256
 from faceprior.priors.gaussian import GaussianDenoiser, haar, inverse_haar, unfold
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import load_prior
-from faceprior.training.config import CorrectorConfig, PriorConfig, TrainConfig, load_config, to_dict
+from faceprior.settings import load_settings
+from faceprior.training.config import CorrectorConfig, PriorConfig, TrainConfig
 from faceprior.training.corrector import CorrectorTask
 from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
 from faceprior.training.prior import EVALUATION_SHARES, PriorTask
@@ -311,7 +311,7 @@ def test_two_processes_share_a_batch_and_write_one_run(kind, data, tmp_path):
 
 def test_a_run_leaves_config_log_events_and_sheets(finished):
     for kind, (task, figures, output) in finished.items():
-        assert yaml.safe_load((output / "config.yaml").read_text()) == to_dict(task.config)
+        assert yaml.safe_load((output / "config.yaml").read_text()) == task.config.model_dump()
         assert list((output / "tensorboard").glob("events.out.tfevents.*"))
         lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if "held_out" in line] == [3, 6]
@@ -355,7 +355,7 @@ def test_exported_weights_load_and_tell_how_they_were_made(kind, load, finished,
     assert card.training["command"] == "faceprior train"
     assert card.training["steps"] == 6
     assert card.training["samples"] == 24
-    assert card.training["config"] == to_dict(task.config)
+    assert card.training["config"] == task.config.model_dump()
     assert card.held_out == {name: round(value, 3) for name, value in figures.items()}
 
 
@@ -397,7 +397,7 @@ def test_a_start_keeps_its_prediction_type_and_schedule(data, tmp_path):
     betas = {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2}
     task = make_task("gaussian-residual", data)
     options = {**RESIDUAL_OPTIONS, **betas}
-    task = PriorTask(replace(task.config, network_options=options, steps=1), *splits(data))
+    task = PriorTask(task.config.model_copy(update={"network_options": options, "steps": 1}), *splits(data))
     assert len(task.prior.schedule) == 100
     train(task, task.config, splits(data)[0], tmp_path)
     again = make_task("v_prediction", data, tmp_path / "weights")
@@ -408,7 +408,9 @@ def test_a_start_keeps_its_prediction_type_and_schedule(data, tmp_path):
 
 def test_a_correctors_card_has_its_own_schedule(data):
     config = make_config("corrector")
-    config = replace(config, network_options={**CORRECTOR_OPTIONS, "num_train_timesteps": 100, "beta_end": 0.2})
+    config = config.model_copy(
+        update={"network_options": {**CORRECTOR_OPTIONS, "num_train_timesteps": 100, "beta_end": 0.2}}
+    )
     task = CorrectorTask(config, *splits(data))
     assert task.card.schedule["num_train_timesteps"] == len(task.network.schedule) == 100
     assert task.card.schedule["beta_end"] == 0.2
@@ -493,7 +495,7 @@ def test_every_option_of_the_corrector_changes_its_loss(data):
     config = make_config("corrector", damaged=0.5)
 
     def loss(**changed):
-        task = CorrectorTask(replace(config, **changed), *splits(data))
+        task = CorrectorTask(config.model_copy(update=changed), *splits(data))
         return task.loss(task.network, faces, torch.Generator().manual_seed(0)).item()
 
     assert loss() == loss()
@@ -580,41 +582,41 @@ def test_the_learning_rate_warms_up_holds_and_decays():
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text("network: unet\nsteps: 50\nbatch_size: 8\nlearning_rate: 3e-4\nterms: [open]\n")
-    config = load_config(PriorConfig, path, {"weighting": "p2", "steps": 70, "seed": None})
+    config = load_settings(PriorConfig, path, {"weighting": "p2", "steps": 70, "seed": None})
     assert (config.network, config.weighting, config.steps, config.batch_size) == ("unet", "p2", 70, 8)
     assert config.learning_rate == 3e-4
     assert config.terms == ["open"]
-    assert config.seed == PriorConfig.seed
-    assert load_config(CorrectorConfig, None, {}) == CorrectorConfig()
+    assert config.seed == PriorConfig().seed
+    assert load_settings(CorrectorConfig, None, {}) == CorrectorConfig()
 
 
 def test_a_written_config_reads_back(tmp_path):
     config = make_config("corrector", seed=3)
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(config)))
-    assert load_config(CorrectorConfig, tmp_path / "c.yaml", {}) == config
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    assert load_settings(CorrectorConfig, tmp_path / "c.yaml", {}) == config
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stepps: 5\n", r"c\.yaml: unknown options stepps; known are .*steps"),
+        ("stepps: 5\n", r"c\.yaml: unknown option stepps; known are .*steps"),
         ("- steps\n", r"c\.yaml: is not a list of"),
         ("steps: [1\n", r"c\.yaml: is not valid YAML"),
         ("steps: many\n", r"c\.yaml: steps is 'many'; it must be a whole number"),
         ("steps: 2.5\n", r"c\.yaml: steps is 2\.5; it must be a whole number"),
         ("learning_rate: fast\n", r"c\.yaml: learning_rate is 'fast'; it must be a number"),
-        ("compile: 3\n", r"c\.yaml: compile is 3; write true or false"),
+        ("compile: 3\n", r"c\.yaml: compile is 3; it must be true or false"),
     ],
 )
 def test_a_bad_file_is_named(text, message, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(OptionError, match=message):
-        load_config(PriorConfig, tmp_path / "c.yaml", {})
+        load_settings(PriorConfig, tmp_path / "c.yaml", {})
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(OptionError, match=r"none\.yaml: cannot be read"):
-        load_config(PriorConfig, tmp_path / "none.yaml", {})
+        load_settings(PriorConfig, tmp_path / "none.yaml", {})
 
 
 @pytest.mark.parametrize(
@@ -646,7 +648,7 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_a_value_out_of_range_is_refused_by_name(kind, option, value):
     with pytest.raises(OptionError, match=f"{option} is "):
-        load_config(kind, None, {option: value})
+        load_settings(kind, None, {option: value})
 
 
 # the Gaussian

@@ -8,14 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from faceprior.degradations import check_degradation
 from faceprior.errors import OptionError
 from faceprior.methods import Preset, find_preset, method_names
 from faceprior.pipeline.conversions import MAX_SCALE, MIN_SCALE
-from faceprior.training.config import like
+from faceprior.settings import load_settings, read_assignment
 
 NO_DEGRADATION = "none"
 """Of faces that are bad already: they are the input, and nothing is known of the truth."""
@@ -157,36 +156,10 @@ class Condition:
 
 
 def load_benchmark(path: Path | None, flags: Mapping[str, Any]) -> BenchmarkConfig:
-    """Read options from a YAML file, if there is one, and from flags, which win.
-
-    Raises:
-        OptionError: the file cannot be read, or an option is unknown or out of its range.
-    """
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise OptionError(f"{path}: cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise OptionError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(values, dict):
-            raise OptionError(f"{path}: is not a list of `option: value` lines")
-    try:
-        config = BenchmarkConfig(**{**values, **flags})
-    except ValidationError as error:
-        raise OptionError(f"{path or 'flags'}: {'; '.join(_problems(error))}") from error
+    """Read options as `load_settings` does, and make sure that there are such methods; raises the same."""
+    config = load_settings(BenchmarkConfig, path, flags)
     config.chosen_methods()
     return config
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            yield f"unknown option {name}; known are {', '.join(sorted(BenchmarkConfig.model_fields))}"
-        else:
-            yield f"{name} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def split_methods(text: str) -> list[str]:
@@ -215,14 +188,9 @@ def read_method(entry: Any) -> tuple[str, Preset]:
         raise OptionError(f"method {entry!r}: write a name, or a mapping with name and options")
     options = {str(name): value for name, value in entry.items() if name not in ("name", "label")}
     name = entry["name"]
-    preset = find_preset(name)
-    known = preset.as_dict()
-    typed = {
-        option: like(known[option], value, f"{name}: {option} is {value!r}") if option in known else value
-        for option, value in options.items()
-    }
+    preset = find_preset(name).with_options(**options)
     settings = [f"{option}={value}" for option, value in options.items()]
-    return str(entry.get("label", " ".join([name, *settings]))), preset.with_options(**typed)
+    return str(entry.get("label", " ".join([name, *settings]))), preset
 
 
 def references_for(*, has_corrector: bool) -> list[str]:
@@ -234,11 +202,4 @@ def references_for(*, has_corrector: bool) -> list[str]:
 def _assignments(text: str) -> Iterator[tuple[str, Any]]:
     name, *options = text.split(",")
     yield "name", name.strip()
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise OptionError(f"method {text!r}: write NAME or NAME,option=value")
-        try:
-            yield key.strip().replace("-", "_"), yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise OptionError(f"method {text!r}: {value!r} is not a value") from error
+    yield from (read_assignment(option, f"method {text!r}") for option in options)

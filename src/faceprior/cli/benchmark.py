@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -99,6 +99,7 @@ def benchmark(
     from faceprior.benchmark.sets import SetMeters
     from faceprior.benchmark.summary import summarise
     from faceprior.errors import OptionError
+    from faceprior.settings import read_assignment
 
     flags = {
         "data": data,
@@ -113,7 +114,7 @@ def benchmark(
         "prior": prior,
         "corrector": corrector,
         "batch_size": batch_size,
-        **dict(_settings(settings or ())),
+        **dict(read_assignment(setting, f"--set {setting}") for setting in settings or ()),
     }
     chosen = load_benchmark(config, {name: value for name, value in flags.items() if value is not None})
     check_names(chosen.metrics)
@@ -163,21 +164,6 @@ def benchmark(
     _print(summaries, baseline)
     say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")
     _report_failures([row for row in rows if row["error"] is not None])
-
-
-def _settings(assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    import yaml
-
-    from faceprior.errors import OptionError
-
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise OptionError(f"--set {assignment}: write NAME=VALUE")
-        try:
-            yield name.strip().replace("-", "_"), yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise OptionError(f"--set {assignment}: {value!r} is not a value") from error
 
 
 def _report_failures(failed: Sequence[Row]) -> None:

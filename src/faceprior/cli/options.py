@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,37 +78,15 @@ def make_preset(name: str, assignments: Sequence[str] | None = None) -> Preset:
     """
     from faceprior.errors import OptionError
     from faceprior.methods import find_preset
+    from faceprior.settings import read_assignment
 
-    preset, given = find_preset(name), dict[str, Any]()
-    for option, value in typed_options(preset, assignments or ()):
+    given = dict[str, Any]()
+    for assignment in assignments or ():
+        option, value = read_assignment(assignment, f"--option {assignment}")
         if option in given:
             raise OptionError(f"option {option} is given twice")
         given[option] = value
-    return preset.with_options(**given)
-
-
-def typed_options(preset: Preset, assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Read NAME=VALUE by the types of the preset's options.
-
-    Raises:
-        OptionError: there is no such option, no "=", or the value is not of the option's type.
-    """
-    from faceprior.errors import OptionError
-
-    known = preset.types()
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals:
-            raise OptionError(f"--option {assignment}: write NAME=VALUE")
-        if name not in known:
-            raise OptionError(f"{preset.method} has no option {name}; it has {', '.join(known) or 'none'}")
-        hint = known[name]
-        read, kind = next((_READERS[part] for part in (hint, *get_args(hint)) if part in _READERS), (str, "a text"))
-        try:
-            yield name, read(text.strip())
-        except (ValueError, KeyError) as error:
-            raise OptionError(f"--option {assignment}: {name} of {preset.method} is {kind}") from error
+    return find_preset(name).with_options(**given)
 
 
 def explained_options(preset: Preset) -> Iterator[tuple[str, Any, str]]:
@@ -121,12 +99,6 @@ def explained_options(preset: Preset) -> Iterator[tuple[str, Any, str]]:
 
 
 _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
-
-_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-    int: (int, "a whole number"),
-    float: (float, "a number"),
-}
 
 
 def load_pipeline(

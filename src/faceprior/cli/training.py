@@ -127,7 +127,8 @@ def _train(
 ) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from faceprior.training.config import CorrectorConfig, PriorConfig, load_config
+    from faceprior.settings import load_settings
+    from faceprior.training.config import CorrectorConfig, PriorConfig
     from faceprior.training.corrector import CorrectorTask
     from faceprior.training.prior import PriorTask
     from faceprior.training.shards import PackedFaces
@@ -138,7 +139,7 @@ def _train(
         "corrector": (CorrectorConfig, CorrectorTask),
     }
     config_kind, task_kind = kinds[what]
-    config = load_config(config_kind, config_file, flags)
+    config = load_settings(config_kind, config_file, flags)
     faces = PackedFaces(data, "train", config.terms or None)
     task = task_kind(config, faces, PackedFaces(data, "val"), start_from)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

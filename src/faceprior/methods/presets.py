@@ -10,6 +10,7 @@ from faceprior.methods import dpi
 from faceprior.methods.dpi import DPIOptions
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.methods.registry import find_method, method_names
+from faceprior.settings import as_kind
 
 DEFAULT_PRESET = "default"
 
@@ -50,16 +51,15 @@ class Preset:
         A name that both groups have is the method's own.
 
         Raises:
-            OptionError: a name is unknown or a value out of its range.
+            OptionError: a name is unknown or a value of the wrong kind or out of its range.
         """
         given = {name: value for name, value in options.items() if value is not None}
         known = self.as_dict()
         if unknown := sorted(given.keys() - known.keys()):
             names = ", ".join(known) or "none"
             raise OptionError(f"{self.method} has no option {', '.join(unknown)}; it has {names}")
-        for name, kind in self.types().items():
-            if not _is_a(given.get(name), kind):
-                raise OptionError(f"{name} is {given[name]!r}; it takes {_TYPES[kind]}")
+        kinds = self.types()
+        given = {name: as_kind(kinds[name], value, name) for name, value in given.items()}
         own = {field.name for field in fields(self.options)}
         changed = replace(self.options, **{name: value for name, value in given.items() if name in own})
         sampling = self.sampling
@@ -75,15 +75,6 @@ class Preset:
         """Types of all options, flat, by name, as `as_dict` has their values."""
         groups = [group for group in (self.sampling, self.options) if group is not None]
         return {name: kind for group in groups for name, kind in get_type_hints(type(group)).items()}
-
-
-_TYPES = {bool: "True or False", int: "a whole number", float: "a number"}
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if value is None or kind not in _TYPES:
-        return True
-    return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 PRESETS = {

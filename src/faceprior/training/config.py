@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from faceprior.errors import OptionError
 from faceprior.priors.adapter import PredictionType
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 NetworkName = Literal["gaussian-residual", "unet"]
 Weighting = Literal["residual", "plain", "min-snr", "p2"]
-Config = TypeVar("Config", bound="DataclassInstance")
 Network = TypeVar("Network")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(BaseModel):
     """Options that every training has.
 
     Attributes:
@@ -47,40 +40,26 @@ class TrainConfig:
         compile: run the network through torch.compile (worth it on CUDA only).
     """
 
-    steps: int = 20_000
-    minutes: float = 0.0
-    batch_size: int = 16
-    learning_rate: float = 3e-4
-    warmup_steps: int = 200
-    decay_steps: int = 0
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    flip: float = 0.5
-    balance: float = 0.5
-    terms: list[str] = field(default_factory=list)
-    seed: int = 0
-    evaluate_every: int = 500
-    evaluate_faces: int = 64
-    checkpoint_every: int = 250
-    compile: bool = False
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every", "evaluate_faces", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("flip", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
-        for name in ("minutes", "warmup_steps", "decay_steps", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("learning_rate", "gradient_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
-            raise OptionError(f"mixed_precision is {self.mixed_precision!r}; choose auto, no, bf16 or fp16")
+    steps: int = Field(20_000, ge=1)
+    minutes: float = Field(0.0, ge=0)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
+    warmup_steps: int = Field(200, ge=0)
+    decay_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clip: float = Field(1.0, gt=0, allow_inf_nan=False)
+    ema_decay: Share = 0.999
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    flip: Share = 0.5
+    balance: float = 0.5
+    terms: list[str] = []
+    seed: int = Field(0, ge=0)
+    evaluate_every: int = Field(500, ge=1)
+    evaluate_faces: int = Field(64, ge=1)
+    checkpoint_every: int = Field(250, ge=1)
+    compile: bool = False
 
     def learning_rate_factor(self, step: int) -> float:
         """Warm-up, plateau, decay: share of the peak learning rate at a step (0-based)."""
@@ -89,7 +68,6 @@ class TrainConfig:
         return warmup * decay
 
 
-@dataclass(frozen=True)
 class PriorConfig(TrainConfig):
     """Options of `faceprior train prior`.
 
@@ -107,25 +85,20 @@ class PriorConfig(TrainConfig):
     """
 
     network: NetworkName = "gaussian-residual"
-    network_options: dict[str, Any] = field(default_factory=dict)
+    network_options: dict[str, Any] = {}
     prediction_type: PredictionType = "epsilon"
-    weighting: Weighting = "residual"
-    low_noise: float = 0.6
-    low_noise_share: float = 0.6
+    low_noise: float = Field(0.6, gt=0, lt=1)
+    low_noise_share: float = Field(0.6, gt=0, lt=1)
+    weighting: Weighting = Field("residual", validate_default=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, kind in (("network", NetworkName), ("weighting", Weighting), ("prediction_type", PredictionType)):
-            if getattr(self, name) not in get_args(kind):
-                raise OptionError(f"{name} is {getattr(self, name)!r}; choose {', '.join(get_args(kind))}")
-        for name in ("low_noise", "low_noise_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
-        if self.weighting == "residual" and self.network != "gaussian-residual":
-            raise OptionError("weighting residual needs the network gaussian-residual; choose plain, min-snr or p2")
+    @field_validator("weighting")
+    @classmethod
+    def _fits_the_network(cls, value: Weighting, others: ValidationInfo) -> Weighting:
+        if value == "residual" and others.data.get("network") == "unet":
+            raise ValueError("it needs the network gaussian-residual; choose plain, min-snr or p2")
+        return value
 
 
-@dataclass(frozen=True)
 class CorrectorConfig(TrainConfig):
     """Options of `faceprior train corrector`.
 
@@ -141,74 +114,19 @@ class CorrectorConfig(TrainConfig):
     """
 
     network: Literal["blind", "paper"] = "blind"
-    network_options: dict[str, Any] = field(default_factory=dict)
+    network_options: dict[str, Any] = {}
     sample_around: Literal["truth", "condition"] = "truth"
-    scales: list[float] = field(default_factory=lambda: [4.0, 32.0])
-    damaged: float = 0.5
-    alone: float = 0.2
-    highest: float = 0.6
+    scales: list[float] = [4.0, 32.0]
+    damaged: Share = 0.5
+    alone: Share = 0.2
+    highest: Share = 0.6
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.scales) != 2 or not 1 <= self.scales[0] <= self.scales[1]:
-            raise OptionError(f"scales is {self.scales}; give the smallest and the largest, at least 1")
-        for name in ("damaged", "alone", "highest"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
-        for name, choices in (("network", ("blind", "paper")), ("sample_around", ("truth", "condition"))):
-            if getattr(self, name) not in choices:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(choices)}")
-
-
-def load_config(kind: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
-    """Read a YAML file and lay the flags that were given (not None) over it.
-
-    Raises:
-        OptionError: the file cannot be read, an option does not exist, or a value is of the wrong kind or out
-            of range.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise OptionError(f"{path}: cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise OptionError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(values, dict):
-            raise OptionError(f"{path}: is not a list of `option: value` lines")
-    origin = path or "flags"
-    known = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(kind)}
-    values = {**values, **{name: value for name, value in flags.items() if value is not None}}
-    if unknown := sorted(str(name) for name in values if name not in known):
-        raise OptionError(f"{origin}: unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name, value in values.items():
-        values[name] = like(known[name], value, f"{origin}: {name} is {value!r}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise OptionError(f"{origin}: {error}") from error
-
-
-def like(default: Any, value: Any, what: str) -> Any:
-    """Return a value as the kind of number that an option's default is.
-
-    Raises:
-        OptionError: it is of another kind; the message begins with `what`.
-    """
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise OptionError(f"{what}; write true or false")
-    elif isinstance(default, int | float):
-        try:
-            number = float(value)  # also of the text that YAML makes of 3e-4
-            return number if isinstance(default, float) else int(str(value))
-        except (TypeError, ValueError) as error:
-            kind = "a number" if isinstance(default, float) else "a whole number"
-            raise OptionError(f"{what}; it must be {kind}") from error
-    elif isinstance(default, list | dict) and not isinstance(value, type(default)):
-        raise OptionError(f"{what}; it must be a {'list' if isinstance(default, list) else 'mapping'}")
-    return value
+    @field_validator("scales")
+    @classmethod
+    def _from_small_to_large(cls, value: list[float]) -> list[float]:
+        if len(value) != 2 or not 1 <= value[0] <= value[1]:
+            raise ValueError("give the smallest and the largest, at least 1")
+        return value
 
 
 def build_network(kind: Callable[..., Network], options: dict[str, Any], **fixed: Any) -> Network:
@@ -218,8 +136,3 @@ def build_network(kind: Callable[..., Network], options: dict[str, Any], **fixed
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise OptionError(f"network_options {options} do not make a network ({reason})") from error
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain values, for YAML, cards and logs."""
-    return asdict(config)

@@ -31,7 +31,7 @@ from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import OptionError, OutputError
 from faceprior.images import write_png
 from faceprior.networks import inner_matrices
-from faceprior.training.config import TrainConfig, to_dict
+from faceprior.training.config import TrainConfig
 from faceprior.training.muon import Muon
 from faceprior.training.shards import PackedFaces
 
@@ -106,7 +106,7 @@ def train(
         step = learner.load(newest)
     if main:
         output.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+        text = yaml.safe_dump(config.model_dump(), sort_keys=False)
         (output / "config.yaml").write_text(text, encoding="utf-8")
     accelerator.init_trackers("tensorboard")
     draw = _Batches(faces, config, accelerator)
@@ -190,7 +190,7 @@ def _evaluate(
         "command": command,
         "steps": step,
         "samples": step * config.batch_size,
-        "config": to_dict(config),
+        "config": config.model_dump(),
     }
     task.export(network, output / "weights", training, held_out)
     return held_out
