@@ -403,6 +403,17 @@ def test_the_three_functions_do_what_a_run_over_a_folder_does(pipeline, album, t
         assert composed.record.items() <= record.items()
 
 
+@pytest.mark.parametrize("options", [{}, {"degradation": "bicubic"}])
+def test_the_record_of_an_aligned_face_says_how_sure_it_is(pipeline, tmp_path, options):
+    (record,) = run(pipeline, save_photo(tmp_path / "face.png", 16, 16), tmp_path / "out", samples=2, kind="aligned", **options)
+    ready, how = prepared(pipeline, tmp_path / "face.png", samples=2, kind="aligned", **options)
+    (samples,) = restore(pipeline, ready.conditions, how)
+    doubt = pipeline.doubt([ready.conditions[0].low_resolution], samples[None])
+    assert record["doubt"] == pytest.approx(float(doubt.mean()), abs=1e-4)
+    assert len(record["lr_consistency"]) == 2
+    assert ("psnr" in record) is ("degradation" in options)
+
+
 def test_what_travels_between_the_functions_may_be_pickled_and_is_hardly_larger_than_the_file(pipeline, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     path = tmp_path / "phone.jpg"

@@ -116,8 +116,7 @@ def _aligned(
 ) -> Composed:
     result, notes = results[0], list(prepared.notes)
     if options.degradation is not None:
-        sharp = sharp_face(picture.image, result.images.shape[-1])
-        result = RestoredFace(result.low_resolution, sharp, result.images)
+        result = replace(result, sharp=sharp_face(picture.image, result.images.shape[-1]))
     suffix = "-face1" if options.only_faces else ""
     files = (*_files_of(suffix, result, {**made, "scale": result.scale}, options, notes),)
     record = {
@@ -125,7 +124,7 @@ def _aligned(
         "scale": result.scale,
         "seed": options.seed,
         "notes": notes,
-        "lr_consistency": [round(value, 3) for value in result.lr_consistency],
+        **_trust(result),
         **result.fidelity(),
     }
     return Composed(files, record)
@@ -261,8 +260,12 @@ def _about(face: Face, result: RestoredFace | None) -> dict[str, Any]:
     }
     if face.left_alone is not None:
         record["left_alone"] = face.left_alone
-    if result is not None:
-        record["lr_consistency"] = [round(value, 3) for value in result.lr_consistency]
-        if result.doubt is not None:
-            record["doubt"] = round(float(result.doubt.mean()), 4)
+    return record if result is None else {**record, **_trust(result)}
+
+
+def _trust(result: RestoredFace) -> dict[str, Any]:
+    """How far a restored face can be trusted: agreement with its input, and the mean doubt where it is known."""
+    record: dict[str, Any] = {"lr_consistency": [round(value, 3) for value in result.lr_consistency]}
+    if result.doubt is not None:
+        record["doubt"] = round(float(result.doubt.mean()), 4)
     return record
