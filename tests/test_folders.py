@@ -405,7 +405,9 @@ def test_the_three_functions_do_what_a_run_over_a_folder_does(pipeline, album, t
 
 @pytest.mark.parametrize("options", [{}, {"degradation": "bicubic"}])
 def test_the_record_of_an_aligned_face_says_how_sure_it_is(pipeline, tmp_path, options):
-    (record,) = run(pipeline, save_photo(tmp_path / "face.png", 16, 16), tmp_path / "out", samples=2, kind="aligned", **options)
+    (record,) = run(
+        pipeline, save_photo(tmp_path / "face.png", 16, 16), tmp_path / "out", samples=2, kind="aligned", **options
+    )
     ready, how = prepared(pipeline, tmp_path / "face.png", samples=2, kind="aligned", **options)
     (samples,) = restore(pipeline, ready.conditions, how)
     doubt = pipeline.doubt([ready.conditions[0].low_resolution], samples[None])
