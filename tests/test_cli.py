@@ -212,8 +212,8 @@ USAGE = {
     "method": (("--method", "best"), "'best' is neither a preset nor a method; choose one of default"),
     "degradation": (("--degrade", "rain"), "'rain' is not one of"),
     "unknown option": (("--sharpen",), "No such option: --sharpen"),
-    "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither embedded (faces-128"),
-    "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither embedded (corrector-128"),
+    "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither a name (faces-128, "),
+    "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither a name (corrector-128)"),
     "corrector of another resolution": (
         ("--corrector", "corrector-128"),
         "corrector corrector-128 is for 128×128 faces, the prior for 32×32; choose another with --corrector, or none",
@@ -648,7 +648,7 @@ def test_a_folder_is_shown_and_an_unknown_name_refused(prior):
     assert json.loads(faceprior("priors", "show", prior / "corrector").stdout)["kind"] == "corrector"
     result = faceprior("priors", "show", "nothing")
     assert result.exit_code == 2
-    assert "neither embedded" in one_line_of(result.stderr)
+    assert "neither a name (faces-128, " in one_line_of(result.stderr)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_a_model_that_does_not_exist_is_named(tmp_path):
 def test_a_downloaded_model_must_be_the_published_one(tmp_path, monkeypatch):
     pytest.importorskip("cv2")
     (tmp_path / "model.onnx").write_bytes(tiny_yunet())
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(tmp_path / "model.onnx"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(tmp_path / "model.onnx"))
     with pytest.raises(WeightsError, match="is not the published"):
         load_detector("yunet")
 

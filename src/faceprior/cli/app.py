@@ -104,17 +104,29 @@ def _shown(value: Any) -> str:
 
 @priors_app.command("list")
 def priors_list() -> None:
-    """List the embedded priors and correctors."""
-    from faceprior.priors.store import NOT_INSTALLED, embedded_cards, embedded_folder
+    """List the priors and correctors that have a name: embedded ones, and public ones that are downloaded once."""
+    from faceprior.priors.store import NOT_INSTALLED, embedded_cards, embedded_folder, public_cards
 
-    if embedded_folder() is None:
-        console.print(NOT_INSTALLED, markup=False, highlight=False)
-        return
-    table = Table("kind", "name", "resolution", "licence")
+    table = Table("kind", "name", "resolution", "weights", "licence")
     for kind in ("prior", "corrector"):
-        for name, card in embedded_cards(kind).items():
-            table.add_row(kind, name, f"{card.resolution}×{card.resolution}", card.licence)
+        for cards, where in ((embedded_cards(kind), "embedded"), (public_cards(kind), "on the hub")):
+            for name, card in cards.items():
+                table.add_row(kind, name, f"{card.resolution}×{card.resolution}", where, card.licence)
     console.print(table)
+    if embedded_folder() is None:
+        say(console, NOT_INSTALLED)
+
+
+@priors_app.command("fetch")
+def priors_fetch(
+    names: Annotated[list[str], typer.Argument(help="Names: `faceprior priors list`.", metavar="NAME...")],
+) -> None:
+    """Download public priors into the hub's cache and check them; nothing is asked of the hub again."""
+    from faceprior.priors.store import load_prior
+
+    for name in names:
+        card = load_prior(name).card
+        say(console, f"{name}: {card.source}, sha256 {card.sha256}, licence: {card.licence}")
 
 
 @priors_app.command("show")
@@ -138,15 +150,17 @@ def priors_show(
 
 @priors_app.command("convert")
 def priors_convert(
-    checkpoint: Annotated[Path, typer.Argument(help="An ADM (guided-diffusion) checkpoint.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(help="An ADM (guided-diffusion) checkpoint, or the name of one.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the diffusers model and its card.")],
     adm_config: options.ADMConfigFile = None,
 ) -> None:
     """Convert an ADM checkpoint into a diffusers folder with a card, exactly."""
     from faceprior.errors import WeightsError
-    from faceprior.priors.store import load_prior, save_prior
+    from faceprior.priors.store import load_prior, public_cards, save_prior
 
-    if not checkpoint.is_file():
+    if checkpoint not in public_cards("prior") and not Path(checkpoint).is_file():
         raise WeightsError(f"{checkpoint}: is not a file; name an ADM checkpoint (.pt or .safetensors)")
     card = save_prior(load_prior(checkpoint, adm_config), output, half=False)
     say(console, f"{checkpoint} → {output} ({card.resolution}×{card.resolution}, sha256 {card.sha256[:12]}…)")

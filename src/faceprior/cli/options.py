@@ -38,7 +38,7 @@ Prior = Annotated[
     str | None,
     typer.Option(
         "--prior",
-        help="Embedded name, folder, hub id or ADM checkpoint.",
+        help="Name, folder, hub id or ADM checkpoint.",
         metavar="PRIOR",
         show_default="embedded",
     ),

@@ -14,6 +14,7 @@ from PIL import Image
 from faceprior.errors import FacePriorError, WeightsError
 from faceprior.faces.detection import MIN_FACE, DetectedFace
 from faceprior.faces.search import find
+from faceprior.hub import Address, download
 
 MODEL_ID = "opencv/face_detection_yunet"
 """Hub id of the published model."""
@@ -90,16 +91,7 @@ def _model_file(model: str | Path) -> Path:
         raise WeightsError(
             f"{model}: is not a file; download {MODEL_FILE} from https://huggingface.co/{MODEL_ID} and name its path"
         )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        path = Path(hf_hub_download(str(model), MODEL_FILE))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{model}: the hub did not deliver {MODEL_FILE} ({type(error).__name__}); check the connection, or"
-            " download the file and name its path"
-        ) from error
+    path = download(Address(str(model), files=(MODEL_FILE,)), f"detector {model}")
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != MODEL_SHA256:
         raise WeightsError(
             f"{path}: its sha256 {found[:12]}… is not the published {MODEL_SHA256[:12]}…;"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -17,6 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from faceprior.errors import WeightsError
+from faceprior.hub import Address, check_download, download
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -42,7 +42,7 @@ __all__ = ["FacePriorPipeline"]
 '''
 
 _ALIGNMENT = 64  # bytes, of what torch allocates on a CPU
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PUBLIC = Path(__file__).with_name("public")
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 
 
@@ -55,49 +55,48 @@ def embedded_folder() -> Path | None:
 
 def embedded_cards(kind: str) -> dict[str, ModelCard]:
     """Cards of the embedded weights of a kind ("prior" or "corrector"), by name; none where none are installed."""
-    folder, cards = embedded_folder(), {}
-    for own in sorted(folder.glob("*/")) if folder is not None else ():
-        card = ModelCard.read(own)
-        if card is not None and card.kind == kind:
-            cards[own.name] = card
-    return cards
+    return _cards_in(embedded_folder(), kind)
+
+
+def public_cards(kind: str) -> dict[str, ModelCard]:
+    """Cards of weights that others published on the hub, by the name that `--prior` knows them by.
+
+    `source` says where they are; sha256, noise schedule and prediction type are read from what is there.
+    """
+    return _cards_in(_PUBLIC, kind)
+
+
+def _cards_in(folder: Path | None, kind: str) -> dict[str, ModelCard]:
+    found = {own.name: ModelCard.read(own) for own in sorted(folder.glob("*/"))} if folder is not None else {}
+    return {name: card for name, card in found.items() if card is not None and card.kind == kind}
 
 
 def resolve(spec: str | Path, kind: str, **hub: Any) -> Path:
-    """Return the local folder or file that `spec` names, downloading a hub id if need be.
+    """Return the local folder or file that `spec` names, downloading it from the hub if need be.
 
     Args:
-        spec: name of embedded weights, an existing folder or file, or a hub id ("owner/name").
-        kind: "prior" or "corrector", for the embedded names and the message.
-        **hub: options of `huggingface_hub.snapshot_download`, for a hub id: `revision`, `cache_dir`, `token`,
-            `local_files_only`, `force_download`.
+        spec: name of embedded or public weights, an existing folder or file, or a hub id ("owner/name").
+        kind: "prior" or "corrector", for the names and the message.
+        **hub: see `faceprior.hub.download`.
 
     Raises:
         WeightsError: it is none of these, or the hub cannot deliver it.
     """
-    names, embedded = embedded_cards(kind), embedded_folder()
-    if embedded is not None and str(spec) in names:
-        return embedded / str(spec)
+    name, embedded, public = str(spec), embedded_folder(), public_cards(kind)
+    if embedded is not None and name in embedded_cards(kind):
+        return embedded / name
     path = Path(spec).expanduser()
-    if path.exists():
+    if name not in public and path.exists():
         return path
-    if not _HUB_ID.fullmatch(str(spec)):
-        if embedded is None:
-            raise WeightsError(f"{kind} {str(spec)!r} is not a file, folder or hub id, and {NOT_INSTALLED}")
-        raise WeightsError(
-            f"{kind} {str(spec)!r} is neither embedded ({', '.join(names) or 'none'}) nor an existing file or folder"
-            " nor a hub id (owner/name)"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(spec), allow_patterns=["*.json", "*.safetensors", "*.bin"], **hub))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{kind} {spec}: is not a local path, and the hub did not deliver it ({type(error).__name__});"
-            " check the name and the connection, or download the folder and name its path"
-        ) from error
+    address = Address.read(public[name].source if name in public else name)
+    if address is not None:
+        return download(address, f"{kind} {name}", **hub)
+    if embedded is None:
+        raise WeightsError(f"{kind} {name!r} is not a file, folder or hub id, and {NOT_INSTALLED}")
+    names = ", ".join((*embedded_cards(kind), *public)) or "there are none"
+    raise WeightsError(
+        f"{kind} {name!r} is neither a name ({names}) nor an existing file or folder nor a hub id (owner/name)"
+    )
 
 
 def load_prior(
@@ -111,7 +110,7 @@ def load_prior(
     """Load a prior in float32 on the CPU.
 
     Args:
-        spec: name of an embedded prior, a diffusers folder or hub id with a `UNet2DModel` and a DDPM-family
+        spec: name of an embedded or public prior, a diffusers folder or hub id with a `UNet2DModel` and a DDPM-family
             schedule, or an ADM (guided-diffusion) checkpoint file.
         adm_config: for a checkpoint file, a JSON or YAML file of its architecture flags; without it the flags of
             `ffhq_10m.pt` are assumed.
@@ -124,35 +123,50 @@ def load_prior(
             not safe to load. The message names the file.
     """
     path = resolve(spec, "prior", **hub)
-    if path.is_file():
+    if not path.is_file():
+        prior, weights = _load_folder(path, str(spec), variant, use_safetensors)
+    elif variant is None and use_safetensors is None:
         from faceprior.priors.adm import load_adm_checkpoint
 
-        if variant is not None or use_safetensors is not None:
-            raise WeightsError(f"{path}: variant and use_safetensors are for folders; this is one file")
-        return load_adm_checkpoint(path, adm_config)
+        prior, weights = load_adm_checkpoint(path, adm_config), path
+    else:
+        raise WeightsError(f"{path}: variant and use_safetensors are for folders; this is one file")
+    public = public_cards("prior")
+    if str(spec) in public:
+        check_download(weights, prior.card.sha256)
+        prior.card = _described(public[str(spec)], prior.card, weights)
+    elif path.is_file() and adm_config is None:
+        # the authors called it ffhq_10m.pt, the hub calls it diffusion_ffhq_10m.pt
+        same = [card for card in public.values() if _plain_stem(card.source) == _plain_stem(path.name)]
+        prior.card = _described(same[0], prior.card, path) if same else prior.card
+    return prior
+
+
+def _load_folder(path: Path, spec: str, variant: str | None, use_safetensors: bool | None) -> tuple[Prior, Path]:
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
     weights = find_weights(folder, variant, use_safetensors=use_safetensors)
-    card = read_card(path, weights)
-    config = read_json(folder / "config.json")
-    network = load_network(weights, _network_class(folder, config))
-    scheduler = _read_scheduler(path)
-    schedule = NoiseSchedule.from_scheduler_config(scheduler)
-    prediction_type = scheduler.get("prediction_type", "epsilon")
+    card, config = read_card(path, weights), read_json(folder / "config.json")
+    network, scheduler = load_network(weights, _network_class(folder, config)), _read_scheduler(path)
+    side = _side(folder, config["sample_size"])
     if card is None:
-        card = ModelCard(
-            kind="prior",
-            name=Path(spec).name,
-            resolution=_side(folder, config["sample_size"]),
-            sha256=file_sha256(weights),
-            schedule=scheduler,
-            prediction_type=prediction_type,
-            source=str(spec),
-        )
-    elif card.resolution != _side(folder, config["sample_size"]):
+        sha256 = file_sha256(weights)
+        card = ModelCard(kind="prior", name=Path(spec).name, resolution=side, sha256=sha256, source=spec)
+    elif card.resolution != side:
         raise WeightsError(f"{path}: card.json says {card.resolution} pixels, config.json {config['sample_size']}")
-    else:
-        card = replace(card, schedule=scheduler, prediction_type=prediction_type)
-    return Prior(network, schedule, prediction_type, card)
+    prediction_type = scheduler.get("prediction_type", "epsilon")
+    card = replace(card, schedule=scheduler, prediction_type=prediction_type)
+    return Prior(network, NoiseSchedule.from_scheduler_config(scheduler), prediction_type, card), weights
+
+
+def _described(public: ModelCard, found: ModelCard, weights: Path) -> ModelCard:
+    """The public card of weights, with what was read from them."""
+    if found.resolution != public.resolution:
+        raise WeightsError(f"{weights}: is for {found.resolution} pixels, {public.name} for {public.resolution}")
+    return replace(public, sha256=found.sha256, schedule=found.schedule, prediction_type=found.prediction_type)
+
+
+def _plain_stem(name: str) -> str:
+    return Path(name).stem.removeprefix("diffusion_")
 
 
 def save_prior(
