@@ -16,7 +16,7 @@ import typer
 
 from faceprior import FacePriorPipeline
 from faceprior.degradations import make_input
-from faceprior.doubt import conformal_factor, error_scale
+from faceprior.doubt import conformal_factors, error_scale, half_width
 from faceprior.evaluation.regions import face_regions
 from faceprior.methods import find_preset
 from faceprior.training.blind import blind
@@ -27,26 +27,32 @@ INPUTS = ("x4", "x8", "x16", "damaged")
 
 def main(
     data: Annotated[Path, typer.Option(help="Packed faces.")],
-    faces: Annotated[int, typer.Option(help="Held-out faces, half of them for the factors.")] = 48,
+    faces: Annotated[int, typer.Option(help="Held-out faces, half of them for the factors.")] = 96,
     preset: Annotated[str, typer.Option(help="How they are restored.")] = "default",
     prior: Annotated[str, typer.Option(help="Prior.")] = "faces-128",
     corrector: Annotated[str, typer.Option(help="Corrector.")] = "auto",
     write: Annotated[Path | None, typer.Option(help="Folder of the corrector whose card gets the factors.")] = None,
 ) -> None:
-    """Print a table: the factor of each kind of input, and the share of pixels inside, whole face and regions."""
+    """Print a table: factors of the surest and the least sure pixels, and the share of pixels inside."""
     pipeline = FacePriorPipeline.from_pretrained(prior, corrector=corrector)
     packed = PackedFaces(data, "val")
     clean = packed.batch(packed.spread(faces))
     regions = face_regions(pipeline.prior.card.template, pipeline.resolution)
-    print(f"| input | factor | whole face | {' | '.join(regions)} |\n| --- | --- | --- |{' --- |' * len(regions)}")
+    print(f"| input | factors | whole face | {' | '.join(regions)} |\n| --- | --- | --- |{' --- |' * len(regions)}")
     factors = {}
     for name in INPUTS:
         errors, scales = measured(pipeline, clean, name, preset)
         known, others = slice(0, None, 2), slice(1, None, 2)
-        factors[name] = round(conformal_factor(errors[known].flatten(1), scales[known].flatten(1)), 3)
-        inside = (errors[others] <= factors[name] * scales[others]).float()
+        found = conformal_factors(errors[known], scales[known])
+        factors[name] = [(float(f"{scale:.3g}"), round(factor, 3)) for scale, factor in found]
+        reduction = 1.0 if name == "damaged" else float(name[1:])
+        inside = (errors[others] / 2 <= half_width(scales[others], factors, reduction)).float()
         shares = [inside.mean().item(), *(inside[:, mask].mean().item() for mask in regions.values())]
-        print(f"| {name} | {factors[name]} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+        print(
+            f"| {name} | {factors[name][0][1]:.2f} to {factors[name][-1][1]:.2f} | "
+            + " | ".join(f"{share:.1%}" for share in shares)
+            + " |"
+        )
     if write is not None:
         card = write / "card.json"
         text = json.dumps({**json.loads(card.read_text()), "calibration": factors}, indent=2, ensure_ascii=False)

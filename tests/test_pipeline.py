@@ -275,7 +275,7 @@ def test_the_output_types_agree(corrected, num_samples):
 
 def test_the_doubt_follows_the_calibration_of_the_corrector_and_without_one_the_samples(corrected, plain):
     images = faces(1)
-    calibrated = replace(corrected.corrector_card, calibration={"x4": 2 * GAUSSIAN_FACTOR})
+    calibrated = replace(corrected.corrector_card, calibration={"x4": [(0.1, 2 * GAUSSIAN_FACTOR)]})
     other = FacePriorPipeline(
         corrected.unet, corrected.scheduler, corrected.corrector, corrected.card, corrector_card=calibrated
     )

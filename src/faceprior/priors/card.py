@@ -46,8 +46,8 @@ class ModelCard:
         data: training data; one entry a source with its name, number of faces, terms and licence.
         training: command, samples seen, hours, hardware.
         held_out: measured figures, with the command that makes them.
-        calibration: of a corrector, or of a prior without one: factors that turn its error scale into the half-width
-            of a 90 % interval (`faceprior.doubt`), by name.
+        calibration: of a corrector, or of a prior without one: (error scale, factor that turns it into the half-width
+            of a 90 % interval), rising, by name (`faceprior.doubt`).
         limits: where the model is weak, a sentence each.
     """
 
@@ -63,7 +63,7 @@ class ModelCard:
     data: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
     held_out: dict[str, Any] = field(default_factory=dict)
-    calibration: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
