@@ -12,7 +12,7 @@ import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
 
@@ -21,8 +21,9 @@ import pytest
 import torch
 from PIL import Image
 
+from albums import SIDES, CornerDetector, save_album, save_photo, tiny_pipeline
 from faceprior.errors import CancelledError, DeviceError, OptionError, OutputError
-from faceprior.faces import DetectedFace, load_detector
+from faceprior.faces import load_detector
 from faceprior.folders import run as run_module
 from faceprior.folders.inputs import Input, find_inputs
 from faceprior.folders.manifest import MANIFEST_NAME, Manifest
@@ -32,57 +33,20 @@ from faceprior.methods import find_preset
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare, restore
 from faceprior.photographs.restore import BatchSampler
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.sampling import face_generator
-from tiny_faces import smooth_picture
 
 SHORT = find_preset("default").with_options(steps=3, eta=0.5)
 OPTIONS = RestoreOptions(preset=SHORT, kind="photo")
-SIDES = (20, 14)  # of the aligned squares of the faces in a photograph
-
-
-@dataclass
-class CornerDetector:
-    """Finds a face in the top left corner of a picture, and a smaller one beside it where there is room."""
-
-    name: str = "corner"
-
-    def __call__(self, photo, min_face=24):
-        faces, left = [], 2
-        for side in SIDES:
-            if left + side <= photo.width and side >= min_face:
-                points = [(left + x * side, 2 + y * side) for x, y in TIGHT_TEMPLATE]
-                faces.append(DetectedFace((left, 2, left + side, 2 + side), points, 1.0))
-            left += side + 2
-        return faces
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny):
-    prior, corrector = tiny.gaussian_prior(), tiny.corrector()
-    scheduler = FacePriorPipeline.from_pretrained("faces-128", corrector=None).scheduler
-    scheduler = type(scheduler).from_config({**tiny.scheduler_config(), "prediction_type": "sample"})
-    card = replace(prior.card, template=TIGHT_TEMPLATE)
-    return FacePriorPipeline(prior.network, scheduler, corrector.network, card, corrector.card)
-
-
-def save_photo(path, width=44, height=30, seed=0, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(smooth_picture(seed, 64)[:height, :width]).save(path, **options)
-    return path
+    return tiny_pipeline(tiny)
 
 
 @pytest.fixture
 def album(tmp_path):
-    """Photographs of two, one and no faces in three formats, and a file that is none."""
-    folder = tmp_path / "album"
-    save_photo(folder / "b.jpg", seed=1, quality=90)
-    save_photo(folder / "a.png", 30, seed=2)
-    save_photo(folder / "trip" / "c.webp", seed=3)
-    save_photo(folder / "trip" / "empty.png", 18, seed=4)
-    (folder / "trip" / "broken.jpg").write_text("no picture")
-    (folder / "notes.txt").write_text("no picture, and not called one")
-    return folder
+    return save_album(tmp_path / "album")
 
 
 class Seen(NoWatcher):

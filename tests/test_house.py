@@ -9,7 +9,7 @@ ROOT = Path(faceprior.__file__).parent
 ROOMS = [  # from the ground upwards; those of one line do not know each other
     {"errors"},
     {"images", "networks", "devices", "operators", "settings", "hub"},
-    {"priors", "faces", "degradations"},
+    {"priors", "faces", "degradations", "storage"},
     {"corrector", "sampling", "evaluation"},
     {"doubt", "methods"},
     {"training", "pipeline"},

@@ -489,8 +489,8 @@ def test_a_second_run_replaces_the_first(pipeline, face, tmp_path):
 
 def test_a_large_folder_is_read_a_few_batches_ahead(pipeline, face, tmp_path, monkeypatch):
     read = []
-    original = run_module.read_file
-    monkeypatch.setattr(run_module, "read_file", lambda path: (read.append(path), original(path))[1])
+    original = run_module.read
+    monkeypatch.setattr(run_module, "read", lambda path: (read.append(path), original(path))[1])
     running = restore_files(pipeline, [Input(face)] * 60, tmp_path / "out", replace(OPTIONS, batch_size=2))
     next(running)
     assert len(read) < 20

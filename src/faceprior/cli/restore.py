@@ -14,6 +14,7 @@ from faceprior.cli.options import DegradationName, DeviceName, DtypeName
 
 if TYPE_CHECKING:
     from faceprior.faces import FaceDetector
+    from faceprior.storage import Place
 
 
 class ScaleName(str, Enum):
@@ -38,13 +39,19 @@ _UPSCALES: dict[UpscaleName, Literal[1, 2, 4, "auto"]] = {
 
 def restore(
     pictures: Annotated[
-        list[Path],
-        typer.Argument(help="Photographs, clips, aligned faces, folders, patterns.", metavar="INPUT..."),
+        list[str],
+        typer.Argument(
+            help="Photographs, clips, aligned faces, folders, patterns; paths or URLs.", metavar="INPUT..."
+        ),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--output", "-o", help="Folder, or file for one input.", metavar="PATH", show_default="NAME-restored"
+            "--output",
+            "-o",
+            help="Folder, or file for one input; path or URL.",
+            metavar="PATH",
+            show_default="NAME-restored",
         ),
     ] = None,
     upscale: Annotated[
@@ -99,6 +106,7 @@ def restore(
     from faceprior.folders.inputs import find_inputs
     from faceprior.folders.run import restore_files
     from faceprior.photographs import RestoreOptions
+    from faceprior.storage import place
 
     for one, other, both in (
         ("--photo", "--aligned", photo and aligned),
@@ -106,7 +114,8 @@ def restore(
     ):
         if both:
             raise OptionError(f"{one} and {other} contradict each other; leave one out")
-    folder, name, ending = _target(output, pictures, resume=resume)
+    places = [place(text) for text in pictures]
+    folder, name, ending = _target(place(output) if output is not None else None, places, resume=resume)
     preset = options.make_preset(method, option)
     how = RestoreOptions(
         scale="auto" if scale is ScaleName.auto else float(scale.value),
@@ -128,7 +137,7 @@ def restore(
         with_location=not no_location,
         ending=ending,
     )
-    inputs = find_inputs(pictures, folder, lambda text: None if quiet else say(errors, text))
+    inputs = find_inputs(places, folder, lambda text: None if quiet else say(errors, text))
     if name is not None and len(inputs) != 1:
         raise OptionError(f"{output}: is a file, but {len(inputs)} inputs are given; give a folder to --output")
     finder = None if aligned or degrade else _find_detector(detector)
@@ -149,23 +158,33 @@ def restore(
     tally.conclude(strict=strict)
 
 
-def _target(output: Path | None, pictures: list[Path], *, resume: bool) -> tuple[Path | None, str | None, str | None]:
+def _target(
+    output: Place | None, pictures: list[Place], *, resume: bool
+) -> tuple[Place | None, str | None, str | None]:
     """Where results go: the folder, if not beside their inputs; and of a single file its name and ending."""
     from faceprior.clips.container import OUTPUT_SUFFIXES, is_clip
     from faceprior.errors import OptionError
     from faceprior.images import IMAGE_SUFFIXES, format_of
 
     ending = output.suffix.lower() if output is not None else ""
-    if output is None or output.is_dir() or not (ending in IMAGE_SUFFIXES or is_clip(output)):
+    a_file = ending in IMAGE_SUFFIXES or (output is not None and is_clip(output.name))
+    if output is None or not a_file or (isinstance(output, Path) and output.is_dir()):
         if output is None and resume:
             raise OptionError("--resume goes by the restore.jsonl of an output folder; name it with --output")
         return output, None, None
-    if resume or pictures[0].is_dir():
+    first = pictures[0]
+    if resume or (isinstance(first, Path) and first.is_dir()):
         raise OptionError(f"{output}: is a file, which holds one result; give a folder to --output")
-    able = OUTPUT_SUFFIXES if is_clip(pictures[0]) else {own for own in IMAGE_SUFFIXES if format_of(own)}
+    able = OUTPUT_SUFFIXES if is_clip(first.name) else {own for own in IMAGE_SUFFIXES if format_of(own)}
     if ending not in able:
         raise OptionError(f"{output}: cannot be written; choose one of {', '.join(sorted(able))}")
-    if output.exists() and pictures[0].exists() and output.samefile(pictures[0]):
+    if output == first or (
+        isinstance(output, Path)
+        and isinstance(first, Path)
+        and output.exists()
+        and first.exists()
+        and output.samefile(first)
+    ):
         raise OptionError(f"{output}: is the input, which is never written over; choose another --output")
     return output.parent, output.stem, output.suffix
 
@@ -181,7 +200,7 @@ def _find_detector(name: str) -> FaceDetector:
 class _Tally:
     """Prints what was done with each input, and counts."""
 
-    def __init__(self, folder: Path | None, *, quiet: bool, verbose: bool) -> None:
+    def __init__(self, folder: Place | None, *, quiet: bool, verbose: bool) -> None:
         self.seen = self._faceless = self._failed = 0
         self._folder, self._quiet, self._verbose = folder or Path(), quiet, verbose
 
@@ -208,7 +227,7 @@ class _Tally:
             raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _summary(record: dict[str, Any], folder: Path) -> str:
+def _summary(record: dict[str, Any], folder: Place) -> str:
     names = [written["file"] for written in record["outputs"]]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     result = f"{folder / names[0]}{more}" if names else "nothing"

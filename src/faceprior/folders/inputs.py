@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from faceprior.clips.container import CLIP_SUFFIXES
 from faceprior.errors import OptionError
 from faceprior.images import IMAGE_SUFFIXES
+from faceprior.storage import Place, Url, reason
 
 SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES
 """File name endings by which pictures and clips are found in a folder."""
@@ -30,23 +31,26 @@ class Input:
 
     Attributes:
         path: the file, as the user would name it.
+        stamp: of the file, where listing it has told.
         folder: where its results go, below the output folder; "" is that folder itself.
         problem: why nothing can be read there, or None.
     """
 
-    path: Path
+    path: Place
     folder: str = ""
     problem: str | None = None
+    stamp: dict[str, int] | None = None
 
 
 def find_inputs(
-    arguments: Sequence[Path], output: Path | None, on_skipped: Callable[[str], object] = lambda _text: None
+    arguments: Sequence[Place], output: Place | None, on_skipped: Callable[[str], object] = lambda _text: None
 ) -> list[Input]:
     """Find the pictures and clips that files, folders and patterns stand for.
 
     A folder is walked, sorted, without what is hidden and without the output folder; the results of what lies in
     its subfolders go into subfolders of the same names. A pattern (`*`, `?`, `[…]`, `**`) that no file is called
-    by is expanded; what its fixed beginning leaves of the path is kept in the same way. A picture that several
+    by is expanded; what its fixed beginning leaves of the path is kept in the same way. A URL stands for one file
+    if it ends as those of pictures and clips do, else for a folder; its only pattern is `*`. A picture that several
     arguments name is taken once. A folder or pattern without pictures stays an input, with its `problem`.
 
     Args:
@@ -55,21 +59,30 @@ def find_inputs(
         on_skipped: told in a sentence what was left out of a folder or pattern.
 
     Raises:
-        OptionError: the output folder is one of the folders that are walked, or there is none for those of a folder.
+        OptionError: the output folder is one of the folders that are walked, or there is none for what a folder or
+            a URL holds.
     """
     found = dict[str, Input]()
     for argument in arguments:
-        if output is None and argument.is_dir():
-            raise OptionError(f"{argument}: is a folder; say where its results go, with --output")
-        for candidate in _expand(argument, output or Path(), on_skipped):
+        if output is None and (isinstance(argument, Url) or argument.is_dir()):
+            kind = "URL" if isinstance(argument, Url) else "folder"
+            raise OptionError(f"{argument}: is a {kind}; say where its results go, with --output")
+        for candidate in expand(argument, output or Path(), on_skipped):
             if output is None:
                 candidate = replace(candidate, folder=str(candidate.path.parent))  # noqa: PLW2901
-            found.setdefault(os.path.abspath(candidate.path), candidate)  # noqa: PTH100 - a link is a picture of its own
+            found.setdefault(_absolute(candidate.path), candidate)
     return list(found.values())
 
 
-def _expand(argument: Path, output: Path, on_skipped: Callable[[str], object]) -> Iterator[Input]:
-    if argument.is_dir():
+def _absolute(path: Place) -> str:
+    return str(path) if isinstance(path, Url) else os.path.abspath(path)  # noqa: PTH100 - a link is a picture of its own
+
+
+def expand(argument: Place, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+    """Yield what one argument of `find_inputs` stands for."""
+    if isinstance(argument, Url):
+        yield from _remote(argument, output, on_skipped)
+    elif argument.is_dir():
         yield from _walk(argument, output, on_skipped)
     elif _IS_PATTERN.search(str(argument)) and not os.path.lexists(argument):
         yield from _match(argument, output, on_skipped)
@@ -77,13 +90,67 @@ def _expand(argument: Path, output: Path, on_skipped: Callable[[str], object]) -
         yield Input(argument)
 
 
-def _walk(folder: Path, output: Path, on_skipped: Callable[[str], object], below: str = "") -> Iterator[Input]:
-    skipped = os.path.realpath(output)
+def _remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+    try:
+        if "*" in url.text:
+            yield from _match_remote(url, on_skipped)
+        elif PurePath(url.name).suffix.lower() in SUFFIXES:
+            yield Input(url)
+        else:
+            yield from _walk_remote(url, output, on_skipped)
+    except OSError as error:
+        yield Input(url, problem=f"{url}: cannot be listed ({reason(error)}); check the address and the access to it")
+
+
+def _match_remote(pattern: Url, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+    fixed = PurePath(pattern.text.partition("*")[0].rpartition("/")[0])
+    matches = pattern.matches()
+    pictures = [(url, stamp) for url, stamp in matches if PurePath(url.name).suffix.lower() in SUFFIXES]
+    others = {url.name for url, _ in matches} - {url.name for url, _ in pictures}
+    _tell(pattern, map(_other, others), on_skipped)
+    for url, stamp in pictures:
+        yield Input(url, _relative(PurePath(url.parent.text), fixed), stamp=stamp)
+    if not matches:
+        yield Input(pattern, problem=f"{pattern}: matches no file; check the pattern")
+
+
+def _walk_remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+    if url == output:
+        raise _into_itself(url)
+    results = str(output).removeprefix(f"{url}/")  # which, if they lie in the folder, are no pictures of it
+    left_out, empty = list[str](), True
+    for below, folders, files in url.walk():
+        hidden = [name for name in folders if _is_hidden(name)]
+        left_out += ["hidden folder"] * len(hidden)
+        inner = set(folders).difference(hidden)
+        folders[:] = sorted(name for name in inner if (f"{below}/{name}" if below else name) != results)
+        for name, stamp in files.items():
+            if not _is_hidden(name) and PurePath(name).suffix.lower() in SUFFIXES:
+                empty = False
+                yield Input(url / (f"{below}/{name}" if below else name), below, stamp=stamp)
+            else:
+                left_out.append(_other(name))
+    _tell(url, left_out, on_skipped)
+    if empty:
+        yield _nothing(url)
+
+
+def _into_itself(folder: Place) -> OptionError:
+    return OptionError(
+        f"{folder}: the results would lie among the pictures and be taken for some the next time;"
+        " choose another --output"
+    )
+
+
+def _nothing(folder: Place, below: str = "") -> Input:
+    kinds = ", ".join(sorted(SUFFIXES))
+    return Input(folder, below, f"{folder}: holds no pictures and no clips ({kinds})")
+
+
+def _walk(folder: Path, output: Place, on_skipped: Callable[[str], object], below: str = "") -> Iterator[Input]:
+    skipped = _real(output)
     if os.path.realpath(folder) == skipped:
-        raise OptionError(
-            f"{folder}: the results would lie among the pictures and be taken for some the next time;"
-            " choose another --output"
-        )
+        raise _into_itself(folder)
     empty = True
     left_out = list[str]()
     for parent, folders, files in os.walk(folder):
@@ -101,11 +168,10 @@ def _walk(folder: Path, output: Path, on_skipped: Callable[[str], object], below
                 left_out.append(_other(name))
     _tell(folder, left_out, on_skipped)
     if empty:
-        kinds = ", ".join(sorted(SUFFIXES))
-        yield Input(folder, below, f"{folder}: holds no pictures and no clips ({kinds})")
+        yield _nothing(folder, below)
 
 
-def _match(pattern: Path, output: Path, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+def _match(pattern: Path, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
     fixed = Path(*_fixed_parts(pattern))
     everything = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 - no root
     matches = [match for match in everything if _KEPT_BY_SYSTEMS.isdisjoint(match.relative_to(fixed).parts)]
@@ -136,14 +202,14 @@ def _other(name: str) -> str:
     return f"{PurePath(name).suffix.lower() or 'other'} file"
 
 
-def _tell(place: Path, left_out: Iterable[str], on_skipped: Callable[[str], object]) -> None:
+def _tell(where: Place, left_out: Iterable[str], on_skipped: Callable[[str], object]) -> None:
     counted = Counter(left_out).most_common()
     if counted:
         said = ", ".join(f"{number} {what}{'s' * (number > 1)}" for what, number in counted)
-        on_skipped(f"{place}: left out {said}")
+        on_skipped(f"{where}: left out {said}")
 
 
-def _relative(folder: Path, to: Path, below: str = "") -> str:
+def _relative(folder: PurePath, to: PurePath, below: str = "") -> str:
     place = (PurePath(below) / folder.relative_to(to)).as_posix()
     return "" if place == "." else place
 
@@ -157,7 +223,7 @@ def _fixed_parts(pattern: Path) -> Iterator[str]:
 
 def output_names(
     inputs: Sequence[Input],
-    output: Path,
+    output: Place,
     suffixes: Sequence[str],
     earlier: Mapping[str, str] | None = None,
     label: str = "",
@@ -180,14 +246,14 @@ def output_names(
     earlier = earlier or {}
     kept = {i: earlier[str(given.path)] for i, given in enumerate(inputs) if str(given.path) in earlier}
     own = {str(given.path) for given in inputs}
-    places = {parent: _folded(os.path.realpath(parent)) for parent in {given.path.parent for given in inputs}}
-    folders = {folder: _folded(os.path.realpath(output / folder)) for folder in {given.folder for given in inputs}}
+    places = {parent: _folded(_real(parent)) for parent in {given.path.parent for given in inputs}}
+    folders = {folder: _folded(_real(_below(output, folder))) for folder in {given.folder for given in inputs}}
     taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
     for given in inputs:  # an input is never written over
         stem = _folded(given.path.stem)
         taken[places[given.path.parent]].update((stem, _FACE_SUFFIX.sub("", stem)))
     for path, name in earlier.items():
-        place = _folded(os.path.realpath(output / PurePath(name).parent))
+        place = _folded(_real(_below(output, PurePath(name).parent.as_posix())))
         stem = _folded(PurePath(name).name)
         taken[place].update(stem + suffix for suffix in (suffixes if path in own else ("",)))
     numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
@@ -213,6 +279,14 @@ def _candidates(given: Input, numbers: Mapping[tuple[str, str], Iterator[int]], 
     yield f"{path.stem}_{kind}{label}"
     yield f"{path.parent.name}_{path.stem}{label}"
     yield from (f"{path.stem}_{kind}_{number}{label}" for number in numbers[given.folder, path.name])
+
+
+def _below(output: Place, folder: str) -> Place:
+    return output if folder in ("", ".") else output / folder
+
+
+def _real(folder: Place) -> str:
+    return str(folder) if isinstance(folder, Url) else os.path.realpath(folder)
 
 
 def _folded(name: str) -> str:

@@ -6,15 +6,20 @@ import contextlib
 import json
 import os
 import secrets
+import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from faceprior.errors import OptionError, OutputError
+from faceprior.storage import Place, Url, reason, write
 
 MANIFEST_NAME = "restore.jsonl"
 
 Record = dict[str, Any]
+
+_PUBLISHED_EVERY = 30.0  # seconds, and more where it takes more than a twentieth of them
 
 
 class Manifest:
@@ -23,7 +28,8 @@ class Manifest:
     A line {"settings": {...}} says how those that follow were made, every other one is the record of an input. A run
     adds to what earlier ones wrote: lines of inputs that it does again are dropped when it begins, so that an input
     has one line. A line is written at once, so that a killed process loses at most the one that it was writing, and
-    the input of that is done again.
+    the input of that is done again. At a URL, where nothing can be appended, it is put anew every half minute; then a
+    killed process loses so much.
 
     Args:
         folder: the output folder, which exists.
@@ -42,14 +48,21 @@ class Manifest:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         settings: Mapping[str, Any],
         inputs: Collection[str] = (),
         *,
         resume: bool = False,
         is_valid: Callable[[Record], bool] = lambda _record: True,
     ) -> None:
+        self._place: Place = folder / MANIFEST_NAME  # as the user knows it
+        self._published: Url | None = None
+        self._publish_at = 0.0
+        if isinstance(folder, Url):
+            self._spool = tempfile.TemporaryDirectory(prefix="faceprior-")
+            self._published, folder = folder / MANIFEST_NAME, Path(self._spool.name)
         self.path = folder / MANIFEST_NAME
+        self._fetch()
         self.names = dict[str, str]()
         self._places = dict[str, int]()  # input → where its line begins: a million records need not be in memory
         self._inputs, self._resume, self._is_valid = inputs, resume, is_valid
@@ -72,8 +85,11 @@ class Manifest:
             os.fsync(self._file.fileno())
         self._file.close()
         self._reader.close()
+        if self._published is not None:
+            self._publish(self._published)
+            self._spool.cleanup()
 
-    def find(self, path: Path) -> Record | None:
+    def find(self, path: Place) -> Record | None:
         """Return the record of an input that is resumed."""
         place = self._places.get(str(path))
         if place is None:
@@ -89,6 +105,27 @@ class Manifest:
             OutputError: it cannot be written.
         """
         self._write(_line(record))
+        if self._published is not None and time.monotonic() >= self._publish_at:
+            self._publish(self._published)
+
+    def _fetch(self) -> None:
+        if self._published is None:
+            return
+        try:
+            self.path.write_bytes(self._published.read())
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OutputError(
+                f"{self._published}: cannot be read ({reason(error)}); check the access to it"
+            ) from error
+        self._publish_at = time.monotonic() + _PUBLISHED_EVERY
+
+    def _publish(self, url: Url) -> None:
+        started = time.monotonic()
+        write(url, self.path.read_bytes())
+        now = time.monotonic()
+        self._publish_at = now + max(_PUBLISHED_EVERY, 20 * (now - started))
 
     def _write(self, line: bytes) -> None:
         try:
@@ -96,7 +133,7 @@ class Manifest:
                 line = line[self._file.write(line) :]
         except OSError as error:
             raise OutputError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another --output"
+                f"{self._place}: cannot be written ({error.strerror}); choose another --output"
             ) from error
 
     def _rewrite(self, header: bytes) -> bytes | None:
@@ -118,7 +155,7 @@ class Manifest:
             if isinstance(error, OutputError):
                 raise
             reason = error.strerror or str(error)
-            raise OutputError(f"{self.path}: cannot be added to ({reason}); choose another --output") from error
+            raise OutputError(f"{self._place}: cannot be added to ({reason}); choose another --output") from error
         return written
 
     def _keep(self, old: IO[bytes], new: IO[bytes], header: bytes) -> bytes | None:
@@ -148,7 +185,7 @@ class Manifest:
         if last is None and not first.endswith(b"\n"):
             return None  # killed while it was begun: nothing was done
         if last is None or not isinstance(last.get("settings"), dict):
-            raise OutputError(f"{self.path}: is no manifest of faceprior; move it away, or choose another --output")
+            raise OutputError(f"{self._place}: is no manifest of faceprior; move it away, or choose another --output")
         for _, record in _records(old):
             if "settings" in record:
                 last = record
@@ -158,7 +195,7 @@ class Manifest:
         differences = list(_differences(then["settings"], now["settings"]))
         if differences:
             raise OptionError(
-                f"{self.path}: was made with {'; '.join(differences)}; give the same options to resume,"
+                f"{self._place}: was made with {'; '.join(differences)}; give the same options to resume,"
                 " or leave out --resume to start again"
             )
 

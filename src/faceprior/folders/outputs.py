@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from faceprior.errors import OutputError
-from faceprior.images import write_file
 from faceprior.photographs import Composed
+from faceprior.storage import Place, Url, write
 
 
-def write_results(composed: Composed, folder: Path, name: str, source: Path | None = None) -> list[dict[str, Any]]:
+def write_results(composed: Composed, folder: Place, name: str, source: Place | None = None) -> list[dict[str, Any]]:
     """Write the files of a result, each atomically.
 
     Args:
@@ -32,13 +32,13 @@ def write_results(composed: Composed, folder: Path, name: str, source: Path | No
         path = folder / f"{name}{file.suffix}{file.ending}"
         try:
             make_folder(path.parent)
-            write_file(path, file.content)
+            write(path, file.content)
         except OutputError as error:
             if not file.extra:
                 raise
             composed.record["notes"].append(f"left out: {error}")
             continue
-        if file.copied and source is not None:
+        if file.copied and isinstance(source, Path) and isinstance(path, Path):
             status = source.stat()
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         digest = hashlib.sha256(file.content).hexdigest()
@@ -46,21 +46,25 @@ def write_results(composed: Composed, folder: Path, name: str, source: Path | No
     return written
 
 
-def about_file(path: Path, folder: Path) -> dict[str, Any]:
-    """Return what `write_results` says of a file for one that was written in another way."""
+def about_file(content: Path, path: Place, folder: Place) -> dict[str, Any]:
+    """Return what `write_results` says of a file for one whose content was written in another way."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with content.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return {"file": _relative(path, folder), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"file": _relative(path, folder), "bytes": content.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _relative(path: Place, folder: Place) -> str:
+    if isinstance(path, Url) or isinstance(folder, Url):
+        return str(path).removeprefix(f"{folder}/")
     return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder, and those that it lies in; raises OutputError."""
+def make_folder(folder: Place) -> None:
+    """Make a folder, and those that it lies in, where they are not made by writing; raises OutputError."""
+    if isinstance(folder, Url):
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -27,7 +27,7 @@ from faceprior.faces import FaceDetector
 from faceprior.folders.inputs import Input, output_names
 from faceprior.folders.manifest import Manifest, Record
 from faceprior.folders.outputs import about_file, make_folder, write_results
-from faceprior.images import MIN_SIDE, read_file
+from faceprior.images import MIN_SIDE
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
 from faceprior.photographs.prepare import degraded_scale
@@ -35,6 +35,7 @@ from faceprior.photographs.restore import BatchSampler, is_out_of_memory
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step
+from faceprior.storage import Place, Url, as_file, place, read, reason, stamp
 
 MAX_BYTES_HELD = 256_000_000
 """Bytes of pictures between reading and writing above which none is read."""
@@ -79,7 +80,7 @@ class NoWatcher(Watcher):
 def restore_files(
     pipeline: FacePriorPipeline,
     inputs: Sequence[Input],
-    output: Path | None,
+    output: Place | None,
     options: RestoreOptions,
     detector: FaceDetector | None = None,
     *,
@@ -100,7 +101,8 @@ def restore_files(
     Args:
         pipeline: prior and corrector.
         inputs: the files.
-        output: folder; made if it is missing. None writes each result beside its input, and no manifest.
+        output: folder, made if it is missing, or the URL of one. None writes each result beside its input, and no
+            manifest.
         options: how.
         detector: finds faces in photographs and clips; without one every input must be an aligned face.
         name: what the results of the only input are called in the folder; then there is no manifest either.
@@ -118,13 +120,14 @@ def restore_files(
     _check_scale(options, pipeline.resolution)
     watcher, folder = watcher or NoWatcher(), output or Path()
     make_folder(folder)
-    if resume:
+    if resume and not isinstance(folder, Url):
         _remove_partials(inputs, folder)
     paths = {str(given.path) for given in inputs}
     manifest = None
     if output is not None and name is None:
         own = settings(pipeline, options, detector.name if detector else None)
-        manifest = Manifest(output, own, paths, resume=resume, is_valid=_is_unchanged(output))
+        is_valid = _is_unchanged(inputs, output) if resume else lambda _record: False
+        manifest = Manifest(output, own, paths, resume=resume, is_valid=is_valid)
     with closing(manifest) if manifest is not None else nullcontext():
         earlier = manifest.names if manifest is not None else {}
         if before := len(paths & earlier.keys()):
@@ -147,18 +150,37 @@ def _remove_partials(inputs: Sequence[Input], output: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _is_unchanged(output: Path) -> Callable[[Record], bool]:
+def _is_unchanged(inputs: Sequence[Input], output: Place) -> Callable[[Record], bool]:
     """Say of a record of an earlier run whether its input and its results are still as they were."""
+    listed = {str(given.path): given.stamp for given in inputs if given.stamp is not None}
+    sizes = _sizes(output) if isinstance(output, Url) else None
 
     def is_unchanged(record: Record) -> bool:
         try:
-            if file_stamp(Path(record["input"])) != record["file"]:
+            name = record["input"]
+            if (listed.get(name) or stamp(place(name))) != record["file"]:
                 return False
-            return all((output / own["file"]).stat().st_size == own["bytes"] for own in record["outputs"])
+            if sizes is not None:
+                return all(sizes[own["file"]] == own["bytes"] for own in record["outputs"])
+            return all(stamp(output / own["file"])["bytes"] == own["bytes"] for own in record["outputs"])
         except (OSError, KeyError, TypeError):
             return False
 
     return is_unchanged
+
+
+def _sizes(output: Url) -> dict[str, int]:
+    """The sizes of all files below a folder, for one listing is cheaper than asking for each."""
+    try:
+        return {
+            f"{below}/{name}" if below else name: own["bytes"]
+            for below, _, files in output.walk()
+            for name, own in files.items()
+        }
+    except FileNotFoundError:  # a store has no empty folders
+        return {}
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be listed ({reason(error)}); check the access to it") from error
 
 
 @dataclass(eq=False)
@@ -201,7 +223,7 @@ class _Run:
         self,
         pipeline: FacePriorPipeline,
         detector: FaceDetector | None,
-        output: Path,
+        output: Place,
         options: RestoreOptions,
         manifest: Manifest | None,
         watcher: Watcher,
@@ -263,7 +285,7 @@ class _Run:
             item = next(self._todo, None)
             if item is None:
                 return
-            if item.earlier is None and not is_clip(item.given.path):
+            if item.earlier is None and not is_clip(item.given.path.name):
                 item.reading = self._readers.submit(self._read, item)
             self._items.append(item)
 
@@ -280,7 +302,7 @@ class _Run:
         started, given = time.perf_counter(), item.given
         item.stamp = _stamp(given)  # before it is read: it may change meanwhile
         card = self._pipeline.prior.card
-        item.prepared = prepare(read_file(given.path), given.path.name, card, self._options, self._detector)
+        item.prepared = prepare(_content(given), given.path.name, card, self._options, self._detector)
         item.seconds += time.perf_counter() - started
         return item.prepared
 
@@ -358,16 +380,19 @@ class _Run:
             raise OptionError(
                 "is a clip, whose faces must be found, and --aligned and --degrade look for none; leave them out"
             )
-        ending = self._options.ending or output_suffix(path)
+        ending = self._options.ending or output_suffix(path.name)
         target = self._output / f"{item.name}{ending}"
         make_folder(target.parent)
 
-        def on_frame(stage: str, frames: int) -> None:
-            self._watcher.on_frame(path, stage, frames)
-            self._note_written()
+        with as_file(path) as clip, as_file(target, written=True) as restored:
 
-        record = restore_clip(self._pipeline, path, target, self._options, self._detector, on_frame)
-        return {"name": item.name, **record, "outputs": [about_file(target, self._output)]}
+            def on_frame(stage: str, frames: int) -> None:
+                self._watcher.on_frame(clip, stage, frames)
+                self._note_written()
+
+            record = restore_clip(self._pipeline, clip, restored, self._options, self._detector, on_frame)
+            outputs = [about_file(restored, target, self._output)]
+        return {"name": item.name, **record, "outputs": outputs}
 
     # --- writing
 
@@ -400,15 +425,20 @@ def _stamp(given: Input) -> dict[str, int]:
     if given.problem is not None:
         raise ImageError(given.problem)
     try:
-        return file_stamp(given.path)
+        return given.stamp or stamp(given.path)
     except OSError as error:
-        raise ImageError(f"{given.path}: cannot be opened ({error.strerror}); check the name") from error
+        raise _unreadable(given, error) from error
 
 
-def file_stamp(path: Path) -> dict[str, int]:
-    """What tells whether a file has changed; raises OSError if there is none."""
-    status = path.stat()
-    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+def _content(given: Input) -> bytes:
+    try:
+        return read(given.path)
+    except OSError as error:
+        raise _unreadable(given, error) from error
+
+
+def _unreadable(given: Input, error: OSError) -> ImageError:
+    return ImageError(f"{given.path}: cannot be opened ({reason(error)}); check the name")
 
 
 def _record(item: _Item) -> Record:
@@ -422,7 +452,7 @@ def _record(item: _Item) -> Record:
     return {**record, "status": "done", "file": item.stamp, **done}
 
 
-def _message(path: Path, error: BaseException) -> str:
+def _message(path: Place, error: BaseException) -> str:
     if isinstance(error, OutputError) and not str(error).startswith((f"{path.name}: ", "picture: ")):
         return str(error)  # which names the result
     if isinstance(error, FacePriorError):
