@@ -49,28 +49,54 @@ def test_packed_pixels_are_the_pictures_own(tmp_path):
         assert np.array_equal(faces.pixels([i])[0].permute(1, 2, 0).numpy(), pictures[face.name])
 
 
-def test_faces_are_found_across_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "FACES_PER_SHARD", 3)
-    names = [f"{i}-{'x' * 20 * i}-å.png" for i in range(8)]  # long names need longer tar headers
-    for i, name in enumerate(names):
-        save(tmp_path / "in", name, smooth_picture(i))
-    pack([tmp_path / "in"], tmp_path / "out", size=32, held_out=0)
-    faces = PackedFaces(tmp_path / "out", "train")
-    assert sorted({face.shard for face in faces.faces}) == ["train-000.tar", "train-001.tar", "train-002.tar"]
-    shuffled = [5, 0, 7, 2, 2]
-    expected = [smooth_picture(names.index(faces.faces[i].name)) for i in shuffled]
-    assert np.array_equal(faces.pixels(shuffled).permute(0, 2, 3, 1).numpy(), np.stack(expected))
-
-
-def test_a_shard_is_a_plain_tar_of_npy_files(tmp_path):
+def test_a_packed_set_is_one_array_that_numpy_opens(tmp_path):
     for i in range(3):
         save(tmp_path / "in", f"{i}.png", smooth_picture(i))
     pack([tmp_path / "in"], tmp_path / "out", size=32, held_out=0)
-    with tarfile.open(tmp_path / "out" / "train-000.tar") as tar:
-        members = tar.getmembers()
-        assert [m.name for m in members] == ["000000-0.npy", "000001-1.npy", "000002-2.npy"]
-        for i, member in enumerate(members):
-            assert np.array_equal(np.load(io.BytesIO(tar.extractfile(member).read())), smooth_picture(i))
+    array = np.load(tmp_path / "out" / "faces.npy", mmap_mode="r")
+    assert np.array_equal(array, np.stack([smooth_picture(i) for i in range(3)]))
+
+
+def test_faces_are_read_in_any_order(packed):
+    faces = PackedFaces(packed, "train")
+    array = np.load(packed / "faces.npy")
+    shuffled = [5, 0, 7, 2, 2]
+    assert np.array_equal(faces.pixels(shuffled).permute(0, 2, 3, 1).numpy(), array[shuffled])
+
+
+def test_tars_of_arrays_that_earlier_versions_packed_are_read(tmp_path):
+    pictures = [smooth_picture(i) for i in range(3)]
+    (tmp_path / "out").mkdir()
+    rows = []
+    with tarfile.open(tmp_path / "out" / "train-000.tar", "w") as tar:
+        for i, picture in enumerate(pictures):
+            buffer = io.BytesIO()
+            np.save(buffer, picture)
+            info = tarfile.TarInfo(f"{i}.npy")
+            info.size = buffer.tell()
+            offset = tar.offset + tarfile.BLOCKSIZE + info.size - picture.nbytes
+            buffer.seek(0)
+            tar.addfile(info, buffer)
+            described = {"source": "portraits", "terms": "open", "licence": "CC0"}
+            rows.append(
+                {"shard": "train-000.tar", "offset": offset, "name": f"{i}.png", "split": "train", **described}
+            )
+    manifest = {"format": "faceprior-shards/1", "size": 32, "faces": rows}
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(manifest))
+    faces = PackedFaces(tmp_path / "out", "train")
+    assert np.array_equal(faces.pixels([2, 0]).permute(0, 2, 3, 1).numpy(), np.stack([pictures[2], pictures[0]]))
+
+
+@pytest.mark.parametrize(("held_out", "expected"), [(0.02, {"train": 4, "val": 1}), (0, {"train": 5})])
+def test_of_a_small_set_one_face_is_held_out(tmp_path, held_out, expected):
+    for i in range(5):
+        save(tmp_path / "in", f"{i}.png", smooth_picture(i))
+    assert pack([tmp_path / "in"], tmp_path / "out", size=32, held_out=held_out).faces == expected
+
+
+def test_a_single_face_is_for_training(tmp_path):
+    save(tmp_path / "in", "0.png", smooth_picture(0))
+    assert pack([tmp_path / "in"], tmp_path / "out", size=32).faces == {"train": 1}
 
 
 def test_batches_are_floats_in_the_models_range(tmp_path):
@@ -232,16 +258,16 @@ def packed(tmp_path):
     return tmp_path / "out"
 
 
-def test_a_missing_shard_is_named(packed):
-    (packed / "train-000.tar").unlink()
-    with pytest.raises(DataError, match=r"train-000\.tar cannot be mapped"):
+def test_a_missing_array_is_named(packed):
+    (packed / "faces.npy").unlink()
+    with pytest.raises(DataError, match=r"faces\.npy cannot be mapped"):
         PackedFaces(packed, "train")
 
 
-def test_a_short_shard_is_named(packed):
-    path = packed / "train-000.tar"
+def test_a_short_array_is_named(packed):
+    path = packed / "faces.npy"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"train-000\.tar is cut short"):
+    with pytest.raises(DataError, match=r"faces\.npy is cut short"):
         PackedFaces(packed, "train")
 
 

@@ -110,3 +110,21 @@ def test_a_comparison_of_the_documents_runs_at_toy_size(path, line, toy, tmp_pat
 def test_a_configuration_loads_with_all_its_methods_and_names_its_command(path):
     assert load_benchmark(path, {}).chosen_methods()
     assert f"faceprior benchmark --config {path.relative_to(ROOT)}" in path.read_text(encoding="utf-8")
+
+
+def test_the_toy_of_the_documents_is_trained_from_photographs_that_packages_bring(tmp_path, monkeypatch):
+    skimage, matplotlib = pytest.importorskip("skimage"), pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    places = {"$data": f"{Path(skimage.__file__).parent}/data", "$more": f"{matplotlib.get_data_path()}/sample_data"}
+    every = commands(ROOT / "docs" / "training.md")
+    first = next(number for number, line in enumerate(every) if "$data" in line)
+    toy = every[first : first + 5]
+    assert [line.split()[1] for line in toy] == ["data", "data", "train", "train", "restore"]
+    for line in toy:
+        words = [re.sub(r"\$\w+", lambda match: places[match[0]], word) for word in shlex.split(line)[1:]]
+        if words[0] == "train":
+            words += ["--steps", "2", "--evaluate-every", "2"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    assert list((tmp_path / "out").glob("*-sheet.png"))

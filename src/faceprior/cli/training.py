@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,34 +17,76 @@ data_app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a prior or a corrector.", no_args_is_help=True)
 
 
+@data_app.command("align")
+def data_align(
+    photographs: Annotated[
+        list[Path], typer.Argument(help="Photographs, folders, patterns.", metavar="INPUT...", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the faces and their index.csv.")],
+    size: Annotated[int, typer.Option(min=8, help="Side of the aligned faces, in pixels.")] = 128,
+    min_detail: Annotated[
+        float | None,
+        typer.Option(min=0, help="Least detail of a face, in pixels across.", show_default="3/4 of --size"),
+    ] = None,
+) -> None:
+    """Find the faces of photographs and align them, for `faceprior data pack`."""
+    from faceprior.faces import load_detector
+    from faceprior.folders.inputs import find_inputs, output_names
+    from faceprior.images import IMAGE_SUFFIXES
+    from faceprior.training.cut import cut_faces
+
+    inputs = find_inputs(photographs, output, lambda text: say(errors, text))
+    problems = [given.problem for given in inputs if given.problem]
+    readable = [one for one in inputs if one.problem is None and one.path.suffix.lower() in IMAGE_SUFFIXES]
+    names = output_names(readable, output, [""])
+    with _counting("aligning", "photographs") as count:
+        given = ((one.path, name, one.path.parent.name) for one, name in zip(readable, names, strict=True))
+        report = cut_faces(given, output, load_detector(), size=size, min_detail=min_detail, on_photograph=count)
+    for line in report.left_out:
+        say(errors, f"left out {line}")
+    say(console, f"{output}: {report.faces} faces; say in index.csv what they may be used for (terms, licence)")
+    _end_with([*problems, *report.problems])
+
+
 @data_app.command("pack")
 def data_pack(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of aligned faces, or of tar shards of them.", show_default=False),
+        typer.Argument(help="Folders of aligned faces, or of tars of them.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the shards and their manifest.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the packed faces and their manifest.")],
     size: Annotated[int, typer.Option(min=8, help="Side of the packed faces, in pixels.")] = 128,
-    held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of loose pictures that is held out.")] = 0.02,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the pictures that is held out, at least one.")
+    ] = 0.02,
 ) -> None:
-    """Pack aligned faces into uint8 tar shards with a manifest."""
+    """Pack aligned faces into one array, a part of them held out for validation."""
     from faceprior.training.shards import pack
 
-    with errors.status("packing") as status:
+    with _counting("packing", "faces") as count:
+        report = pack(folders, output, size=size, held_out=held_out, on_face=count)
+    say(console, f"{output}: {', '.join(f'{count} {split}' for split, count in sorted(report.faces.items()))}")
+    _end_with(report.problems)
+
+
+@contextmanager
+def _counting(doing: str, things: str) -> Iterator[Callable[[], None]]:
+    with errors.status(doing) as status:
         done = 0
 
-        def on_face() -> None:
+        def count() -> None:
             nonlocal done
             done += 1
-            if done % 100 == 0:
-                status.update(f"packing: {done} faces")
+            if done % 10 == 0:
+                status.update(f"{doing}: {done} {things}")
 
-        report = pack(folders, output, size=size, held_out=held_out, on_face=on_face)
-    for problem in report.problems:
+        yield count
+
+
+def _end_with(problems: list[str]) -> None:
+    for problem in problems:
         say(errors, problem, label="skipped")
-    counts = ", ".join(f"{count} {split}" for split, count in sorted(report.faces.items()))
-    say(console, f"{output}: {counts}")
-    if report.problems:
+    if problems:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

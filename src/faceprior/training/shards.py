@@ -1,19 +1,20 @@
-"""Training sets: aligned faces packed as uint8 arrays into plain tar shards, with a manifest.
+"""Training sets: aligned faces packed into one uint8 `.npy` file, (N, R, R, 3), with a manifest of a row for each.
 
-A shard is an uncompressed tar of `.npy` files, so any tool can open it, and because the arrays are stored as they
-are, training maps a shard into memory and reads a face as a slice: nothing is decoded twice.
+`numpy.load(..., mmap_mode="r")` opens it. Training maps it into memory and reads a face as a slice: nothing is
+decoded twice. The manifest names file and byte of each face, so sets of several files (earlier versions packed tars
+of `.npy` files) are read in the same way.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -25,7 +26,7 @@ from faceprior.images import IMAGE_SUFFIXES, decode_image, read_image, square
 
 MANIFEST = "manifest.json"
 FORMAT = "faceprior-shards/1"
-FACES_PER_SHARD = 4096
+FACES = "faces.npy"
 
 _COLUMNS = "shard, source, terms and licence"
 _DESCRIBING = frozenset({"shard", "file", "source", "terms", "licence", None})  # None: cells beyond the header
@@ -36,8 +37,8 @@ class PackedFace:
     """Where one face lies and where it came from.
 
     Attributes:
-        shard: file name of the tar, beside the manifest.
-        offset: byte at which its pixels start in the shard.
+        shard: name of the file that holds it, beside the manifest.
+        offset: byte at which its pixels start there.
         name: name of the original file.
         split: "train" or "val".
         source: collection that it belongs to.
@@ -72,18 +73,18 @@ def pack(
     held_out: float = 0.02,
     on_face: Callable[[], object] = lambda: None,
 ) -> PackReport:
-    """Pack folders of aligned faces into shards.
+    """Pack folders of aligned faces.
 
-    A folder holds pictures, or tar shards of pictures (`val*.tar` is the held-out part), either with an optional
+    A folder holds pictures, or tars of pictures (`val*.tar` is the held-out part), either with an optional
     `index.csv` whose columns `file`, `source`, `terms`, `licence` and (for tars) `shard` describe them; whatever
     other columns it has become labels. Loose pictures are held out by a hash of their name, so the split survives
-    additions.
+    additions; of a set too small for that share, one is.
 
     Args:
         folders: folders to read.
-        output: folder for the shards; must not hold a manifest yet.
+        output: folder for the set; must not hold a manifest yet.
         size: side of the packed faces, in pixels.
-        held_out: share of loose pictures that go to the "val" split, 0 to 1.
+        held_out: share of loose pictures that go to the "val" split, 0 to 1; 0 holds none out.
         on_face: called after every face, for a progress bar.
 
     Raises:
@@ -94,29 +95,38 @@ def pack(
     output.mkdir(parents=True, exist_ok=True)
     faces: list[PackedFace] = []
     problems: list[str] = []
-    writers: dict[str, _ShardWriter] = {}
-    try:
+    with (output / FACES).open("wb") as file:
+        _write_header(file, 0, size)
         for folder in folders:
             for item in _pictures(folder, held_out, problems):
-                if item.split not in writers:
-                    writers[item.split] = _ShardWriter(output, item.split)
-                pixels = np.asarray(
-                    square(item.image).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-                )
-                shard, offset = writers[item.split].add(item.name, pixels)
+                pixels = square(item.image).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
                 described = (item.name, item.split, item.source, item.terms, item.licence, item.labels)
-                faces.append(PackedFace(shard, offset, *described))
+                faces.append(PackedFace(FACES, file.tell(), *described))
+                file.write(np.asarray(pixels).tobytes())
                 on_face()
-    finally:
-        for writer in writers.values():
-            writer.close()
+        file.seek(0)
+        _write_header(file, len(faces), size)
     if not faces:
         raise DataError(f"no face was found in {', '.join(map(str, folders))}")
+    if held_out > 0 and len(faces) > 1 and all(face.split == "train" for face in faces):
+        first = min(range(len(faces)), key=lambda index: _hash(faces[index].name))
+        faces[first] = replace(faces[first], split="val")
     manifest = {"format": FORMAT, "size": size, "faces": [asdict(face) for face in faces]}
     partial = output / f"{MANIFEST}.partial"
     partial.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
     partial.replace(output / MANIFEST)
     return PackReport(dict(Counter(face.split for face in faces)), problems)
+
+
+def _write_header(file: BinaryIO, count: int, size: int) -> None:
+    # numpy leaves room for the first axis to grow: the header is as long for any count
+    shape = (count, size, size, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _hash(name: str) -> float:
+    """A number from 0 to 1 that depends on nothing but the name."""
+    return crc32(name.encode()) / 2**32
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[_P
             yield describe(rgb, name, split, path.name)
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
         name = path.relative_to(folder).as_posix()
-        split = "val" if crc32(name.encode()) / 2**32 < held_out else "train"
+        split = "val" if _hash(name) < held_out else "train"
         try:
             yield describe(read_image(path), name, split, "")
         except ImageError as error:
@@ -187,36 +197,6 @@ def _read_index(path: Path) -> dict[tuple[str, str], dict[str, str]]:
         raise DataError(f"{path} cannot be read as UTF-8 CSV ({error})") from error
 
 
-class _ShardWriter:
-    """Writes arrays of one shape into numbered tars and knows where each one's bytes begin."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.split = folder, split
-        self.count = 0
-        self.tar: tarfile.TarFile | None = None
-
-    def add(self, name: str, pixels: np.ndarray) -> tuple[str, int]:
-        shard = f"{self.split}-{self.count // FACES_PER_SHARD:03d}.tar"
-        if self.count % FACES_PER_SHARD == 0:
-            self.close()
-            self.tar = tarfile.open(self.folder / shard, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
-        assert self.tar is not None  # noqa: S101 - opened above
-        buffer = io.BytesIO()
-        np.save(buffer, pixels)
-        info = tarfile.TarInfo(f"{self.count:06d}-{Path(name).stem}.npy")
-        info.size = buffer.tell()
-        buffer.seek(0)
-        self.tar.addfile(info, buffer)
-        self.count += 1
-        end = -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        return shard, self.tar.offset - end + info.size - pixels.nbytes
-
-    def close(self) -> None:
-        if self.tar is not None:
-            self.tar.close()
-            self.tar = None
-
-
 class PackedFaces:
     """The faces of one split, mapped into memory.
 
@@ -226,7 +206,7 @@ class PackedFaces:
         terms: keep only faces of these terms (for example ("open",)); None or empty keeps all.
 
     Raises:
-        DataError: the manifest is missing or damaged, a shard is missing or short, or nothing is left after
+        DataError: the manifest is missing or damaged, a file of faces is missing or short, or nothing is left after
             filtering.
     """
 
