@@ -112,6 +112,38 @@ def test_with_each_preset_a_batch_of_four_is_four_singles_and_seeds_reproduce(co
     assert not torch.equal(restore(corrected, images, seed=1, preset=preset).images, together.images)
 
 
+def test_the_number_of_threads_changes_no_byte_and_networks_see_each_image_alone_with_one(corrected):
+    seen, found = set(), []
+
+    def watch(_network, inputs):
+        seen.add((len(inputs[0]), torch.get_num_threads()))
+
+    hooks = [network.register_forward_pre_hook(watch) for network in (corrected.unet, corrected.corrector)]
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(restore(corrected, faces(3), num_samples=2))
+    finally:
+        torch.set_num_threads(1)
+        for hook in hooks:
+            hook.remove()
+    assert seen == {(1, 1)}
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+
+
+def test_networks_see_whole_batches_only_where_it_is_asked_for(corrected):
+    low = list(faces(3) * 2 - 1)
+    for whole in (False, True):
+        sizes = []
+        hook = corrected.unet.register_forward_pre_hook(
+            lambda _network, inputs, sizes=sizes: sizes.append(len(inputs[0]))
+        )
+        corrected.restore(low, [generator(n) for n in range(3)], 1, PRESET, 3, whole_batches=whole)
+        hook.remove()
+        assert set(sizes) == ({3} if whole else {1})
+
+
 def test_faces_of_different_sizes_share_a_batch(corrected):
     images = [faces(1, side)[0] for side in (4, 6, 8)]
     together = restore(corrected, images)

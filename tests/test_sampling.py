@@ -1,7 +1,8 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Barrier
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,13 +17,15 @@ from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.sampling import (
+    Batch,
     Denoised,
     NoiseSource,
     Restoration,
     Sampler,
     make_solver,
-    map_images,
+    on_cores,
     sample,
+    sample_batches,
     spaced_steps,
     spawn_generators,
 )
@@ -570,44 +573,54 @@ def test_clipping_is_a_choice(rng):
     assert torch.equal(clipped, free.clamp(-1, 1))
 
 
-class Pair(NamedTuple):
-    total: torch.Tensor
-    nothing: None
+def test_batches_side_by_side_are_what_they_are_alone_and_a_callback_sees_them_all():
+    steps = spaced_steps(SCHEDULE, 3)
+    seen = []
+
+    def batch(*seeds):
+        return Batch(Restoration(), Sampler(block_prior(), AncestralDDPM(), noise_source(*seeds)))
+
+    def brighten(step, x_prev, x0):
+        seen.append((step.index, len(x_prev), len(x0)))
+        return x_prev + torch.arange(3.0).view(3, 1, 1, 1) * step.last
+
+    found = sample_batches([batch(0, 1), batch(2)], steps, on_step=brighten)
+    assert seen == [(0, 3, 3), (1, 3, 3), (2, 3, 3)]
+    for position in range(3):
+        alone = sample_batches([batch(position)], steps)
+        torch.testing.assert_close(found[position : position + 1], alone + position)
 
 
-def test_map_images_shows_the_network_one_image_at_a_time_on_a_cpu(rng):
-    batch, others = torch.randn(3, 2, 4, 4, generator=rng), torch.arange(3)
-    sizes = []
-
-    def network(x, other):
-        sizes.append(len(x))
-        return Pair(x.sum((1, 2, 3)) + other, None)
-
-    found = map_images(network, batch, others)
-    assert sizes == [1, 1, 1]
-    assert isinstance(found, Pair)
-    assert found.nothing is None
-    torch.testing.assert_close(found.total, batch.sum((1, 2, 3)) + others)
-    assert torch.equal(map_images(torch.neg, batch), -batch)
+# --- cores ---
 
 
-def test_networks_see_whole_batches_only_where_it_is_asked_for():
-    sizes = []
-    for whole in (True, False):
-        sampler = Sampler(block_prior(), DDIM(), noise_source(0), whole_batches=whole)
-        sampler.apply(lambda batch: sizes.append(len(batch)) or batch, torch.zeros(3, 1))
-    assert sizes == [3, 1, 1, 1]
+@pytest.fixture
+def threads():
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
 
 
-def test_map_images_sends_a_batch_at_once_to_an_accelerator():
-    sizes = []
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_call_has_one_thread_of_torch_and_so_many_run_at_once(threads, count):
+    threads(count)
+    together = Barrier(count)
 
-    def network(x):
-        sizes.append(len(x))
-        return x
+    def call(number, text):
+        together.wait(timeout=60)
+        return torch.get_num_threads(), torch.is_grad_enabled(), text * number
 
-    assert map_images(network, torch.zeros(3, 1, device="meta")).shape == (3, 1)
-    assert sizes == [3]
+    with torch.no_grad():
+        found = on_cores(call, range(2 * count), "ab" * count)
+    assert found == [(1, False, "ab"[number % 2] * number) for number in range(2 * count)]
+    assert torch.get_num_threads() == count
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == count
+
+
+def test_what_a_call_on_a_core_raises_is_raised(threads):
+    threads(2)
+    with pytest.raises(OptionError, match="no 1"):
+        on_cores(lambda number: (_ for _ in ()).throw(OptionError(f"no {number}")), [1, 2])
 
 
 # --- noise ---

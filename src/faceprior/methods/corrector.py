@@ -45,7 +45,7 @@ class CorrectorAlone(Restoration):
             raise OptionError(
                 "corrector does not sample, so it cannot start from a face; choose a method with a prior"
             )
-        return sampler.apply(self.corrector.alone, self.seen).x0.clamp(-1, 1), None
+        return self.corrector.alone(self.seen).x0.clamp(-1, 1), None
 
 
 METHOD = Method(

@@ -134,7 +134,7 @@ class DPI(Enlarged):
         """Pure noise, or the noised guess at the face: the bicubic one, or the corrector's."""
         if self.corrector is None or self.options.crt == "after":
             return warm_start(self.enlarged, step, sampler, initial), Conditions(self.condition, self.condition)
-        corrected = sampler.apply(self.corrector.alone, self.seen).x0.clamp(-1, 1)
+        corrected = self.corrector.alone(self.seen).x0.clamp(-1, 1)
         first = self.on_grid(corrected)
         return warm_start(corrected, step, sampler, initial), Conditions(first, first)
 
@@ -166,16 +166,14 @@ class DPI(Enlarged):
 
         # CRT looks at x_{t−1}
         if self.corrector is not None and options.crt in ("after", "always"):
-            corrected = self.on_grid(self.corrected(self.corrector, x_prev, step, sampler).x0)
+            corrected = self.on_grid(self.corrected(self.corrector, x_prev, step).x0)
             conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
         return x_prev, x0, conditions
 
-    def corrected(self, corrector: Corrector, x_prev: torch.Tensor, step: Step, sampler: Sampler) -> Correction:
+    def corrected(self, corrector: Corrector, x_prev: torch.Tensor, step: Step) -> Correction:
         """Ask about x_{t−1}; the authors' network is told the t of the step just made, as in their code."""
         told = step.t_prev if corrector.network.knows_level else step.t
-        return sampler.apply(
-            corrector.network, x_prev, torch.full((len(x_prev),), told, device=x_prev.device), self.seen
-        )
+        return corrector.network(x_prev, torch.full((len(x_prev),), told, device=x_prev.device), self.seen)
 
     def on_grid(self, faces: torch.Tensor) -> torch.Tensor:
         """The pixels of faces (B, 3, R, R) that stand on the grid, (B, 3, R/k, R/k)."""

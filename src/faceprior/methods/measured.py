@@ -11,7 +11,7 @@ from faceprior.errors import OptionError
 from faceprior.images import resize
 from faceprior.operators import bicubic_reduction
 from faceprior.priors.adapter import Prior
-from faceprior.sampling import Initial, Restoration, Sampler, Started, Step, map_images, noised
+from faceprior.sampling import Initial, Restoration, Sampler, Started, Step, noised
 
 
 class Enlarged(Restoration):
@@ -70,11 +70,11 @@ class Measured(Enlarged):
 
     def to_spectrum(self, images: torch.Tensor) -> torch.Tensor:
         """Spectral coordinates Vᵀ x of images, (B, 3, R, R) both."""
-        return map_images(lambda x, rows, columns: rows.mT @ x @ columns, images, self._rows, self._columns)
+        return self._rows.mT @ images @ self._columns
 
     def from_spectrum(self, spectrum: torch.Tensor) -> torch.Tensor:
         """Inverse of `to_spectrum`."""
-        return map_images(lambda x, rows, columns: rows @ x @ columns.mT, spectrum, self._rows, self._columns)
+        return self._rows @ spectrum @ self._columns.mT
 
     def disagreement(self, x0: torch.Tensor) -> torch.Tensor:
         """ȳ − Vᵀ x0 where A measures, 0 elsewhere: what x0 lacks of the measurement, in spectral coordinates."""

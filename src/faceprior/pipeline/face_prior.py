@@ -42,7 +42,18 @@ from faceprior.pipeline.conversions import (
 from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import bare, in_own_memory, read_index, write_index
-from faceprior.sampling import Initial, NoiseSource, OnStep, Sampler, Step, sample, spawn_generators
+from faceprior.sampling import (
+    Batch,
+    Initial,
+    NoiseSource,
+    OnStep,
+    Sampler,
+    Step,
+    in_turn,
+    on_cores,
+    sample_batches,
+    spawn_generators,
+)
 
 StepCallback = Callable[["FacePriorPipeline", int, int, dict[str, Any]], dict[str, Any]]
 
@@ -309,7 +320,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         corrector, device = self._corrector(), self._execution_device
         if corrector is None:
             return [None] * len(faces)
-        return [corrector.alone(corrector.network.see(face[None].to(device))) for face in faces]
+        return self._each(lambda face: corrector.alone(corrector.network.see(face[None].to(device))), faces)
 
     def doubt(self, faces: Sequence[torch.Tensor], samples: torch.Tensor) -> torch.Tensor | None:
         """Half-width of a 90 % interval around the first sample of each face; see `faceprior.doubt`.
@@ -323,13 +334,13 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         card = self.corrector_card if self.corrector is not None else self.card
         calibration = {} if card is None else card.calibration
-        widths = []
-        for face, own, expected in zip(faces, samples, self.expected(faces), strict=True):
+
+        def width(face: torch.Tensor, own: torch.Tensor, expected: Correction | None) -> torch.Tensor | None:
             scale = error_scale(own[0], expected, own)
-            if scale is None:
-                return None
-            widths.append(half_width(scale, calibration, self.resolution / face.shape[-1]))
-        return torch.stack(widths)
+            return None if scale is None else half_width(scale, calibration, self.resolution / face.shape[-1])
+
+        widths = self._each(width, faces, samples, self.expected(faces))
+        return None if any(own is None for own in widths) else torch.stack(widths)
 
     def evaluations(self, preset: Preset) -> int:
         """How often a restoration asks the prior, and calls `on_step`: its steps, less those that go up."""
@@ -484,29 +495,41 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         method, steps = find_method(preset.method), self._steps(preset)
         prior, corrector = self.prior, self._corrector(method)
         device, batch_size = self._execution_device, self._batch_size(preset, batch_size)
+        each = in_turn if whole_batches else self._each
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]
+        starts = None
+        if initial is not None:
+            starts = [own.repeat_interleave(num_samples, 0) for own in initial]
+
+        def begin(rows: slice) -> Batch:
+            conditions = [face.to(device) for face in repeated[rows]]
+            restoration = method.begin(conditions, prior, preset.options, corrector)
+            sampler = Sampler(prior, method.solver(preset.sampling), NoiseSource(sources[rows], device))
+            return Batch(restoration, sampler, starts and Initial(*(own[rows].to(device) for own in starts)))
+
         restored = []
         for first in range(0, len(repeated), batch_size):
-            batch = slice(first, first + batch_size)
-            conditions = [face.to(device) for face in repeated[batch]]
-            restoration = method.begin(conditions, prior, preset.options, corrector)
-            starts = None
-            if initial is not None:
-                starts = Initial(*(own.repeat_interleave(num_samples, 0)[batch].to(device) for own in initial))
-            noise = NoiseSource(sources[batch], device)
-            sampler = Sampler(prior, method.solver(preset.sampling), noise, whole_batches=whole_batches)
+            last = min(first + batch_size, len(repeated))
+            size = last - first if each is in_turn else 1
+            batches = each(begin, [slice(row, row + size) for row in range(first, last, size)])
             try:
-                found = sample(restoration, steps, sampler, initial=starts, on_step=on_step)
+                found = sample_batches(batches, steps, on_step=on_step, each=each)
             except _InterruptedError as stopped:
                 found = stopped.x0
             restored.append(found.clamp(-1, 1).cpu())
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))
 
+    @property
+    def _each(self) -> Callable[..., list[Any]]:
+        """How images are computed: on a CPU each on a core of its own, on an accelerator a batch at once."""
+        return on_cores if self._execution_device.type == "cpu" else in_turn
+
     def _batch_size(self, preset: Preset, batch_size: int) -> int:
-        # a CPU computes one image after the other anyway; so only one image's graph is in memory
+        # a CPU computes an image on each core; so no more graphs than that are in memory
         differentiates = find_method(preset.method).differentiates
-        return 1 if differentiates and self._execution_device.type == "cpu" else batch_size
+        at_once = torch.get_num_threads() if differentiates and self._execution_device.type == "cpu" else batch_size
+        return min(batch_size, at_once)
 
 
 class _InterruptedError(Exception):

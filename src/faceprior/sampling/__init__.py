@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from faceprior.sampling.loop import Initial, OnStep, Restoration, Sampler, Started, Stepped, map_images, sample
+from faceprior.sampling.cores import in_turn, on_cores
+from faceprior.sampling.loop import (
+    Batch,
+    Initial,
+    OnStep,
+    Restoration,
+    Sampler,
+    Started,
+    Stepped,
+    sample,
+    sample_batches,
+)
 from faceprior.sampling.noise import NoiseSource, face_generator, noised, spawn_generators
 from faceprior.sampling.solvers import Denoised, Solver, make_solver
 from faceprior.sampling.steps import Step, spaced_steps, time_travel
 
 __all__ = [
+    "Batch",
     "Denoised",
     "Initial",
     "NoiseSource",
@@ -19,10 +31,12 @@ __all__ = [
     "Step",
     "Stepped",
     "face_generator",
+    "in_turn",
     "make_solver",
-    "map_images",
     "noised",
+    "on_cores",
     "sample",
+    "sample_batches",
     "spaced_steps",
     "spawn_generators",
     "time_travel",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from faceprior.priors.adapter import Prior
+from faceprior.sampling.cores import in_turn
 from faceprior.sampling.noise import NoiseSource, noised
 from faceprior.sampling.solvers import Denoised, Solver
 from faceprior.sampling.steps import CLEAN, Step, noise_of_rise
@@ -22,8 +24,6 @@ Started = tuple[torch.Tensor, Any]
 Stepped = tuple[torch.Tensor, torch.Tensor, Any]
 """x_{t_prev} and the estimate of the clean image that led there, (B, 3, R, R) each, and a method's state."""
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class Sampler:
@@ -34,19 +34,17 @@ class Sampler:
         solver: the rule of one step.
         noise: one generator for each image.
         clip: clip x0 to [-1, 1] at every step, as face priors are trained to.
-        whole_batches: networks see whole batches on a CPU too: faster, but the last bits depend on the batch.
     """
 
     prior: Prior
     solver: Solver
     noise: NoiseSource
     clip: bool = True
-    whole_batches: bool = False
 
     def estimate(self, x_t: torch.Tensor, step: Step) -> Denoised:
         """Ask the prior about x_t, (B, 3, R, R). Under `torch.enable_grad` the estimates are functions of x_t."""
         t = torch.full((len(x_t),), step.t, device=x_t.device)
-        estimate = self.apply(self.prior, x_t, t)
+        estimate = self.prior(x_t, t)
         x0, eps = estimate.x0, estimate.eps
         if self.clip:
             x0 = x0.clamp(-1, 1)
@@ -57,10 +55,6 @@ class Sampler:
     def solve(self, denoised: Denoised, step: Step) -> torch.Tensor:
         """Return x_{t_prev}, (B, 3, R, R)."""
         return self.solver.step(denoised, step, self.noise)
-
-    def apply(self, network: Callable[..., Result], *batches: torch.Tensor) -> Result:
-        """Apply a network to batches, see `map_images`."""
-        return map_images(network, *batches, whole=self.whole_batches)
 
 
 class Initial(NamedTuple):
@@ -106,7 +100,20 @@ class Restoration:
         return sampler.solve(denoised, step), denoised.x0, state
 
 
-@torch.no_grad()
+class Batch(NamedTuple):
+    """Images that are computed together.
+
+    Attributes:
+        restoration: the method, begun on their measurements.
+        sampler: prior, noise, and a solver of their own.
+        initial: clean faces to start from; None leaves the start to the method.
+    """
+
+    restoration: Restoration
+    sampler: Sampler
+    initial: Initial | None = None
+
+
 def sample(
     restoration: Restoration,
     steps: Sequence[Step],
@@ -115,47 +122,50 @@ def sample(
     initial: Initial | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """Run reverse diffusion from the first step to the clean image.
+    """Sample one batch, on the caller's thread; see `sample_batches`."""
+    return sample_batches([Batch(restoration, sampler, initial)], steps, on_step=on_step)
+
+
+@torch.no_grad()
+def sample_batches(
+    batches: Sequence[Batch],
+    steps: Sequence[Step],
+    *,
+    on_step: OnStep | None = None,
+    each: Callable[..., list[Any]] = in_turn,
+) -> torch.Tensor:
+    """Run reverse diffusion from the first step to the clean images.
 
     Args:
-        restoration: the method, begun on a batch of B measurements.
+        batches: what is sampled; none depends on another.
         steps: noisiest first (`spaced_steps`), with rising ones in between where a method travels in time
             (`time_travel`); none at all returns the start.
-        sampler: prior, solver and noise.
-        initial: clean faces to start from; None leaves the start to the method.
-        on_step: called with (step, x_{t_prev}, corrected x0) after every step that asked the prior; returns the
-            x_{t_prev} to go on with.
+        on_step: called with (step, x_{t_prev}, corrected x0) of all images after every step that asked the prior;
+            returns the x_{t_prev} to go on with.
+        each: `in_turn` or `on_cores`: how a step of all batches is made.
 
     Returns:
-        (B, 3, R, R), float32.
+        All images, (N, 3, R, R), float32.
 
     Raises:
         OptionError: initial faces are given to a method that cannot start from them.
     """
-    x, state = restoration.start(steps[0] if steps else CLEAN, sampler, initial)
+    first = steps[0] if steps else CLEAN
+    started = each(lambda own: own.restoration.start(first, own.sampler, own.initial), batches)
+    images, states = [x for x, _ in started], [state for _, state in started]
     for step in steps:
         if step.rises:
             signal, spread = noise_of_rise(step)
-            x = signal * x + spread * sampler.noise.normal(*x.shape[1:])
+            draws = [own.sampler.noise.normal(*x.shape[1:]) for own, x in zip(batches, images, strict=True)]
+            images = [signal * x + spread * z for x, z in zip(images, draws, strict=True)]
             continue
-        x, x0, state = restoration.step(x, state, step, sampler)
+        stepped = each(partial(_step, step), batches, images, states)
+        images, estimates, states = map(list, zip(*stepped, strict=True))
         if on_step is not None:
-            x = on_step(step, x, x0)
-    return x
+            sizes = [len(x) for x in images]
+            images = list(on_step(step, torch.cat(images), torch.cat(estimates)).split(sizes))
+    return torch.cat(images)
 
 
-def map_images(function: Callable[..., Result], *batches: torch.Tensor, whole: bool = False) -> Result:
-    """Apply a network to a batch: at once on an accelerator, one image at a time on a CPU.
-
-    On a CPU the kernels that are chosen, and so the last bits of a result, depend on the batch size; an image on
-    its own always gets the same ones (`whole` gives that up). `function` returns a tensor or a named tuple
-    of tensors and None.
-    """
-    if batches[0].device.type != "cpu" or len(batches[0]) == 1 or whole:
-        return function(*batches)
-    results = [function(*images) for images in zip(*(batch.split(1) for batch in batches), strict=True)]
-    first = results[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(results)  # type: ignore[arg-type, return-value]
-    fields = zip(*results, strict=True)
-    return type(first)(*(None if field[0] is None else torch.cat(field) for field in fields))
+def _step(step: Step, batch: Batch, x_t: torch.Tensor, state: Any) -> Stepped:
+    return batch.restoration.step(x_t, state, step, batch.sampler)
