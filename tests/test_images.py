@@ -167,9 +167,9 @@ HANDLED = {
         ("scaled to 8 bits",),
     ),
     "rotated by exif": (rotated_by_exif(), gradient(), 0, ()),
-    "animated gif": (animation("GIF"), gradient(), 40, ("first frame of several",)),
-    "animated webp": (animation("WEBP"), gradient(), 0, ("first frame of several",)),
-    "animated png": (animation("PNG"), gradient(), 0, ("first frame of several",)),
+    "animated gif": (animation("GIF"), gradient(), 40, ("first of 3 frames",)),
+    "animated webp": (animation("WEBP"), gradient(), 0, ("first of 3 frames",)),
+    "animated png": (animation("PNG"), gradient(), 0, ("first of 3 frames",)),
 }
 
 

@@ -1,3 +1,4 @@
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from faceprior.faces import DetectedFace, align, load_detector
 from faceprior.faces.paste import FaceMask
 from faceprior.images import to_tensor
 from faceprior.methods import find_preset
-from faceprior.photographs import RestoreOptions, find_faces, is_aligned_crop, paste_faces
+from faceprior.photographs import RestoreOptions, find_faces, is_aligned_crop, paste_faces, prepare
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE, ModelCard
 
 RESOLUTION = 128
@@ -342,7 +343,37 @@ def test_a_photograph_is_told_from_an_aligned_crop(photo):
     assert not is_aligned_crop(crop, inside, of_another_template)
 
 
-def test_where_no_face_is_found_only_a_tiny_square_is_a_crop():
-    assert is_aligned_crop(Image.new("RGB", (16, 16)), [], CARD)
-    assert not is_aligned_crop(Image.new("RGB", (90, 60)), [], CARD)
-    assert not is_aligned_crop(Image.new("RGB", (600, 600)), [], CARD)
+class Finds:
+    """A detector that finds a face in pictures that are wide enough."""
+
+    name = "finds"
+
+    def __init__(self, least_width, landmarks=()):
+        self.least_width, self.landmarks = least_width, landmarks
+
+    def __call__(self, photo, min_face=24):
+        return [told(self.landmarks)] if photo.width >= self.least_width else []
+
+
+def file_of(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_small_square_without_a_face_is_no_face():
+    for size in ((16, 16), (128, 128)):
+        logo = file_of(Image.new("RGB", size, "red"))
+        prepared = prepare(logo, "logo.png", CARD, detector=Finds(10_000))
+        assert (prepared.aligned, prepared.conditions) == (False, ())
+        assert prepared.notes == ("no face found (--aligned if the picture is one)",)
+        assert prepare(logo, "logo.png", CARD, RestoreOptions(kind="aligned"), Finds(10_000)).aligned
+
+
+def test_the_face_of_a_tiny_aligned_picture_is_seen_in_its_enlargement(photo):
+    detector = Finds(200, [(32 + x * 192, 32 + y * 192) for x, y in TIGHT_TEMPLATE])
+    crop = align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, 16)
+    prepared = prepare(file_of(crop), "face.png", CARD, detector=detector)
+    assert prepared.aligned
+    assert np.allclose(prepared.detections[0].landmarks, np.array(TIGHT_TEMPLATE) * 16)
+    assert prepared.conditions[0].low_resolution.shape == (3, 16, 16)

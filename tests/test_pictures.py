@@ -582,11 +582,71 @@ def test_what_metadata_promises_is_kept_or_not_promised(tmp_path):
     assert b"Container" not in picture.xmp
 
 
-def test_a_gamma_that_is_not_followed_is_said(tmp_path):
-    for gamma, lost in ((0.45455, ()), (1.0, ("PNG gamma left out",))):
-        file = io.BytesIO()
-        Image.new("RGB", (16, 16)).save(file, "PNG")
-        content, chunk = file.getvalue(), b"gAMA" + round(gamma * 100_000).to_bytes(4, "big")
-        whole = (4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-        (tmp_path / "own.png").write_bytes(content[:33] + whole + content[33:])  # after IHDR
-        assert read_picture(tmp_path / "own.png").lost == lost
+def with_chunks(pixels, **chunks):
+    """A PNG with chunks of its own after its header."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    content, more = file.getvalue(), b""
+    for kind, data in chunks.items():
+        named = kind.encode() + data
+        more += struct.pack(">I", len(data)) + named + struct.pack(">I", zlib.crc32(named))
+    return content[:33] + more + content[33:]
+
+
+def chromaticities(*places):
+    return struct.pack(">8I", *(round(place * 100_000) for place in places))
+
+
+def gamma(value):
+    return struct.pack(">I", round(value * 100_000))
+
+
+D65_AND_SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+D65_AND_P3 = (0.3127, 0.3290, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+P3_OF_SRGB_RED = (234, 51, 35)  # what Display P3 calls sRGB's (255, 0, 0), from CSS Color 4's matrices
+
+
+@pytest.mark.parametrize(
+    ("chunks", "own", "seen"),
+    [
+        ({"gAMA": gamma(0.45455)}, (200, 100, 50), (200, 100, 50)),
+        ({"gAMA": gamma(0.45455), "cHRM": chromaticities(*D65_AND_SRGB)}, (200, 100, 50), (200, 100, 50)),
+        ({"gAMA": gamma(1.0), "sRGB": b"\0"}, (200, 100, 50), (200, 100, 50)),
+        ({"gAMA": gamma(1.0)}, (55, 55, 55), (128, 128, 128)),  # sRGB's 128 is 0.2159 of linear light
+        ({"gAMA": gamma(1.0), "cHRM": chromaticities(*D65_AND_SRGB)}, (255, 0, 0), (255, 0, 0)),
+        ({"cHRM": chromaticities(*D65_AND_P3)}, P3_OF_SRGB_RED, (255, 0, 0)),
+        ({"cICP": bytes((12, 13, 0, 1))}, P3_OF_SRGB_RED, (255, 0, 0)),
+        ({"cICP": bytes((1, 13, 0, 1)), "gAMA": gamma(1.0)}, (200, 100, 50), (200, 100, 50)),
+        ({"cICP": bytes((1, 8, 0, 1))}, (55, 55, 55), (128, 128, 128)),
+    ],
+)
+def test_colours_of_a_png_mean_what_its_chunks_say_and_its_samples_stay(tmp_path, chunks, own, seen):
+    pixels = np.full((16, 16, 3), own, np.uint8)
+    (tmp_path / "own.png").write_bytes(with_chunks(pixels, **chunks))
+    picture = read_picture(tmp_path / "own.png")
+    assert picture.lost == ()
+    assert np.array_equal(picture.pixels, pixels)
+    assert abs(np.asarray(picture.image, int) - seen).max() <= 2
+    face = torch.tensor(seen).view(3, 1, 1).expand(3, 8, 8) / 127.5 - 1
+    back = (picture.from_srgb(face)[:, 0, 0] + 1) * 127.5
+    assert abs(back.numpy() - own).max() <= 2.5
+    write_picture(tmp_path / "back.png", picture.pixels, picture)
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "back.png").image), np.asarray(picture.image))
+
+
+def test_a_grey_png_has_its_gamma_too(tmp_path):
+    (tmp_path / "own.png").write_bytes(with_chunks(np.full((16, 16), 55, np.uint8), gAMA=gamma(1.0)))
+    picture = read_picture(tmp_path / "own.png")
+    assert picture.pixels.shape == (16, 16, 1)
+    assert abs(int(np.asarray(picture.image)[0, 0, 0]) - 128) <= 2
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [{"cICP": bytes((9, 16, 0, 1))}, {"cHRM": bytes(32)}, {"cHRM": chromaticities(*[0.3] * 8), "gAMA": gamma(0.5)}],
+)
+def test_colours_of_a_png_that_cannot_be_followed_are_said(tmp_path, chunks):
+    (tmp_path / "own.png").write_bytes(with_chunks(smooth(3), **chunks))
+    picture = read_picture(tmp_path / "own.png")
+    assert len(picture.lost) == 1
+    assert np.array_equal(np.asarray(picture.image), picture.pixels)

@@ -35,6 +35,12 @@ class DetectedFace:
         left, top, right, bottom = self.box
         return (right - left + bottom - top) / 2
 
+    def moved(self, by: float, factor: float) -> DetectedFace:
+        """Return the same face moved to the right and downwards, then enlarged by a factor with its photograph."""
+        left, top, right, bottom = ((value + by) * factor for value in self.box)
+        landmarks = [((x + by) * factor, (y + by) * factor) for x, y in self.landmarks]
+        return DetectedFace((left, top, right, bottom), landmarks, self.score)
+
 
 class FaceDetector(Protocol):
     """Whatever finds faces; several threads may call it at once."""

@@ -16,6 +16,7 @@ from faceprior.images.colour import colour_space
 from faceprior.images.limits import check_file, check_layout, check_size, opened
 from faceprior.images.metadata import METADATA_KEY, exif_of, without_promises, xmp_of
 from faceprior.images.picture import Picture
+from faceprior.images.png_colour import png_profile
 from faceprior.images.samples import Samples, as_image, eight_bits, samples_of, sixteen_bit_rawmode
 
 _LAYERS = 37724  # Photoshop's tag in a TIFF
@@ -64,7 +65,9 @@ def decode_picture(content: bytes, name: str | Path) -> Picture:
     with opened(content, name) as image:
         check_size(name, *image.size)
         check_layout(name, image)
+        ignored = _give_profile(image, content)
         picture = _picture(image, lambda: Image.open(io.BytesIO(content)))
+        picture = replace(picture, lost=(*picture.lost, *ignored))
         return replace(picture, lossless=True) if image.format == "WEBP" and _is_lossless_webp(content) else picture
 
 
@@ -77,6 +80,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     with opened(content, name) as image:
         check_size(name, *image.size)
         check_layout(name, image)
+        _give_profile(image, content)
         return to_rgb(image)
 
 
@@ -85,8 +89,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _picture(image, None).image
 
 
+def _give_profile(image: Image.Image, content: bytes) -> list[str]:
+    """Let a PNG that says in chunks of its own what its colours are say so by a profile; returns what is ignored."""
+    if image.format != "PNG":
+        return []
+    profile, ignored = png_profile(content, image.info, grey=image.mode in ("1", "L", "LA", "I", "I;16", "I;16B"))
+    if profile is not None:
+        image.info["icc_profile"] = profile
+    return [] if ignored is None else [ignored]
+
+
 def _picture(image: Image.Image, open_again: Callable[[], Image.Image] | None) -> Picture:
-    notes = ["first frame of several"] if getattr(image, "is_animated", False) else []
+    count = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+    notes = [f"first of {count} {'pages' if image.format == 'TIFF' else 'frames'}"] if count > 1 else []
     lost = list(notes)
     rawmode = sixteen_bit_rawmode(image)
     image.load()
@@ -103,8 +118,6 @@ def _picture(image: Image.Image, open_again: Callable[[], Image.Image] | None) -
     lost += broken_promises
     if _LAYERS in getattr(image, "tag_v2", ()) or image.format == "PSD":
         lost.append("layers left out")
-    if image.format == "PNG" and icc_profile is None and not _is_srgb_gamma(image):
-        lost.append("PNG gamma left out")
     if image.info.get("photoshop"):
         lost.append("IPTC captions left out")
     if set(getattr(image, "text", ())) - _KEPT_TEXT:
@@ -158,11 +171,6 @@ def _seen(samples: Samples, icc_profile: bytes | None) -> Image.Image:
         return rgb
     rgb.putalpha(as_image(samples.alpha))
     return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
-
-
-def _is_srgb_gamma(image: Image.Image) -> bool:
-    gamma = image.info.get("gamma")
-    return "srgb" in image.info or gamma is None or abs(gamma * 2.2 - 1) < 0.05
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from faceprior.errors import ImageError, WeightsError
-from faceprior.faces import DetectedFace
+from faceprior.faces import DetectedFace, FaceDetector
 from faceprior.faces.alignment import alignment, cut_out
 from faceprior.faces.paste import Enlarger, FaceMask, enlarge, paste, photographed
 from faceprior.faces.sharpness import effective_side
@@ -24,7 +24,8 @@ from faceprior.priors import ModelCard
 
 _COLOUR_SIDE = 8  # pixels across a face that its colour and lighting are kept at
 _CROP_ERROR = 0.15  # how far a corner of an aligned crop may be from where it belongs, as a fraction of the side
-_CROP_SIDES = 1.1  # an aligned crop in which no face is found is at most this oblong, and at most R pixels large
+_TINY_SIDES = 1.1  # a picture that may be all of a tiny face is at most this oblong, and at most R pixels large
+_LOOKED_AT_SIDE, _BORDER = 192, 32  # pixels that such a picture is enlarged to, and grey put around it, to look for it
 _SQUEEZED = 0.25  # share of a restored face's pixels that may be lost before the photograph is enlarged
 _ENLARGED_PIXELS = 48_000_000  # largest photograph that is enlarged without being told to
 _UNIT_SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1))
@@ -203,11 +204,26 @@ def _keep(restored: torch.Tensor, own: torch.Tensor, face: Face) -> torch.Tensor
     return restored + resize(difference, side)[0]
 
 
+def is_tiny(photo: Image.Image, card: ModelCard) -> bool:
+    """Say whether a picture is about square and no larger than the prior's resolution R."""
+    return max(photo.size) <= min(card.resolution, _TINY_SIDES * min(photo.size))
+
+
+def detect(photo: Image.Image, detector: FaceDetector, card: ModelCard, min_face: int) -> list[DetectedFace]:
+    """Find the faces of a picture; a tiny one without any is looked at once more, large and framed."""
+    found = detector(photo, min_face)
+    if found or not is_tiny(photo, card):
+        return found
+    factor = _LOOKED_AT_SIDE / max(photo.size)
+    large = photo.resize([round(side * factor) for side in photo.size], Image.Resampling.BICUBIC)
+    framed = ImageOps.expand(large, _BORDER, fill=(128, 128, 128))  # a detector misses faces that meet every edge
+    return [face.moved(-_BORDER, 1 / factor) for face in detector(framed, _LOOKED_AT_SIDE // 3)]
+
+
 def is_aligned_crop(photo: Image.Image, found: Sequence[DetectedFace], card: ModelCard) -> bool:
     """Say whether a picture is an aligned crop, as the prior knows them, rather than a photograph.
 
-    It is if the square of its largest face, cut as the card's template says, is the picture's own central square;
-    and where no face is found, if the picture is about square and no larger than the prior's resolution R.
+    It is if the square of its largest face, cut as the card's template says, is the picture's own central square.
 
     Args:
         photo: the picture.
@@ -216,7 +232,7 @@ def is_aligned_crop(photo: Image.Image, found: Sequence[DetectedFace], card: Mod
     """
     width, height = photo.size
     if not found:
-        return max(width, height) <= min(card.resolution, _CROP_SIDES * min(width, height))
+        return False
     _check_template(card)
     side = min(width, height)
     fractions = alignment(found[0].landmarks, card.template, 1)

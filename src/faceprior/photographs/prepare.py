@@ -13,7 +13,7 @@ from faceprior.errors import ImageError
 from faceprior.faces import DetectedFace, FaceDetector
 from faceprior.images import decode_picture, resize, square, to_tensor, tone_of
 from faceprior.methods import find_method
-from faceprior.photographs.faces import Face, find_faces, is_aligned_crop
+from faceprior.photographs.faces import Face, detect, find_faces, is_aligned_crop, is_tiny
 from faceprior.photographs.options import RestoreOptions
 from faceprior.photographs.restore import Condition
 from faceprior.pipeline.conversions import low_resolution
@@ -84,8 +84,9 @@ def prepare(
         if detections is not None:
             found = tuple(detections)
         elif detector is not None:
-            found = tuple(detector(picture.image, options.min_face))
-        aligned = options.kind == "auto" and is_aligned_crop(picture.image, found, card)
+            found = tuple(detect(picture.image, detector, card, options.min_face))
+        is_crop = is_aligned_crop(picture.image, found, card) if looked else is_tiny(picture.image, card)
+        aligned = options.kind == "auto" and is_crop
         if not (aligned or looked):
             raise ImageError(
                 f"{name}: looks like a whole photograph, and no face detector was given;"
