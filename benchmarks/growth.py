@@ -68,7 +68,7 @@ def folder_runs(sizes: Sequence[int], method: str) -> Iterator[Point]:
             folder.mkdir()
             for number, face in enumerate(smooth_faces(size, 16)):
                 to_pil(face).save(folder / f"{number:06d}.png")
-            run = run_faceprior("restore", str(folder), "-o", f"{folder}-out", "--method", method)
+            run = run_faceprior("restore", str(folder), "-o", f"{folder}-out", "--aligned", "--method", method)
             yield size, run.seconds, run.peak_mb
 
 

@@ -27,7 +27,7 @@ def main(runs: int = 5) -> None:
                 "from faceprior import FacePriorPipeline; FacePriorPipeline.from_pretrained()"
             ),
             "first face of faceprior restore": lambda: run_faceprior(
-                "restore", str(face), "--output", str(Path(folder) / "restored")
+                "restore", str(face), "--aligned", "--output", str(Path(folder) / "restored")
             ),
         }
         for what, task in tasks.items():

@@ -906,7 +906,17 @@ def command(weights, tmp_path):
     Image.fromarray(smooth_picture(0, 8)).save(tmp_path / "face.png")
 
     def run_command(*arguments):
-        fixed = ("--output", tmp_path / "out", "--prior", weights, "--device", "cpu", "--dtype", "float32")
+        fixed = (
+            "--output",
+            tmp_path / "out",
+            "--prior",
+            weights,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--aligned",
+        )
         words = ["restore", tmp_path / "face.png", *fixed, *arguments]
         result = CliRunner().invoke(app, [str(word) for word in words])
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

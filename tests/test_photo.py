@@ -370,6 +370,19 @@ def test_a_small_square_without_a_face_is_no_face():
         assert prepare(logo, "logo.png", CARD, RestoreOptions(kind="aligned"), Finds(10_000)).aligned
 
 
+@pytest.mark.parametrize(("template", "side", "noted"), [(FFHQ_TEMPLATE, 200, True), (FFHQ_TEMPLATE, 300, False)])
+def test_a_crop_in_another_framing_is_realigned_and_said(photo, template, side, noted):
+    crop = Image.new("RGB", (side, side))
+    crop.paste(align(photo, ASTRONAUT_LANDMARKS, template, 200))
+    found = DetectedFace((40, 50, 160, 170), [(x * 200, y * 200) for x, y in template], 1.0)
+    prepared = prepare(file_of(crop), "face.png", CARD, RestoreOptions(scale=8), detections=[found])
+    assert not prepared.aligned
+    assert len(prepared.conditions) == 1
+    placed = np.array(found.landmarks) @ prepared.faces[0].transform[:, :2].T + prepared.faces[0].transform[:, 2]
+    assert np.abs(placed / RESOLUTION - TIGHT_TEMPLATE).max() < 0.03
+    assert any("another network" in note for note in prepared.notes) is noted
+
+
 def test_the_face_of_a_tiny_aligned_picture_is_seen_in_its_enlargement(photo):
     detector = Finds(200, [(32 + x * 192, 32 + y * 192) for x, y in TIGHT_TEMPLATE])
     crop = align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, 16)

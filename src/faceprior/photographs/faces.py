@@ -25,7 +25,11 @@ from faceprior.priors import ModelCard
 _COLOUR_SIDE = 8  # pixels across a face that its colour and lighting are kept at
 _CROP_ERROR = 0.15  # how far a corner of an aligned crop may be from where it belongs, as a fraction of the side
 _TINY_SIDES = 1.1  # a picture that may be all of a tiny face is at most this oblong, and at most R pixels large
-_LOOKED_AT_SIDE, _BORDER = 192, 32  # pixels that such a picture is enlarged to, and grey put around it, to look for it
+_FULL = 0.5  # share of a square picture's side that a face takes which was cut out for some network
+_LOOKED_AT_SIDE, _BORDER = (
+    192,
+    32,
+)  # pixels that such a picture is enlarged to, and grey put around it, to look for it
 _SQUEEZED = 0.25  # share of a restored face's pixels that may be lost before the photograph is enlarged
 _ENLARGED_PIXELS = 48_000_000  # largest photograph that is enlarged without being told to
 _UNIT_SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1))
@@ -218,6 +222,11 @@ def detect(photo: Image.Image, detector: FaceDetector, card: ModelCard, min_face
     large = photo.resize([round(side * factor) for side in photo.size], Image.Resampling.BICUBIC)
     framed = ImageOps.expand(large, _BORDER, fill=(128, 128, 128))  # a detector misses faces that meet every edge
     return [face.moved(-_BORDER, 1 / factor) for face in detector(framed, _LOOKED_AT_SIDE // 3)]
+
+
+def is_framed_otherwise(photo: Image.Image, found: Sequence[DetectedFace]) -> bool:
+    """Say whether a picture that is no aligned crop looks like one of another template: a square full of one face."""
+    return len(found) == 1 and photo.width == photo.height and found[0].side >= _FULL * photo.width
 
 
 def is_aligned_crop(photo: Image.Image, found: Sequence[DetectedFace], card: ModelCard) -> bool:

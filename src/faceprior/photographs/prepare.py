@@ -13,7 +13,7 @@ from faceprior.errors import ImageError
 from faceprior.faces import DetectedFace, FaceDetector
 from faceprior.images import decode_picture, resize, square, to_tensor, tone_of
 from faceprior.methods import find_method
-from faceprior.photographs.faces import Face, detect, find_faces, is_aligned_crop, is_tiny
+from faceprior.photographs.faces import Face, detect, find_faces, is_aligned_crop, is_framed_otherwise, is_tiny
 from faceprior.photographs.options import RestoreOptions
 from faceprior.photographs.restore import Condition
 from faceprior.pipeline.conversions import low_resolution
@@ -105,6 +105,8 @@ def prepare(
     width, height = picture.image.size
     advice = " (--aligned if the picture is one)" if width == height else ""
     notes = [] if faces else [f"no face found{advice}"]
+    if is_framed_otherwise(picture.image, found):
+        notes.append("cut out for another network, so treated as a photograph (--only-faces writes the face alone)")
     return Prepared(name, content, (width, height), aligned, found, faces, conditions, (*picture.lost, *notes))
 
 
