@@ -42,7 +42,7 @@ _CURVES = {1: _bt709, 4: _power(2.2), 5: _power(2.8), 6: _bt709, 8: _power(1.0),
 """To linear light, by their number in ITU-T H.273; PQ (16) and HLG (18) are for high dynamic range."""
 
 
-def png_profile(content: bytes, info: Mapping[str, Any], *, grey: bool) -> tuple[bytes | None, str | None]:
+def png_profile(content: bytes, info: Mapping[Any, Any], *, grey: bool) -> tuple[bytes | None, str | None]:
     """Make a profile of what a PNG says of its colours.
 
     Args:

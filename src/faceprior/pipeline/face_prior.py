@@ -498,15 +498,14 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         each = in_turn if whole_batches else self._each
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]
-        starts = None
-        if initial is not None:
-            starts = [own.repeat_interleave(num_samples, 0) for own in initial]
+        starts = [] if initial is None else [own.repeat_interleave(num_samples, 0) for own in initial]
 
         def begin(rows: slice) -> Batch:
             conditions = [face.to(device) for face in repeated[rows]]
             restoration = method.begin(conditions, prior, preset.options, corrector)
             sampler = Sampler(prior, method.solver(preset.sampling), NoiseSource(sources[rows], device))
-            return Batch(restoration, sampler, starts and Initial(*(own[rows].to(device) for own in starts)))
+            start = Initial(*(own[rows].to(device) for own in starts)) if starts else None
+            return Batch(restoration, sampler, start)
 
         restored = []
         for first in range(0, len(repeated), batch_size):
