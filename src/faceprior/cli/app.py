@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from faceprior import __version__
 from faceprior.cli import options
@@ -66,6 +67,25 @@ def demo(
 
 app.command()(benchmark)
 app.command()(serve)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what is missing, and what to do about it.
+
+    Exit code: 0 if photographs can be restored, 3 if not.
+    """
+    from faceprior.cli.doctor import examine
+
+    findings = examine()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(Text(finding.what), Text(finding.found), Text(finding.advice))
+    console.print(table)
+    if any(finding.fatal for finding in findings):
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command("methods")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from faceprior.errors import OutputError
-from faceprior.photographs import Composed
 from faceprior.storage import Place, Url, write
+
+if TYPE_CHECKING:
+    from faceprior.photographs import Composed
 
 
 def write_results(composed: Composed, folder: Place, name: str, source: Place | None = None) -> list[dict[str, Any]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from faceprior.errors import WeightsError
-from faceprior.priors.card import ModelCard
+from faceprior.priors.card import ModelCard, PredictionType
 from faceprior.priors.noise_schedule import NoiseSchedule
-
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 
 class Estimate(NamedTuple):

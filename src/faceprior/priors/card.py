@@ -12,6 +12,9 @@ from faceprior.errors import WeightsError
 
 CARD_NAME = "card.json"
 
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+"""What a prior's network predicts."""
+
 Landmarks = tuple[tuple[float, float], ...]
 
 TIGHT_TEMPLATE: Landmarks = ((0.285, 0.330), (0.715, 0.330), (0.500, 0.567), (0.3236, 0.760), (0.6764, 0.760))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from faceprior.errors import OptionError
-from faceprior.priors.adapter import PredictionType
+from faceprior.priors.card import PredictionType
 
 NetworkName = Literal["gaussian-residual", "unet"]
 Weighting = Literal["residual", "plain", "min-snr", "p2"]

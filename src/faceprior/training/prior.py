@@ -15,8 +15,8 @@ from torch import nn
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import to_pil
-from faceprior.priors.adapter import PredictionType, Prior
-from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
+from faceprior.priors.adapter import Prior
+from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard, PredictionType
 from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import load_prior, save_prior
