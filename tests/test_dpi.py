@@ -10,6 +10,7 @@ from torch import nn
 
 from faceprior.corrector import PaperCorrector, enlarge_grid, load_corrector, make_condition, save_corrector
 from faceprior.errors import FacePriorError, OptionError, WeightsError
+from faceprior.images import resize
 from faceprior.methods import PRESETS, Preset, SamplingOptions, find_preset
 from faceprior.methods.dpi import DPI, Conditions, DPIOptions, adaptive_mask, edge_strength, interpolate
 from faceprior.priors.card import ModelCard
@@ -243,11 +244,11 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels)
         face = corrector.network(torch.zeros(1, 3, 32, 32), torch.tensor([999]), bad).x0.clamp(-1, 1)
         z = torch.randn(1, 3, 32, 32, generator=own)
         x = (math.sqrt(schedule[levels[0]]) * face + math.sqrt(1 - schedule[levels[0]]) * z).double()
-        held = first = face[..., ::2, ::2].double()
+        held = first = face.double()
         for t, after in zip(levels, (*levels[1:], None), strict=True):
             clean = prior.network(x.float(), torch.tensor([t])).sample.double().clamp(-1, 1)
             eps = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
-            clean = clean + enlarge_grid(held - clean[..., ::2, ::2], 2)
+            clean = clean + resize(resize(held - clean, 16), 32)
             if after is None:
                 x = clean.clamp(-1, 1)
                 break
@@ -256,7 +257,7 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels)
             x = math.sqrt(schedule[after]) * clean + math.sqrt(1 - schedule[after]) * eps
             if preset.options.crt == "always":
                 seen = corrector.network(x.float(), torch.tensor([after]), bad).x0
-                held = torch.lerp(first, seen[..., ::2, ::2].double(), preset.options.detail)
+                held = torch.lerp(first, seen.double(), preset.options.detail)
         assert (x - bad).abs().mean() > 0.01
         torch.testing.assert_close(result.double(), x[0], atol=2e-4, rtol=1e-3)
 
@@ -407,14 +408,14 @@ def test_the_last_step_is_left_to_the_prior(tiny):
 
 
 @torch.no_grad()
-def test_smooth_moves_hold_the_grid_in_the_last_step_too(tiny):
+def test_smooth_moves_are_made_in_the_last_step_too(tiny):
     prior, low = tiny.gaussian_prior(), faces(1, 8)
     method, seen = watched(dpi(tiny, low, DPIOptions(tau=0.0, smooth=True), tiny.corrector()))
     found = sample(method, spaced_steps(prior.schedule, 3, 1.0, 0.1), sampler_of(tiny, 1, prior=prior))
     held = seen[-2][2].held
-    torch.testing.assert_close(found[..., ::2, ::2], held.clamp(-1, 1), atol=1e-5, rtol=0)
     free = prior(seen[-2][0], torch.tensor([100])).x0.clamp(-1, 1)
-    assert (free[..., ::2, ::2] - held).abs().mean() > 0.01
+    assert (free - held).abs().mean() > 0.01
+    torch.testing.assert_close(found, interpolate(free, held, 1.0, 2).clamp(-1, 1))
     assert torch.equal(seen[-1][2].held, held)
 
 
@@ -500,13 +501,24 @@ def test_a_new_condition_lies_between_the_first_and_what_the_corrector_says_of_t
 
 
 @torch.no_grad()
-def test_smooth_moves_carry_the_pixels_between_along(rng):
-    images, condition = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 3, 8, 8, generator=rng)
-    sparse = interpolate(images, condition, 0.5, 2)
-    smooth = interpolate(images, condition, 0.5, 2, smooth=True)
-    torch.testing.assert_close(smooth[..., ::2, ::2], sparse[..., ::2, ::2])
-    torch.testing.assert_close(smooth - images, enlarge_grid((sparse - images)[..., ::2, ::2], 2))
-    assert torch.equal(sparse[..., 1::2, :], images[..., 1::2, :])
+def test_a_condition_on_all_pixels_moves_what_is_coarser_than_the_grid_alone(rng):
+    images = torch.randn(2, 3, 32, 32, generator=rng)
+    across = torch.arange(32.0).expand(32, 32)
+    coarse, fine = torch.cos(across * 2 * math.pi / 16), torch.cos(across * math.pi)
+    found = interpolate(images, images + 0.5 * coarse + fine, 0.5, 2) - images
+    torch.testing.assert_close(found[..., 4:-4], 0.25 * coarse.expand_as(found)[..., 4:-4], atol=0.03, rtol=0)
+    for stride in (2, 4):
+        torch.testing.assert_close(interpolate(images, images + 1, 1.0, stride), images + 1)
+    torch.testing.assert_close(interpolate(images, images.flip(-1), 0.3, 1), torch.lerp(images, images.flip(-1), 0.3))
+
+
+@torch.no_grad()
+def test_a_condition_on_all_pixels_prefers_none_to_its_neighbour():
+    condition, ratios = faces(1, 32), []
+    for given in (condition[..., ::2, ::2], condition):
+        errors = (interpolate(torch.zeros(1, 3, 32, 32), given, 1.0, 2) - condition).abs()
+        ratios.append((errors[..., ::2, ::2].mean() / errors[..., 1::2, 1::2].mean()).item())
+    assert ratios == [0, pytest.approx(1, abs=0.2)]
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 
-from faceprior.corrector import Correction, Corrector, Placement, enlarge_grid, make_condition
+from faceprior.corrector import Correction, Corrector, Placement, make_condition
 from faceprior.errors import OptionError
+from faceprior.images import resize
 from faceprior.methods.measured import Enlarged, warm_start
 from faceprior.methods.method import Method, SamplingOptions
 from faceprior.priors.adapter import Prior
@@ -47,8 +48,8 @@ class DPIOptions:
             sample, as in the paper; "always", both.
         detail: how far the corrector follows the sample, 0 to 1: where a new condition lies between what it
             said first and what it says of the sample. 1 is the paper's; the less, the nearer to the expectation.
-        smooth: whether a move of the grid moves the pixels between as well, bicubically, and the last step moves too;
-            in the paper they stay, and the last step is the prior's.
+        smooth: whether the condition is the whole face, and moves all that is coarser than the grid, in the last step
+            too; in the paper it is the grid's pixels, the others stay, and the last step is the prior's.
         rederived: share of the noise estimate that is derived again from the moved x0, 0 to 1. The paper's, 0, keeps
             the prior's; a corrector that looks at the sample then sees its own moves as news.
 
@@ -85,11 +86,11 @@ class DPIOptions:
 
 
 class Conditions(NamedTuple):
-    """DPI's state: conditions on the grid, (B, 3, R/k, R/k) each.
+    """DPI's state: conditions on the grid, (B, 3, R/k, R/k) each, or smooth ones of whole faces, (B, 3, R, R).
 
     Attributes:
-        held: what the next step holds the grid to.
-        first: what it was held to first.
+        held: what the next step moves its estimate to.
+        first: what the first one did.
     """
 
     held: torch.Tensor
@@ -124,8 +125,9 @@ class DPI(Enlarged):
         if corrector is not None:
             corrector.check(resolution, prior.schedule, options.stride)
         self.options, self.corrector = options, corrector
+        self.spacing = 1 if options.smooth else options.stride
         self.condition = torch.cat(
-            [make_condition(face[None], resolution, options.stride, options.placement) for face in low_resolution]
+            [make_condition(face[None], resolution, self.spacing, options.placement) for face in low_resolution]
         )
         if corrector is not None:
             self.seen = torch.cat([corrector.network.see(face[None]) for face in low_resolution])
@@ -135,7 +137,7 @@ class DPI(Enlarged):
         if self.corrector is None or self.options.crt == "after":
             return warm_start(self.enlarged, step, sampler, initial), Conditions(self.condition, self.condition)
         corrected = self.corrector.alone(self.seen).x0.clamp(-1, 1)
-        first = self.on_grid(corrected)
+        first = self.conditioned(corrected)
         return warm_start(corrected, step, sampler, initial), Conditions(first, first)
 
     def step(self, x_t: torch.Tensor, conditions: Conditions, step: Step, sampler: Sampler) -> Stepped:
@@ -143,7 +145,7 @@ class DPI(Enlarged):
 
         The last step is left to the prior, as in the paper, unless moves are smooth: others would leave a grid.
         """
-        options, stride, level = self.options, self.options.stride, step.alphas_cumprod
+        options, level = self.options, step.alphas_cumprod
         denoised, condition = sampler.estimate(x_t, step), conditions.held
         if step.last and not options.smooth:
             return sampler.solve(denoised, step), denoised.x0, conditions
@@ -155,9 +157,9 @@ class DPI(Enlarged):
             weight = options.late_weight * step.fraction * mask
 
         # x0' = x0 + w_t · m_t · (y − x0); an ancestral solver also mixes x_t in, where y is noised with the same eps
-        x0 = interpolate(denoised.x0, condition, weight, stride, smooth=options.smooth)
-        noised_condition = noised(condition, denoised.eps[..., ::stride, ::stride], level)
-        x_t = interpolate(denoised.x_t, noised_condition, weight, stride, smooth=options.smooth)
+        x0 = interpolate(denoised.x0, condition, weight, options.stride)
+        noised_condition = noised(condition, self.conditioned(denoised.eps), level)
+        x_t = interpolate(denoised.x_t, noised_condition, weight, options.stride)
         # eps' = (x_t − √ᾱ · x0') / √(1 − ᾱ), for the share that is derived again
         eps = denoised.eps - options.rederived * math.sqrt(level / (1 - level)) * (x0 - denoised.x0)
         x_prev = sampler.solve(denoised._replace(x0=x0, x_t=x_t, eps=eps), step)
@@ -166,7 +168,7 @@ class DPI(Enlarged):
 
         # CRT looks at x_{t−1}
         if self.corrector is not None and options.crt in ("after", "always"):
-            corrected = self.on_grid(self.corrected(self.corrector, x_prev, step).x0)
+            corrected = self.conditioned(self.corrected(self.corrector, x_prev, step).x0)
             conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
         return x_prev, x0, conditions
 
@@ -175,28 +177,30 @@ class DPI(Enlarged):
         told = step.t_prev if corrector.network.knows_level else step.t
         return corrector.network(x_prev, torch.full((len(x_prev),), told, device=x_prev.device), self.seen)
 
-    def on_grid(self, faces: torch.Tensor) -> torch.Tensor:
-        """The pixels of faces (B, 3, R, R) that stand on the grid, (B, 3, R/k, R/k)."""
-        return faces[..., :: self.options.stride, :: self.options.stride]
+    def conditioned(self, faces: torch.Tensor) -> torch.Tensor:
+        """The pixels of faces (B, 3, R, R) that have a condition: the grid's, (B, 3, R/k, R/k), or all."""
+        return faces[..., :: self.spacing, :: self.spacing]
 
 
 def interpolate(
-    images: torch.Tensor, condition: torch.Tensor, weight: float | torch.Tensor, stride: int, *, smooth: bool = False
+    images: torch.Tensor, condition: torch.Tensor, weight: float | torch.Tensor, stride: int
 ) -> torch.Tensor:
-    """Move images towards the condition on the grid: x + w · (y − x) where both indices are multiples of stride.
+    """Move images towards a condition on the grid: x + w · (y − x) where both indices are multiples of stride.
+
+    A condition on all pixels moves what is coarser than the grid alone: x + w · L(y − x), L a bicubic reduction
+    to the grid's size and back. No pixel is then preferred to its neighbour, and no grid can appear.
 
     Args:
-        images: (B, 3, R, R).
-        condition: y, (B, 3, R/k, R/k).
-        weight: w in 0 to 1, a number or (B, 1, R/k, R/k).
+        images: x, (B, 3, R, R).
+        condition: y, (B, 3, R/k, R/k) or (B, 3, R, R).
+        weight: w in 0 to 1, a number or (B, 1) and the condition's sides.
         stride: k.
-        smooth: move the pixels between by the grid's moves, enlarged bicubically; else they stay.
     """
-    moves = weight * (condition - images[..., ::stride, ::stride])
-    if smooth:
-        return images + enlarge_grid(moves, stride)
+    side = images.shape[-1]
+    if condition.shape[-1] == side:
+        return images + resize(resize(weight * (condition - images), side // stride), side)
     moved = images.clone()
-    moved[..., ::stride, ::stride] += moves
+    moved[..., ::stride, ::stride] += weight * (condition - images[..., ::stride, ::stride])
     return moved
 
 
