@@ -52,3 +52,21 @@ def save_album(folder):
     (folder / "trip" / "broken.jpg").write_text("no picture")
     (folder / "notes.txt").write_text("no picture, and not called one")
     return folder
+
+
+KILLS, HANGS = (31, 31), (33, 33)  # sizes of photographs that `PoisonedDetector` does not survive
+
+
+class PoisonedDetector(CornerDetector):
+    """Ends its process at photographs of one size, and never ends at those of another."""
+
+    def __call__(self, photo, min_face=24):
+        import os
+        import signal
+        import time
+
+        if photo.size == KILLS:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while photo.size == HANGS:
+            time.sleep(1)
+        return super().__call__(photo, min_face)

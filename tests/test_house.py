@@ -16,7 +16,7 @@ ROOMS = [  # from the ground upwards; those of one line do not know each other
     {"photographs"},
     {"clips", "studies"},
     {"folders"},
-    {"benchmark"},
+    {"benchmark", "scale"},
     {"app"},
     {"cli"},
     {"__main__"},

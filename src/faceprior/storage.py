@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -59,12 +59,13 @@ class Url:
     @property
     def stem(self) -> str:
         """Its name without the ending."""
-        return PurePosixPath(self.name).stem
+        return self.name.removesuffix(self.suffix)
 
     @property
     def suffix(self) -> str:
         """The ending of its name, with the dot."""
-        return PurePosixPath(self.name).suffix
+        stem, dot, ending = self.name.rpartition(".")
+        return dot + ending if stem and ending else ""
 
     @property
     def parent(self) -> Url:
@@ -164,6 +165,11 @@ def place(text: str | Path | Url) -> Place:
     if str(text).startswith("file://"):
         return Path(url2pathname(urlsplit(str(text)).path))
     return Url(str(text).rstrip("/"))
+
+
+def absolute(where: Place) -> Place:
+    """Return the place as it is called from everywhere."""
+    return where if isinstance(where, Url) else where.absolute()
 
 
 def as_url(where: Place) -> Url:

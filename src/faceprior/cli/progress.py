@@ -45,6 +45,11 @@ class RestoreProgress:
         self._clips = dict[tuple[Path, str], TaskID]()
         self._done, self._said = 0, clock()
 
+    def on_inputs(self, inputs: int) -> None:
+        """It is known how many inputs there are."""
+        self._inputs = inputs
+        self._bar.update(self._task, total=inputs * self._steps_each)
+
     def on_faces(self, faces: int) -> None:
         """An input turned out to have so many faces to restore."""
         total = self._bar.tasks[0].total or 0

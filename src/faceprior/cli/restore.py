@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +17,8 @@ from faceprior.cli.options import DegradationName, DeviceName, DtypeName
 
 if TYPE_CHECKING:
     from faceprior.faces import FaceDetector
+    from faceprior.photographs import RestoreOptions
+    from faceprior.pipeline import FacePriorPipeline
     from faceprior.storage import Place
 
 
@@ -96,6 +101,21 @@ def restore(
     ] = "centerface",
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster that does it, or local: docs/scale.md.")
+    ] = None,
+    parts: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the listing, with --ray.", show_default="2000")
+    ] = None,
+    tries: Annotated[
+        int | None, typer.Option(metavar="N", help="Of a photograph, with --ray.", show_default="3")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Of a photograph, with --ray.", show_default="120")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Of a GPU for the networks, with --ray.", show_default="1")
+    ] = None,
 ) -> None:
     """Restore the faces in photographs and clips, or aligned faces.
 
@@ -137,13 +157,25 @@ def restore(
         with_location=not no_location,
         ending=ending,
     )
-    inputs = find_inputs(places, folder, lambda text: None if quiet else say(errors, text))
+    skipped = (lambda _text: None) if quiet else partial(say, errors)
+    find = partial(_find_detector, None if aligned or degrade else detector)
+    load = partial(options.load_pipeline, prior, None, corrector, device, dtype, preset)
+    cluster = {"parts": parts, "tries": tries, "timeout": timeout, "gpus": gpus}
+    given = {key: value for key, value in cluster.items() if value is not None}
+    tally = _Tally(folder, quiet=quiet, verbose=verbose)
+    if ray is not None:
+        if folder is None or name is not None:
+            raise OptionError("--ray writes into a folder, the same for all machines; name it with --output")
+        _on_ray(ray, places, folder, (how, find, load), given, tally, skipped, resume=resume, quiet=quiet)
+        tally.conclude(strict=strict)
+        return
+    if given:
+        raise OptionError(f"--{next(iter(given))} is for a cluster; name it with --ray, or leave that out")
+    inputs = find_inputs(places, folder, skipped)
     if name is not None and len(inputs) != 1:
         raise OptionError(f"{output}: is a file, but {len(inputs)} inputs are given; give a folder to --output")
-    finder = None if aligned or degrade else _find_detector(detector)
-    pipeline = options.load_pipeline(prior, None, corrector, device, dtype, preset)
+    pipeline, finder = load(), find()
     pipeline.check(preset)
-    tally = _Tally(folder, quiet=quiet, verbose=verbose)
     try:
         with restore_progress(len(inputs), samples * pipeline.evaluations(preset), quiet=quiet) as watcher:
             for record in restore_files(
@@ -189,9 +221,67 @@ def _target(
     return output.parent, output.stem, output.suffix
 
 
-def _find_detector(name: str) -> FaceDetector:
+def _on_ray(
+    address: str,
+    places: list[Place],
+    folder: Place,
+    work: tuple[RestoreOptions, Callable[[], FaceDetector | None], Callable[[], FacePriorPipeline]],
+    given: dict[str, Any],
+    tally: _Tally,
+    skipped: Callable[[str], object],
+    *,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    """Restore on a Ray cluster."""
+    from faceprior.cli.progress import restore_progress
+    from faceprior.errors import OptionError
+    from faceprior.folders.inputs import expand
+    from faceprior.storage import absolute
+
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # they are handled, and said in the end
+    try:
+        import ray
+
+        from faceprior.scale.run import ScaleOptions, new_job, restore_on_ray
+    except ImportError as error:
+        raise OptionError(f"--ray needs Ray ({error}): pip install 'faceprior[scale]'") from error
+    scale = ScaleOptions(**given)
+    places, folder = [absolute(where) for where in places], absolute(folder)  # other machines stand elsewhere
+    how, find, load = work
+    job = new_job(folder, options=how, timeout=scale.timeout, find_detector=find, load_pipeline=load)
+    inputs = (own for where in places for own in expand(where, folder, skipped))
+    try:
+        ray.init(None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise OptionError(
+            f"--ray {address}: no cluster is there ({error}); check the address, or say local"
+        ) from error
+    listed = [0]
+    try:
+        with restore_progress(0, 1, quiet=quiet) as watcher:
+
+            def on_listed(photographs: int, parts: int) -> None:
+                listed[0] = photographs
+                watcher.on_inputs(photographs)
+                skipped(f"{photographs} photographs; {parts} parts of the listing are left")
+
+            for record in restore_on_ray(inputs, folder, job, scale, resume=resume, on_listed=on_listed):
+                tally.count(record)
+                watcher.on_step(1)
+                watcher.on_input()
+    except KeyboardInterrupt as error:
+        say(errors, f"stopped; {tally.seen} of {listed[0]} were done now, the same command with --resume goes on")
+        raise typer.Exit(EXIT_STOPPED) from error
+    finally:
+        ray.shutdown()
+
+
+def _find_detector(name: str | None) -> FaceDetector | None:
     from faceprior.faces import load_detector
 
+    if name is None:
+        return None
     if name == "centerface":
         return load_detector()
     return load_detector("yunet", None if name == "yunet" else name)

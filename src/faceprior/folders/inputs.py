@@ -246,15 +246,15 @@ def output_names(
     earlier = earlier or {}
     kept = {i: earlier[str(given.path)] for i, given in enumerate(inputs) if str(given.path) in earlier}
     own = {str(given.path) for given in inputs}
-    places = {parent: _folded(_real(parent)) for parent in {given.path.parent for given in inputs}}
-    folders = {folder: _folded(_real(_below(output, folder))) for folder in {given.folder for given in inputs}}
+    places = {parent: folded(_real(parent)) for parent in {given.path.parent for given in inputs}}
+    folders = {folder: folded(_real(_below(output, folder))) for folder in {given.folder for given in inputs}}
     taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
     for given in inputs:  # an input is never written over
-        stem = _folded(given.path.stem)
+        stem = folded(given.path.stem)
         taken[places[given.path.parent]].update((stem, _FACE_SUFFIX.sub("", stem)))
     for path, name in earlier.items():
-        place = _folded(_real(_below(output, PurePath(name).parent.as_posix())))
-        stem = _folded(PurePath(name).name)
+        place = folded(_real(_below(output, PurePath(name).parent.as_posix())))
+        stem = folded(PurePath(name).name)
         taken[place].update(stem + suffix for suffix in (suffixes if path in own else ("",)))
     numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
     names = [kept.get(position, "") for position in range(len(inputs))]
@@ -264,7 +264,7 @@ def output_names(
         given = inputs[position]
         others = taken[folders[given.folder]]
         for name in _candidates(given, numbers, label):
-            stems = {_folded(name) + suffix for suffix in suffixes}
+            stems = {folded(name) + suffix for suffix in suffixes}
             if not stems & others:
                 others |= stems
                 names[position] = f"{given.folder}/{name}" if given.folder else name
@@ -289,6 +289,6 @@ def _real(folder: Place) -> str:
     return str(folder) if isinstance(folder, Url) else os.path.realpath(folder)
 
 
-def _folded(name: str) -> str:
-    # alike for two names that one file system may take for one
-    return unicodedata.normalize("NFC", name).casefold()
+def folded(name: str) -> str:
+    """Return what is alike for two names that one file system may take for one."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()

@@ -66,7 +66,7 @@ class Manifest:
         self.names = dict[str, str]()
         self._places = dict[str, int]()  # input → where its line begins: a million records need not be in memory
         self._inputs, self._resume, self._is_valid = inputs, resume, is_valid
-        header = _line({"settings": settings})
+        header = line_of({"settings": settings})
         last = self._rewrite(header) if self.path.is_file() and self.path.stat().st_size > 0 else None
         try:
             self._file = self.path.open("r+b" if last is not None else "w+b", buffering=0)
@@ -104,7 +104,7 @@ class Manifest:
         Raises:
             OutputError: it cannot be written.
         """
-        self._write(_line(record))
+        self._write(line_of(record))
         if self._published is not None and time.monotonic() >= self._publish_at:
             self._publish(self._published)
 
@@ -144,7 +144,7 @@ class Manifest:
                 with self.path.open("rb") as old:
                     last = self._last_settings(old)
                     if self._resume and last is not None:
-                        self._compare(last, json.loads(header))
+                        check_settings(self._place, last["settings"], json.loads(header)["settings"])
                     old.seek(0)
                     with partial.open("xb") as new:
                         written = self._keep(old, new, header)
@@ -191,13 +191,15 @@ class Manifest:
                 last = record
         return last
 
-    def _compare(self, then: Record, now: Record) -> None:
-        differences = list(_differences(then["settings"], now["settings"]))
-        if differences:
-            raise OptionError(
-                f"{self._place}: was made with {'; '.join(differences)}; give the same options to resume,"
-                " or leave out --resume to start again"
-            )
+
+def check_settings(where: Place, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to resume a run at a place that was made with other settings; raises OptionError."""
+    differences = list(_differences(then, now))
+    if differences:
+        raise OptionError(
+            f"{where}: was made with {'; '.join(differences)}; give the same options to resume,"
+            " or leave out --resume to start again"
+        )
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -213,7 +215,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """Return a record as a line of JSON."""
     # file names need not be UTF-8; what is not becomes JSON's own \udcXX
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 

@@ -300,7 +300,7 @@ class _Run:
     def _read(self, item: _Item) -> Prepared:
         """Read a picture and find its faces; on a thread of the readers."""
         started, given = time.perf_counter(), item.given
-        item.stamp = _stamp(given)  # before it is read: it may change meanwhile
+        item.stamp = stamp_of(given)  # before it is read: it may change meanwhile
         card = self._pipeline.prior.card
         item.prepared = prepare(_content(given), given.path.name, card, self._options, self._detector)
         item.seconds += time.perf_counter() - started
@@ -374,7 +374,7 @@ class _Run:
         from faceprior.clips.restore import check_options, restore_clip
 
         path = item.given.path
-        item.stamp = _stamp(item.given)
+        item.stamp = stamp_of(item.given)
         check_options(self._options)
         if self._detector is None:
             raise OptionError(
@@ -421,7 +421,8 @@ class _Run:
                 self._manifest.append(record)
 
 
-def _stamp(given: Input) -> dict[str, int]:
+def stamp_of(given: Input) -> dict[str, int]:
+    """Return what tells whether an input has changed; raises ImageError where there is none."""
     if given.problem is not None:
         raise ImageError(given.problem)
     try:
@@ -447,12 +448,13 @@ def _record(item: _Item) -> Record:
     error = item.error or (item.writing.exception() if item.writing is not None else None)
     record: Record = {"input": str(item.given.path)}
     if error is not None:
-        return {**record, "status": "failed", "error": _message(item.given.path, error)}
+        return {**record, "status": "failed", "error": failure(item.given.path, error)}
     done = item.writing.result() if item.writing is not None else item.done or {}
     return {**record, "status": "done", "file": item.stamp, **done}
 
 
-def _message(path: Place, error: BaseException) -> str:
+def failure(path: Place, error: BaseException) -> str:
+    """Return what a record says of an input that failed."""
     if isinstance(error, OutputError) and not str(error).startswith((f"{path.name}: ", "picture: ")):
         return str(error)  # which names the result
     if isinstance(error, FacePriorError):

@@ -1,0 +1,236 @@
+"""What the machines of a cluster do with photographs: prepare and compose on CPUs, restore where the networks are.
+
+Nothing here knows of Ray. A process that a photograph ends is the driver's affair; what a photograph can be blamed
+for comes back as a value.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from faceprior.clips.container import is_clip
+from faceprior.errors import FacePriorError, ImageError, OutputError
+from faceprior.faces import FaceDetector
+from faceprior.folders.inputs import Input
+from faceprior.folders.manifest import Record
+from faceprior.folders.outputs import write_results
+from faceprior.folders.run import failure
+from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
+from faceprior.photographs.options import settings
+from faceprior.photographs.restore import BatchSampler, is_out_of_memory
+from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.priors import ModelCard
+from faceprior.scale.listing import Photograph
+from faceprior.storage import Place, read, reason, stamp
+
+_HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+Restored = list[tuple[torch.Tensor | FacePriorError, torch.Tensor | None]]
+"""Of each face of a photograph its samples, and its doubt."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all machines are told.
+
+    Attributes:
+        name: of the run, its own.
+        output: folder of the results.
+        options: how photographs are restored.
+        timeout: seconds for each step of a photograph.
+        find_detector: loads the detector; returns None where every photograph is an aligned face.
+        load_pipeline: loads the networks, onto the device that its machine has.
+    """
+
+    name: str
+    output: Place
+    options: RestoreOptions
+    timeout: float
+    find_detector: Callable[[], FaceDetector | None]
+    load_pipeline: Callable[[], FacePriorPipeline]
+
+
+@dataclass(frozen=True)
+class About:
+    """What the networks say of themselves, for those who work without."""
+
+    card: ModelCard
+    made: dict[str, Any]
+    settings: dict[str, Any]
+    faces_at_once: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a photograph came.
+
+    Attributes:
+        record: what became of it, if it is finished.
+        faces: that are to be restored.
+        bytes: of its file.
+        stamp: of its file.
+        seconds: that it took.
+    """
+
+    record: Record | None = None
+    faces: int = 0
+    bytes: int = 0
+    stamp: dict[str, int] | None = None
+    seconds: float = 0.0
+
+
+def prepare_photograph(
+    job: Job, card: ModelCard, photograph: Photograph
+) -> tuple[Step, tuple[Condition, ...], Prepared | None]:
+    """Read a photograph and find its faces.
+
+    Returns:
+        How far it came, its conditions, and what `compose_photograph` wants.
+    """
+    started, given = time.perf_counter(), photograph.given
+    try:
+        _check(given)
+        with _limited(job.timeout):
+            changed = given.stamp or stamp(given.path)
+            content = read(given.path)
+            prepared = prepare(content, given.path.name, card, job.options, _detector(job))
+    except Exception as error:  # noqa: BLE001 - it fails alone, and is said
+        return Step(_failed(photograph, error)), (), None
+    seconds = time.perf_counter() - started
+    step = Step(None, len(prepared.conditions), len(content), changed, seconds)
+    return step, prepared.conditions, prepared
+
+
+def compose_photograph(
+    job: Job, made: dict[str, Any], photograph: Photograph, before: Step, prepared: Prepared, restored: Restored
+) -> Record:
+    """Put the faces of a photograph back into it, write the results, and return the record."""
+    started, given = time.perf_counter(), photograph.given
+    try:
+        with _limited(job.timeout):
+            samples, doubt = [own for own, _ in restored], [own for _, own in restored]
+            composed = compose(prepared, samples, made, job.options, doubt)
+            outputs = write_results(composed, job.output, photograph.name, given.path)
+    except Exception as error:  # noqa: BLE001 - it fails alone, and is said
+        return _failed(photograph, error)
+    seconds = round(before.seconds + time.perf_counter() - started, 3)
+    record = {"input": photograph.input, "status": "done", "file": before.stamp, "name": photograph.name}
+    return {**record, **composed.record, "outputs": outputs, "seconds": seconds}
+
+
+class Restorer:
+    """Holds the networks.
+
+    Args:
+        job: loads them.
+
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def about(self) -> About:
+        """Load them, and say what they are.
+
+        Raises:
+            FacePriorError: they cannot be loaded, or not work as they are told to.
+        """
+        pipeline, options = self._job.load_pipeline(), self._job.options
+        pipeline.check(options.preset)
+        self._pipeline, self._sampler = pipeline, BatchSampler(pipeline, options)
+        detector = self._job.find_detector()
+        own = settings(pipeline, options, detector.name if detector else None)
+        return About(pipeline.prior.card, how_made(pipeline, options), own, self._sampler.faces_at_once)
+
+    def restore(self, *photographs: Sequence[Condition]) -> tuple[Restored | None, ...]:
+        """Restore the faces of several photographs together.
+
+        Returns:
+            None, which says that it is done, and of each photograph its faces.
+        """
+        conditions = [condition for own in photographs for condition in own]
+        with _limited(self._job.timeout * len(photographs)):
+            samples = self._restored(conditions)
+            faces = iter([(own, self._doubt(face, own)) for face, own in zip(conditions, samples, strict=True)])
+        return None, *([next(faces) for _ in own] for own in photographs)
+
+    def _restored(self, conditions: Sequence[Condition]) -> list[torch.Tensor | FacePriorError]:
+        try:
+            return [own if isinstance(own, FacePriorError) else own.cpu() for own in self._sampler(conditions)]
+        except RuntimeError as error:
+            if (
+                self._pipeline.prior.device.type == "cuda"
+            ):  # whose context may be broken for good: another begins anew
+                print(f"faceprior: this process ends, for {error}", file=sys.stderr)  # noqa: T201 - into Ray's log
+                sys.stderr.flush()
+                os._exit(1)
+            raise
+
+    def _doubt(self, face: Condition, samples: torch.Tensor | FacePriorError) -> torch.Tensor | None:
+        if isinstance(samples, FacePriorError):
+            return None
+        doubt = self._pipeline.doubt([face.low_resolution], samples.to(self._pipeline.prior.device)[None])
+        return None if doubt is None else doubt[0].cpu()
+
+
+_DETECTORS = dict[str, FaceDetector | None]()  # of this process, by the name of the run
+
+
+class _TooLongError(FacePriorError, TimeoutError):
+    pass
+
+
+def _detector(job: Job) -> FaceDetector | None:
+    if job.name not in _DETECTORS:
+        _DETECTORS.clear()
+        _DETECTORS[job.name] = job.find_detector()
+    return _DETECTORS[job.name]
+
+
+def _failed(photograph: Photograph, error: BaseException) -> Record:
+    """The record of a failure; one that may not come again the next time has "again"."""
+    again = isinstance(error, OutputError | _TooLongError) or is_out_of_memory(error)
+    if isinstance(error, OSError) and not isinstance(error, FacePriorError):  # of the storage that it is read from
+        again = not isinstance(error, _HOPELESS)
+        error = ImageError(f"cannot be opened ({reason(error)}); check the name and the access to it")
+    record: Record = {"input": photograph.input, "status": "failed", "error": failure(photograph.given.path, error)}
+    return {**record, "again": True} if again else record
+
+
+def _check(given: Input) -> None:
+    if given.problem is not None:
+        raise ImageError(given.problem)
+    if is_clip(given.path.name):
+        raise ImageError(f"{given.path}: is a clip; restore it without --ray")
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Stop what takes too long: by an error where Python can be reached, else by the end of the process."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise _TooLongError(f"took longer than {seconds:g} seconds; allow more with --timeout")
+
+    main = threading.current_thread() is threading.main_thread()
+    faulthandler.dump_traceback_later(2 * seconds + 5, exit=True)
+    before = signal.signal(signal.SIGALRM, stop) if main else None
+    try:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()
