@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from albums import HANGS, KILLS, CornerDetector, PoisonedDetector, save_album, save_photo, tiny_pipeline
 from faceprior.cli.app import app
-from faceprior.errors import OptionError, OutputError
+from faceprior.errors import ImageError, OptionError, OutputError, UnreachableError
 from faceprior.folders.inputs import Input, find_inputs, output_names
 from faceprior.folders.manifest import MANIFEST_NAME
 from faceprior.folders.run import restore_files
@@ -199,10 +199,10 @@ def test_what_may_pass_is_told_from_what_never_will(pipeline, tmp_path, monkeypa
 
     photograph = Photograph(str(save_photo(tmp_path / "a.png")), "a")
     for error, again in (
-        (ConnectionResetError("throttled"), True),
+        (UnreachableError("throttled"), True),
         (OutputError("full"), True),
         (MemoryError(), True),
-        (PermissionError("denied"), False),
+        (ImageError("denied"), False),
         (ValueError("a fault of ours"), False),
     ):
         step, _, _ = prepare_photograph(job_of(tmp_path, detector=Moody(error)), pipeline.prior.card, photograph)

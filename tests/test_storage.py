@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -16,14 +17,14 @@ from typer.testing import CliRunner
 
 from albums import CornerDetector, save_album, save_photo, tiny_pipeline
 from faceprior.cli.app import app
-from faceprior.errors import ImageError, OptionError, OutputError
+from faceprior.errors import ImageError, OptionError, OutputError, UnreachableError
 from faceprior.folders import manifest as manifest_module
 from faceprior.folders.inputs import find_inputs
 from faceprior.folders.manifest import MANIFEST_NAME
 from faceprior.folders.run import restore_files
 from faceprior.methods import find_preset
 from faceprior.photographs import RestoreOptions
-from faceprior.storage import Url, as_file, as_url, place, stamp, write
+from faceprior.storage import Url, as_file, as_url, place, read, stamp, write
 
 OPTIONS = RestoreOptions(preset=find_preset("default").with_options(steps=2), kind="photo", min_face=8)
 
@@ -243,3 +244,14 @@ def test_a_run_over_paths_loads_no_storage_library(album, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, check=True, capture_output=True, text=True)  # noqa: S603
     assert done.stdout.strip() == "set()"
+
+
+def test_a_storage_that_is_throttled_may_be_asked_again_and_a_missing_file_not(monkeypatch):
+    url = place("memory://throttled/a.png")
+    with pytest.raises(ImageError) as missing:
+        read(url)
+    url.write(b"x")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", Mock(side_effect=OSError("SlowDown")))
+    with pytest.raises(UnreachableError, match="SlowDown"):
+        read(url)
+    assert not isinstance(missing.value, UnreachableError)

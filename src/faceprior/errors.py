@@ -15,6 +15,10 @@ class ImageError(FacePriorError, ValueError):
     """A picture cannot be read, or is not one that can be restored."""
 
 
+class UnreachableError(ImageError):
+    """A picture cannot be read for a reason that may pass: a storage that is throttled, a connection that broke."""
+
+
 class VideoError(FacePriorError, ValueError):
     """A clip cannot be read, or is no video."""
 

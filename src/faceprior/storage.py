@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError
+from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError, UnreachableError
 from faceprior.images import read_file, write_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -181,10 +181,15 @@ def read(where: Place) -> bytes:
     """Return what is in a picture's file.
 
     Raises:
-        ImageError: on this machine, see `read_file`.
-        OSError: elsewhere.
+        ImageError: it cannot be read.
+        UnreachableError: that may pass.
     """
-    return where.read() if isinstance(where, Url) else read_file(where)
+    if not isinstance(where, Url):
+        return read_file(where)
+    try:
+        return where.read()
+    except OSError as error:
+        raise unreadable(where, error) from error
 
 
 def write(where: Place, content: bytes) -> None:
@@ -228,13 +233,17 @@ def as_file(where: Place, *, written: bool = False) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="faceprior-") as folder:
         copy = Path(folder, where.name)
         if not written:
-            try:
-                copy.write_bytes(where.read())
-            except OSError as error:
-                raise ImageError(f"{where}: cannot be opened ({reason(error)}); check the name") from error
+            copy.write_bytes(read(where))
         yield copy
         if written:
             write(where, copy.read_bytes())
+
+
+def unreadable(where: Place, error: OSError) -> ImageError:
+    """Return the error of a file that cannot be read."""
+    hopeless = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    kind = ImageError if isinstance(error, hopeless) else UnreachableError
+    return kind(f"{where}: cannot be opened ({reason(error)}); check the name and the access to it")
 
 
 def reason(error: OSError) -> str:

@@ -20,7 +20,8 @@ train_app = typer.Typer(help="Train a prior or a corrector.", no_args_is_help=Tr
 @data_app.command("align")
 def data_align(
     photographs: Annotated[
-        list[Path], typer.Argument(help="Photographs, folders, patterns.", metavar="INPUT...", show_default=False)
+        list[str],
+        typer.Argument(help="Photographs, folders, patterns; paths or URLs.", metavar="INPUT...", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the faces and their index.csv.")],
     size: Annotated[int, typer.Option(min=8, help="Side of the aligned faces, in pixels.")] = 128,
@@ -33,9 +34,10 @@ def data_align(
     from faceprior.faces import load_detector
     from faceprior.folders.inputs import find_inputs, output_names
     from faceprior.images import IMAGE_SUFFIXES
+    from faceprior.storage import place
     from faceprior.training.cut import cut_faces
 
-    inputs = find_inputs(photographs, output, lambda text: say(errors, text))
+    inputs = find_inputs([place(text) for text in photographs], output, lambda text: say(errors, text))
     problems = [given.problem for given in inputs if given.problem]
     readable = [one for one in inputs if one.problem is None and one.path.suffix.lower() in IMAGE_SUFFIXES]
     names = output_names(readable, output, [""])

@@ -35,7 +35,7 @@ from faceprior.photographs.restore import BatchSampler, is_out_of_memory
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step
-from faceprior.storage import Place, Url, as_file, place, read, reason, stamp
+from faceprior.storage import Place, Url, as_file, place, read, reason, stamp, unreadable
 
 MAX_BYTES_HELD = 256_000_000
 """Bytes of pictures between reading and writing above which none is read."""
@@ -302,7 +302,7 @@ class _Run:
         started, given = time.perf_counter(), item.given
         item.stamp = stamp_of(given)  # before it is read: it may change meanwhile
         card = self._pipeline.prior.card
-        item.prepared = prepare(_content(given), given.path.name, card, self._options, self._detector)
+        item.prepared = prepare(read(given.path), given.path.name, card, self._options, self._detector)
         item.seconds += time.perf_counter() - started
         return item.prepared
 
@@ -428,18 +428,7 @@ def stamp_of(given: Input) -> dict[str, int]:
     try:
         return given.stamp or stamp(given.path)
     except OSError as error:
-        raise _unreadable(given, error) from error
-
-
-def _content(given: Input) -> bytes:
-    try:
-        return read(given.path)
-    except OSError as error:
-        raise _unreadable(given, error) from error
-
-
-def _unreadable(given: Input, error: OSError) -> ImageError:
-    return ImageError(f"{given.path}: cannot be opened ({reason(error)}); check the name")
+        raise unreadable(given.path, error) from error
 
 
 def _record(item: _Item) -> Record:

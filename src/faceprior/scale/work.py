@@ -20,21 +20,19 @@ from typing import Any
 import torch
 
 from faceprior.clips.container import is_clip
-from faceprior.errors import FacePriorError, ImageError, OutputError
+from faceprior.errors import FacePriorError, ImageError, OutputError, UnreachableError
 from faceprior.faces import FaceDetector
 from faceprior.folders.inputs import Input
 from faceprior.folders.manifest import Record
 from faceprior.folders.outputs import write_results
-from faceprior.folders.run import failure
+from faceprior.folders.run import failure, stamp_of
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
 from faceprior.photographs.restore import BatchSampler, is_out_of_memory
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.priors import ModelCard
 from faceprior.scale.listing import Photograph
-from faceprior.storage import Place, read, reason, stamp
-
-_HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+from faceprior.storage import Place, read
 
 Restored = list[tuple[torch.Tensor | FacePriorError, torch.Tensor | None]]
 """Of each face of a photograph its samples, and its doubt."""
@@ -102,13 +100,13 @@ def prepare_photograph(
     try:
         _check(given)
         with _limited(job.timeout):
-            changed = given.stamp or stamp(given.path)
+            stamp = stamp_of(given)
             content = read(given.path)
             prepared = prepare(content, given.path.name, card, job.options, _detector(job))
     except Exception as error:  # noqa: BLE001 - it fails alone, and is said
         return Step(_failed(photograph, error)), (), None
     seconds = time.perf_counter() - started
-    step = Step(None, len(prepared.conditions), len(content), changed, seconds)
+    step = Step(None, len(prepared.conditions), len(content), stamp, seconds)
     return step, prepared.conditions, prepared
 
 
@@ -200,17 +198,12 @@ def _detector(job: Job) -> FaceDetector | None:
 
 def _failed(photograph: Photograph, error: BaseException) -> Record:
     """The record of a failure; one that may not come again the next time has "again"."""
-    again = isinstance(error, OutputError | _TooLongError) or is_out_of_memory(error)
-    if isinstance(error, OSError) and not isinstance(error, FacePriorError):  # of the storage that it is read from
-        again = not isinstance(error, _HOPELESS)
-        error = ImageError(f"cannot be opened ({reason(error)}); check the name and the access to it")
+    again = isinstance(error, OutputError | UnreachableError | _TooLongError) or is_out_of_memory(error)
     record: Record = {"input": photograph.input, "status": "failed", "error": failure(photograph.given.path, error)}
     return {**record, "again": True} if again else record
 
 
 def _check(given: Input) -> None:
-    if given.problem is not None:
-        raise ImageError(given.problem)
     if is_clip(given.path.name):
         raise ImageError(f"{given.path}: is a clip; restore it without --ray")
 

@@ -15,8 +15,9 @@ from faceprior.errors import DataError, ImageError
 from faceprior.faces import FaceDetector
 from faceprior.faces.alignment import alignment, cut_out, inverted
 from faceprior.faces.sharpness import effective_side
-from faceprior.images import read_image, write_png
+from faceprior.images import decode_image, write_png
 from faceprior.priors.card import TIGHT_TEMPLATE
+from faceprior.storage import Place, read
 
 INDEX = "index.csv"
 COLUMNS = ("file", "source", "terms", "licence", "original", "detail")
@@ -40,7 +41,7 @@ class CutReport:
 
 
 def cut_faces(
-    photographs: Iterable[tuple[Path, str, str]],
+    photographs: Iterable[tuple[Place, str, str]],
     output: Path,
     detector: FaceDetector,
     *,
@@ -75,7 +76,7 @@ def cut_faces(
         index.writerow(COLUMNS)
         for path, name, source in photographs:
             try:
-                photo = read_image(path)
+                photo = decode_image(read(path), str(path))
                 detections = detector(photo)
                 faceless += not detections
                 for number, face in enumerate(detections, 1):
