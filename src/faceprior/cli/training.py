@@ -41,9 +41,8 @@ def data_align(
     problems = [given.problem for given in inputs if given.problem]
     readable = [one for one in inputs if one.problem is None and one.path.suffix.lower() in IMAGE_SUFFIXES]
     names = output_names(readable, output, [""])
-    paths = [Path(str(one.path)) for one in readable]
     with _counting("aligning", "photographs") as count:
-        given = ((path, name, path.parent.name) for path, name in zip(paths, names, strict=True))
+        given = ((one.path, name, one.path.parent.name) for one, name in zip(readable, names, strict=True))
         report = cut_faces(given, output, load_detector(), size=size, min_detail=min_detail, on_photograph=count)
     for line in report.left_out:
         say(errors, f"left out {line}")
