@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 7860
 
-.PHONY: help demo serve test test-slow test-browser lint format dist clean
+.PHONY: help demo serve test test-slow test-browser lint format docs dist clean
 
 help:
 	@echo "make demo       restore a photograph on the embedded prior; pictures in demo/"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-browser  drive the page with Chromium"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     format the code"
+	@echo "make docs       build the documentation site into site/, strictly"
 	@echo "make dist       build both distributions into dist/ (needs the package build)"
 	@echo "make clean      remove $(VENV) and demo/"
 
@@ -45,13 +46,16 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
 dist:
 	rm -rf dist
 	$(PYTHON) -m build --outdir dist .
 	$(PYTHON) -m build --outdir dist packages/weights
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf $(VENV) demo dist site
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.14 was found; install one or name it: make demo PYTHON=..."; exit 1; }
@@ -68,3 +72,7 @@ $(VENV)/.web: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e packages/weights
 	@touch $@ $(VENV)/.demo $(VENV)/.web
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@

@@ -1,5 +1,6 @@
 """Every command in the documents exists, and those of the laboratory run at toy size."""
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
+import yaml
 from diffusers import DDIMScheduler
 from typer.testing import CliRunner
 
@@ -128,3 +130,20 @@ def test_the_toy_of_the_documents_is_trained_from_photographs_that_packages_brin
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
     assert list((tmp_path / "out").glob("*-sheet.png"))
+
+
+def test_the_site_leads_to_every_page():
+    def pages(entry):
+        for inner in entry.values() if isinstance(entry, dict) else entry:
+            yield from [inner] if isinstance(inner, str) else pages(inner)
+
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(pages(site["nav"])) == sorted(
+        path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")
+    )
+
+
+def test_the_site_shows_what_exists():
+    for path in (ROOT / "docs" / "api").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert pkgutil.resolve_name(name).__doc__, name
