@@ -175,7 +175,8 @@ class ADMUNet(nn.Module):
     def forward(self, x, t):
         half = self.channels // 2
         angles = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
-        emb = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1))
+        steps = torch.cat([angles.cos(), angles.sin()], dim=1)  # of float32, whatever the network computes in
+        emb = self.time_embed(steps.to(x.dtype))
         kept = []
         for stage in self.input_blocks:
             x = stage(x, emb)
