@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -15,13 +14,19 @@ from adm_reference import ADMUNet, randomise
 from faceprior.cli import app
 from faceprior.errors import WeightsError
 from faceprior.priors import adm, load_prior, store
-from faceprior.priors.adm import ADMConfig
 from faceprior.priors.card import FFHQ_TEMPLATE
 from fake_hub import COMMIT, Hub, point_to, serve
 
 SIDE = 16
-FLAGS = {"image_size": SIDE, "num_channels": 32, "channel_mult": (1, 2), "attention_resolutions": (8,)}
 TEMPLATE = [[0.4, 0.4], [0.6, 0.4], [0.5, 0.5], [0.42, 0.6], [0.58, 0.6]]
+
+
+class TinyConfig(adm.ADMConfig):
+    image_size: int = SIDE
+    num_channels: int = 32
+    channel_mult: adm.Numbers = (1, 2)
+    attention_resolutions: adm.Numbers = (8,)
+    num_head_channels: int = 32
 
 
 def write_card(folder, name, source, **more):
@@ -65,7 +70,7 @@ def hub(monkeypatch, tmp_path):
     parts = "{config.json,scheduler_config.json,diffusion_pytorch_model.bin}"
     write_card(public, "tiny-ddpm", f"hf://someone/ddpm@{COMMIT}/{parts}")
     monkeypatch.setattr(store, "_PUBLIC", public)
-    monkeypatch.setattr(adm, "ADMConfig", partial(ADMConfig, num_head_channels=32, **FLAGS))
+    monkeypatch.setattr(adm, "ADMConfig", TinyConfig)
     network, state = old_unet()
     schedule = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "variance_type": "fixed_small"}
     own = Hub()

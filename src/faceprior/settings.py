@@ -83,4 +83,4 @@ def _text(problem: ErrorDetails, known: list[str] | tuple[()]) -> str:
         return f"unknown option {name}; known are {', '.join(known)}"
     wanted = _WANTED.get(kind.removesuffix("_error"), _WANTED.get(kind.split("_")[0]))
     said = wanted.format(**problem.get("ctx", {})) if wanted else problem["msg"].removeprefix("Value error, ")
-    return f"{name} is {problem['input']!r}; {said}"
+    return f"{name} is {problem['input']!r}; {said}" if name else said

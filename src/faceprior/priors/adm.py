@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-import yaml
 from diffusers import UNet2DModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from faceprior.errors import OptionError, WeightsError
+from faceprior.errors import WeightsError
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from faceprior.settings import load_settings
 
 _GROUPS = 32  # of every group norm of ADM
 _DEFAULT_MULT: dict[int, tuple[float, ...]] = {
@@ -27,17 +24,9 @@ _DEFAULT_MULT: dict[int, tuple[float, ...]] = {
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
 }
-
 _IGNORED_FLAGS = {  # they change training, sampling or speed, not what the network computes
     *("batch_size", "clip_denoised", "dropout", "model_path", "num_samples", "rescale_learned_sigmas"),
     *("sigma_small", "timestep_respacing", "use_checkpoint", "use_ddim", "use_fp16", "use_kl"),
-}
-_ONLY_VALUE: dict[str, tuple[Any, str]] = {
-    "class_cond": (False, "a prior is unconditional"),
-    "conv_resample": (True, "resampling without a convolution has no counterpart in UNet2DModel"),
-    "num_heads_upsample": (-1, "UNet2DModel has the same heads on both sides"),
-    "predict_xstart": (False, "the network must predict epsilon"),
-    "rescale_timesteps": (False, "the network must take the steps as they are"),
 }
 
 # ADM's layers inside a module, and those that take their place in diffusers.
@@ -55,9 +44,24 @@ _ATTENTION = {".norm": (".group_norm",), ".qkv": (".to_q", ".to_k", ".to_v"), ".
 _Layers = Mapping[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class ADMConfig:
+def _numbers(value: Any) -> Any:
+    """16, "32,16,8", "" or [32, 16, 8] as a tuple."""
+    parts = value.split(",") if isinstance(value, str) and value.strip() else value or ()
+    try:
+        return tuple(float(part) for part in (parts if isinstance(parts, list | tuple) else (parts,)))
+    except (TypeError, ValueError) as error:
+        raise ValueError("give numbers, such as 4,2,1") from error
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+
+
+class ADMConfig(BaseModel):
     """The guided-diffusion flags that decide what a network computes; the defaults are `ffhq_10m.pt`'s.
+
+    Lists may be written as guided-diffusion does ("1,2,3,4"). Flags that do not change the network (dropout,
+    use_fp16, …) are passed over. Some can have one value alone: a prior is unconditional and predicts epsilon, and
+    `UNet2DModel` resamples by convolution, has the same heads on both sides, and takes steps as they are.
 
     Attributes:
         image_size: side R of the images, in pixels.
@@ -75,58 +79,28 @@ class ADMConfig:
         learn_sigma: the network has three more outputs, for a learned-range variance.
         diffusion_steps: T of the noise schedule.
         noise_schedule: "linear" (1e-4 … 0.02 at T = 1000, scaled with 1000 / T) or "cosine".
-
-    Raises:
-        OptionError: a value is out of its range, or `UNet2DModel` cannot be that network.
     """
 
-    image_size: int = 256
-    num_channels: int = 128
-    num_res_blocks: int = 1
-    channel_mult: tuple[float, ...] = ()
-    attention_resolutions: tuple[int, ...] = (16,)
-    num_heads: int = 4
-    num_head_channels: int = 64
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+    image_size: int = Field(256, ge=1)
+    num_channels: int = Field(128, ge=1)
+    num_res_blocks: int = Field(1, ge=1)
+    channel_mult: Numbers = ()
+    attention_resolutions: Numbers = (16,)
+    num_heads: int = Field(4, ge=1)
+    num_head_channels: int = Field(64, ge=-1)
     use_new_attention_order: bool = False
     use_scale_shift_norm: bool = True
     resblock_updown: bool = True
     learn_sigma: bool = True
-    diffusion_steps: int = 1000
+    diffusion_steps: int = Field(1000, gt=20)  # below, the scaled linear β would reach 1
     noise_schedule: Literal["linear", "cosine"] = "linear"
-
-    def __post_init__(self) -> None:
-        self._check_scalars()
-        if not self.channel_mult:
-            if self.image_size not in _DEFAULT_MULT:
-                raise OptionError(f"channel_mult is empty and image_size {self.image_size} has no default: give it")
-            object.__setattr__(self, "channel_mult", _DEFAULT_MULT[self.image_size])
-        self._check_levels()
-        self._check_attention()
-
-    @classmethod
-    def from_file(cls, path: Path) -> ADMConfig:
-        """Read the flags from a JSON (`.json`) or YAML file, named as guided-diffusion names them.
-
-        Lists may be written as guided-diffusion does ("1,2,3,4"). Flags that do not change the network
-        (dropout, use_fp16, …) are passed over; flags that are left out have the values of `ffhq_10m.pt`.
-
-        Raises:
-            OptionError: the file cannot be read, a flag is unknown, or a value is not supported. The message
-                names the file and the flag.
-        """
-        values = _read_mapping(path)
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(str(key) for key in set(values) - known - _IGNORED_FLAGS - set(_ONLY_VALUE)):
-            raise OptionError(f"{path}: unknown flags {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        for name, (only, reason) in _ONLY_VALUE.items():
-            if values.get(name, only) != only:
-                raise OptionError(f"{path}: {name} is {values[name]!r}; only {only} is supported: {reason}")
-        try:
-            for name in {"channel_mult", "attention_resolutions"} & set(values):
-                values[name] = _parse_numbers(name, values[name])
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except OptionError as error:
-            raise OptionError(f"{path}: {error}") from error
+    class_cond: Literal[False] = False
+    conv_resample: Literal[True] = True
+    num_heads_upsample: Literal[-1] = -1
+    predict_xstart: Literal[False] = False
+    rescale_timesteps: Literal[False] = False
 
     @property
     def block_out_channels(self) -> tuple[int, ...]:
@@ -147,57 +121,50 @@ class ADMConfig:
             return self.num_head_channels
         return self.block_out_channels[-1] // self.num_heads
 
-    def _check_scalars(self) -> None:
-        for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            if kind in (bool, int) and type(value) is not kind:
-                wanted = "true or false" if kind is bool else "an integer"
-                raise OptionError(f"{field.name} is {value!r}; it must be {wanted}")
-        for name in ("image_size", "num_channels", "num_res_blocks", "num_heads"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_head_channels != -1 and self.num_head_channels < 1:
-            raise OptionError(f"num_head_channels is {self.num_head_channels}; it must be at least 1, or -1")
-        if self.noise_schedule not in ("linear", "cosine"):
-            raise OptionError(f"noise_schedule is {self.noise_schedule!r}; choose linear or cosine")
-        if self.diffusion_steps <= 20:  # the scaled linear β would reach 1
-            raise OptionError(f"diffusion_steps is {self.diffusion_steps}; it must be above 20")
+    @model_validator(mode="before")
+    @classmethod
+    def _without_ignored(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in _IGNORED_FLAGS}
 
-    def _check_levels(self) -> None:
-        if self.channel_mult[0] != 1:
-            raise OptionError(
-                f"channel_mult starts with {self.channel_mult[0]:g}; only 1 is supported:"
-                " UNet2DModel embeds the step as wide as its top level"
-            )
-        for multiple in self.channel_mult:
-            width = self.num_channels * multiple
-            if width <= 0 or width % _GROUPS:
-                raise OptionError(
-                    f"num_channels {self.num_channels} times channel_mult {multiple:g} is {width:g};"
-                    f" the width of a level must be a multiple of {_GROUPS}"
-                )
-        if self.image_size % (2 ** (len(self.channel_mult) - 1)):
-            raise OptionError(f"image_size {self.image_size} cannot be halved {len(self.channel_mult) - 1} times")
+    @field_validator("channel_mult")
+    @classmethod
+    def _levels(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        side, channels = info.data.get("image_size", 256), info.data.get("num_channels", 128)
+        levels = value or _DEFAULT_MULT.get(side, ())
+        if not levels:
+            raise ValueError(f"image_size {side} has no default: give it")
+        if levels[0] != 1:
+            raise ValueError("it must start with 1: UNet2DModel embeds the step as wide as its top level")
+        if any(multiple <= 0 or channels * multiple % _GROUPS for multiple in levels):
+            raise ValueError(f"times num_channels {channels} every level must be a multiple of {_GROUPS} wide")
+        if side % 2 ** (len(levels) - 1):
+            raise ValueError(f"image_size {side} cannot be halved {len(levels) - 1} times")
+        return levels
 
-    def _check_attention(self) -> None:
-        for side in self.attention_resolutions:
-            if side < 1 or self.image_size % side:
-                raise OptionError(
-                    f"attention_resolutions has {side}, which does not divide image_size {self.image_size}"
-                )
+    @field_validator("attention_resolutions")
+    @classmethod
+    def _sides(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        side = info.data.get("image_size", 256)
+        if any(own < 1 or side % own for own in value):
+            raise ValueError(f"each must divide image_size {side}")
+        return value
+
+    @model_validator(mode="after")
+    def _heads(self) -> ADMConfig:
         levels = zip(self.block_out_channels, self.has_attention, strict=True)
         widths = sorted({self.block_out_channels[-1]} | {width for width, attends in levels if attends})
         by_count = self.num_head_channels == -1
         name, divisor = ("num_heads", self.num_heads) if by_count else ("num_head_channels", self.num_head_channels)
         if by_count and len(widths) > 1:
-            raise OptionError(
-                f"num_heads {self.num_heads} with attention on {', '.join(map(str, widths))} channels means"
-                " heads of several sizes, which UNet2DModel cannot have; only a fixed num_head_channels, or"
-                " attention on levels of one width, is supported"
+            raise ValueError(
+                f"num_heads {divisor} with attention on {', '.join(map(str, widths))} channels means heads of several"
+                " sizes, which UNet2DModel cannot have; give num_head_channels, or attention on levels of one width"
             )
-        for width in widths:
-            if width % divisor:
-                raise OptionError(f"{name} {divisor} does not divide the {width} channels of a level with attention")
+        if any(divisor < 1 or width % divisor for width in widths):
+            raise ValueError(
+                f"{name} {divisor} does not divide {', '.join(map(str, widths))}, the widths with attention"
+            )
+        return self
 
 
 def load_adm_checkpoint(path: Path, config_path: Path | None = None) -> Prior:
@@ -208,14 +175,14 @@ def load_adm_checkpoint(path: Path, config_path: Path | None = None) -> Prior:
     Args:
         path: a state dict, plain or in one wrapper ("state_dict", "model", "ema"), as `.safetensors` or as
             `torch.save` writes it.
-        config_path: JSON or YAML file of its flags (see `ADMConfig.from_file`); None: those of `ffhq_10m.pt`.
+        config_path: JSON or YAML file of its flags (see `ADMConfig`); None: those of `ffhq_10m.pt`.
 
     Raises:
         WeightsError: the file cannot be read, is not safe to load, or a key or shape does not fit the flags.
             The message names the file and the checkpoint's own keys.
         OptionError: the flags cannot be read or are not supported.
     """
-    config = ADMConfig() if config_path is None else ADMConfig.from_file(config_path)
+    config = load_settings(ADMConfig, config_path, {})
     state = _state_dict(path, _read_checkpoint(path))
     with torch.device("meta"):
         network = build_unet(config)
@@ -426,24 +393,3 @@ def _schedule(config: ADMConfig) -> dict[str, Any]:
     if config.learn_sigma:
         schedule["variance_type"] = "learned_range"
     return schedule
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise OptionError(f"{path}: cannot be read as flags ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise OptionError(f"{path}: is not a mapping of guided-diffusion flags to values")
-    return values
-
-
-def _parse_numbers(name: str, value: Any) -> tuple[float, ...]:
-    """Read 16, "32,16,8", "" or [32, 16, 8]; whole numbers become int."""
-    parts = value.split(",") if isinstance(value, str) and value.strip() else value or []
-    try:
-        numbers = [float(part) for part in (parts if isinstance(parts, list) else [parts])]
-        return tuple(int(number) if number == int(number) else number for number in numbers)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise OptionError(f"{name} is {value!r}; give numbers, such as 4,2,1") from error
