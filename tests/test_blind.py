@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from faceprior.evaluation.metrics import psnr
-from faceprior.training.blind import blind
+from faceprior.training.blind import blind, reframed
 from test_degradations import detailed_face, seeded
 
 
@@ -46,3 +46,24 @@ def test_a_larger_scale_loses_more():
     _, heavy = draws(40, 0.0, (16.0, 16.0))
     losses = [sum(psnr(bad[None], clean[None]).item() for clean, bad in pairs) / 40 for pairs in (mild, heavy)]
     assert losses[0] > losses[1] + 3
+
+
+def test_a_face_is_framed_as_closely_as_was_drawn():
+    place = torch.linspace(-1, 1, 64).expand(3, 64, 64)  # pixel x of 64 is x / 32 − 1
+    closer = reframed(place, (2.0, 2.0), torch.Generator())
+    assert torch.allclose(closer[:, 16:48, 16:48], place[:, 16:48, 16:48] / 2, atol=0.01)
+    wider = reframed(place, (0.8, 0.8), torch.Generator())
+    assert torch.allclose(wider[:, 16:48, 16:48], place[:, 16:48, 16:48] / 0.8, atol=0.02)
+    assert float(wider[0, 32, 0]) == pytest.approx(-0.8, abs=0.1)  # the mirror image of what lies inside
+
+
+def test_framing_is_drawn_between_its_bounds_and_one_changes_nothing():
+    face = torch.linspace(-1, 1, 64).expand(3, 64, 64)
+    generator = torch.Generator().manual_seed(0)
+    slopes = [float(reframed(face, (0.9, 1.3), generator)[0, 32, 40:42].diff()) for _ in range(60)]
+    slope = float(face[0, 32, 40:42].diff())
+    assert 0.75 * slope < min(slopes) < 0.82 * slope
+    assert 1.05 * slope < max(slopes) < 1.15 * slope
+    before = generator.get_state()
+    assert reframed(face, (1.0, 1.0), generator) is face
+    assert torch.equal(generator.get_state(), before)

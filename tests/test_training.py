@@ -504,6 +504,7 @@ def test_every_option_of_the_corrector_changes_its_loss(data):
         {"scales": [4.0, 8.0]},
         {"alone": 0.5},
         {"highest": 0.3},
+        {"framing": [0.9, 1.3]},
         {"sample_around": "condition"},
         {"network": "paper", "network_options": PAPER_OPTIONS},
     ):
@@ -639,6 +640,8 @@ def test_a_missing_file_is_named(tmp_path):
         (CorrectorConfig, "scales", []),
         (CorrectorConfig, "scales", [0.5, 8.0]),
         (CorrectorConfig, "scales", [8.0, 4.0]),
+        (CorrectorConfig, "framing", [1.2, 1.0]),
+        (CorrectorConfig, "framing", [0.4, 1.0]),
         (CorrectorConfig, "damaged", 2.0),
         (CorrectorConfig, "alone", -0.1),
         (CorrectorConfig, "highest", 1.1),

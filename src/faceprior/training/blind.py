@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,28 @@ from faceprior.images import resize
 
 _CHAINS = ("gfpgan", "codeformer", "diffbir")
 _SEPIA = (0.9, 0.2, -0.4)  # a tint, in units of its strength
+
+
+def reframed(face: torch.Tensor, framing: Sequence[float], generator: torch.Generator) -> torch.Tensor:
+    """Draw how closely a face is framed; what lies outside its picture is the picture's mirror image.
+
+    Args:
+        face: (3, R, R) in [-1, 1].
+        framing: widest and closest, drawn log-uniformly between them; 1 is the picture as it is.
+        generator: source of the draw; it is not used where both are 1.
+
+    Returns:
+        (3, R, R).
+    """
+    widest, closest = framing
+    if widest == closest == 1:
+        return face
+    side = face.shape[-1]
+    share = float(torch.rand((), generator=generator))
+    edge = round((side - side / (widest ** (1 - share) * closest**share)) / 2)  # below 0 it is added
+    if edge < 0:
+        return resize(F.pad(face[None], [-edge] * 4, mode="reflect"), side)[0].clamp(-1, 1)
+    return resize(face[None, :, edge : side - edge, edge : side - edge], side)[0].clamp(-1, 1)
 
 
 def blind(

@@ -111,6 +111,8 @@ class CorrectorConfig(TrainConfig):
         damaged: share of the faces with more than a clean bicubic reduction.
         alone: share of the faces that come without a sample (t = T − 1).
         highest: highest level of the other samples, as a fraction of T.
+        framing: widest and closest framing of a face beside that of its picture, 1; drawn log-uniformly between
+            them, so that one corrector serves priors whose faces are not cut out quite alike.
     """
 
     network: Literal["blind", "paper"] = "blind"
@@ -120,12 +122,14 @@ class CorrectorConfig(TrainConfig):
     damaged: Share = 0.5
     alone: Share = 0.2
     highest: Share = 0.6
+    framing: list[float] = [1.0, 1.0]
 
-    @field_validator("scales")
+    @field_validator("scales", "framing")
     @classmethod
-    def _from_small_to_large(cls, value: list[float]) -> list[float]:
-        if len(value) != 2 or not 1 <= value[0] <= value[1]:
-            raise ValueError("give the smallest and the largest, at least 1")
+    def _from_small_to_large(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        least = 1 if info.field_name == "scales" else 0.5
+        if len(value) != 2 or not least <= value[0] <= value[1]:
+            raise ValueError(f"give the smallest and the largest, at least {least}")
         return value
 
 

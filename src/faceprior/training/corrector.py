@@ -24,7 +24,7 @@ from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.noise_schedule import ddim_scheduler_config
-from faceprior.training.blind import blind
+from faceprior.training.blind import blind, reframed
 from faceprior.training.config import CorrectorConfig, build_network
 from faceprior.training.prior import describe_data, licence_of
 from faceprior.training.shards import PackedFaces
@@ -79,7 +79,7 @@ class CorrectorTask:
             kind="corrector",
             name=f"corrector-{faces.size}",
             resolution=faces.size,
-            template=TIGHT_TEMPLATE,
+            template=TIGHT_TEMPLATE if config.framing == [1, 1] else (),
             schedule=ddim_scheduler_config(betas, ""),
             data=describe_data(faces),
             licence=licence_of(faces),
@@ -94,7 +94,8 @@ class CorrectorTask:
             int(torch.randint(2**62, (), generator=generator, device=generator.device))
         )
         low, high = self.config.scales
-        pairs = [blind(face, (low, high), self.config.damaged, host) for face in faces.cpu()]
+        framed = [reframed(face, self.config.framing, host) for face in faces.cpu()]
+        pairs = [blind(face, (low, high), self.config.damaged, host) for face in framed]
         target, bad = (torch.stack(images).to(faces.device) for images in zip(*pairs, strict=True))
         t = self.levels(len(faces), generator)
         around = target if self.config.sample_around == "truth" else bad
