@@ -22,6 +22,7 @@ from faceprior.evaluation.arcface import ARCFACE_SAME_PERSON, ArcFaceEmbedder
 from faceprior.evaluation.frechet import frechet_distance
 from faceprior.evaluation.identity import SAME_PERSON, Embedder, FaceEmbedder, identity
 from faceprior.evaluation.metrics import EXACT, diversity, lr_consistency, ms_ssim, psnr, spread, ssim
+from faceprior.evaluation.naturalness import NIQE_SIDE, Brisque, Niqe
 from faceprior.evaluation.regions import REGIONS, face_regions
 from faceprior.evaluation.texture import OCTAVES, grid_excess, texture_power
 from faceprior.images import to_uint8
@@ -72,6 +73,7 @@ METRICS = {
         ),
         Metric("grid", "2-pixel grid", "image", "lower", 2),
         Metric("niqe", "NIQE", "image", "lower", 2),
+        Metric("brisque", "BRISQUE", "image", "lower", 1),
         Metric("musiq", "MUSIQ", "image", "higher", 1),
         Metric("identity", "identity", "image", "higher", needs_truth=True, needs_identity=True),
         Metric("same_person", "same person", "image", "higher", 2, needs_truth=True, needs_identity=True),
@@ -290,16 +292,28 @@ def _diversity_lpips(options: MeterOptions) -> Meter:
     return meter
 
 
-def _no_reference(name: str, options: MeterOptions) -> Meter:
+def _musiq(options: MeterOptions) -> Meter:
     try:
         import pyiqa
     except (ImportError, RuntimeError) as error:
-        raise FacePriorError(f"{name.upper()} needs pyiqa, which cannot be imported: {INSTALL}") from error
+        raise FacePriorError(f"MUSIQ needs pyiqa, which cannot be imported: {INSTALL}") from error
     try:
-        network = pyiqa.create_metric(name, device=options.device)
+        network = pyiqa.create_metric("musiq", device=options.device)
     except Exception as error:  # whatever its download raises
-        raise FacePriorError(f"{name.upper()}: pyiqa cannot load its weights ({_reason(error)})") from error
+        raise FacePriorError(f"MUSIQ: pyiqa cannot load its weights ({_reason(error)})") from error
     return lambda face: network((face.images.to(options.device) + 1) / 2).flatten().tolist()
+
+
+def _niqe(options: MeterOptions) -> Meter:
+    if options.resolution < NIQE_SIDE:
+        raise FacePriorError(f"NIQE needs {NIQE_SIDE} pixels a side; these faces have {options.resolution}")
+    measure = Niqe()
+    return lambda face: measure(face.images).tolist()
+
+
+def _brisque(_: MeterOptions) -> Meter:
+    measure = Brisque()
+    return lambda face: measure(face.images).tolist()
 
 
 def _in_region(name: str, options: MeterOptions) -> Meter:
@@ -325,8 +339,9 @@ _OPENERS: Mapping[str, Callable[[MeterOptions], Meter]] = {
     **{f"psnr_{name}": partial(_in_region, name) for name in REGIONS},
     **{f"texture_{low}": _constant(partial(_texture, octave)) for octave, low in enumerate(OCTAVES)},
     "grid": lambda _: lambda face: grid_excess(face.images).tolist(),
-    "niqe": partial(_no_reference, "niqe"),
-    "musiq": partial(_no_reference, "musiq"),
+    "niqe": _niqe,
+    "brisque": _brisque,
+    "musiq": _musiq,
     "identity": lambda _: _identity,
     "same_person": lambda options: partial(_same_person, options.same_person),
     "lr_consistency": lambda _: _lr_consistency,

@@ -23,11 +23,17 @@ def load_dlib() -> Any:
 def model_file(name: str) -> Path:
     """Return a model of the package `face_recognition_models`; raises FacePriorError if it is not installed."""
     # the package itself cannot be imported: it needs pkg_resources, which setuptools no longer has
-    found = importlib.util.find_spec(_PACKAGE)
-    for folder in (found.submodule_search_locations if found else None) or ():
-        if (path := Path(folder) / "models" / name).is_file():
-            return path
-    raise FacePriorError(_missing(_PACKAGE))
+    path = package_file(_PACKAGE, f"models/{name}")
+    if path is None:
+        raise FacePriorError(_missing(_PACKAGE))
+    return path
+
+
+def package_file(package: str, name: str) -> Path | None:
+    """Return a file or folder of an installed package, which is not imported for it; None if there is none."""
+    found = importlib.util.find_spec(package)
+    folders = map(Path, (found.submodule_search_locations if found else None) or ())
+    return next((folder / name for folder in folders if (folder / name).exists()), None)
 
 
 def _missing(package: str) -> str:
