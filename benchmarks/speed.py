@@ -6,8 +6,8 @@ counter; the limit is a large matrix product or convolution in the same number f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Annotated
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from faceprior.benchmark.config import read_method, split_methods
 from faceprior.benchmark.memory import PeakMemory
 from faceprior.methods import Preset
+from faceprior.photographs.restore import is_out_of_memory
 from faceprior.pipeline import FacePriorPipeline
 
 COLUMNS = ("case", "evaluations", "s/face", "±", "networks", "GFLOP/face", "GFLOP/s", "of the limit", "MB")
@@ -28,7 +29,9 @@ COLUMNS = ("case", "evaluations", "s/face", "±", "networks", "GFLOP/face", "GFL
 def main(
     prior: Annotated[str, typer.Option(help="As for restore; random:ffhq is the paper's network.")] = "",
     methods: Annotated[str, typer.Option(help="As for faceprior benchmark.")] = "default,fast",
-    batches: Annotated[str, typer.Option(help="Faces restored together.")] = "1,8",
+    batches: Annotated[
+        str, typer.Option(help="Faces restored together; auto: 1, 2, 4, … while they fit the GPU's memory.")
+    ] = "1,8",
     dtypes: str = "auto",
     device: str = "auto",
     scale: float = 8.0,
@@ -41,11 +44,25 @@ def main(
     for dtype in dtypes.split(","):
         pipeline = load(prior, device, dtype)
         limit = max(limits(pipeline, seconds / 5))
-        for entry, batch in product(split_methods(methods), map(int, batches.split(","))):
+        for entry in split_methods(methods):
             label, preset = read_method(entry)
-            own = list(measure(pipeline, preset, batch, scale, seconds, limit, profile))
-            rows.append((f"{label}, {str(pipeline.prior.network.dtype)[6:]}, batch {batch}", *own))
+            for batch in sizes(batches, pipeline.prior.device):
+                try:
+                    own = list(measure(pipeline, preset, batch, scale, seconds, limit, profile))
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    print(f"{label}: {batch} faces at once do not fit into the memory of {pipeline.prior.device}")
+                    break
+                rows.append((f"{label}, {str(pipeline.prior.network.dtype)[6:]}, batch {batch}", *own))
     show(f"{prior or 'embedded prior'}, ×{scale:g}; limit {limit / 1e9:.0f} GFLOP/s", COLUMNS, rows)
+
+
+def sizes(batches: str, device: torch.device) -> Iterable[int]:
+    """Batches to measure; a CPU has room for many, and computes one face after the other."""
+    if batches != "auto":
+        return map(int, batches.split(","))
+    return [1] if device.type == "cpu" else (2**power for power in count())
 
 
 def measure(

@@ -23,6 +23,22 @@ def test_speed_counts_what_the_networks_do(capsys):
     assert 20 < float(one[4].strip("%")) <= 100
 
 
+def test_speed_goes_on_with_the_next_method_when_a_batch_does_not_fit(capsys, monkeypatch):
+    def measure(pipeline, preset, batch, *_):
+        if batch > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return map(str, range(8))
+
+    monkeypatch.setattr(speed, "measure", measure)
+    sizes = speed.sizes
+    assert list(sizes("auto", torch.device("cpu"))) == [1]
+    monkeypatch.setattr(speed, "sizes", lambda batches, _: sizes(batches, torch.device("cuda")))
+    speed.main("random:32", "dpi,steps=2,bicubic", "auto", "float32", "cpu", 8.0, 0.01)
+    output = capsys.readouterr().out
+    assert [row[0].split(", ")[-1] for row in cells(output)[-4:]] == ["batch 1", "batch 2"] * 2
+    assert output.count("4 faces at once do not fit into the memory of cpu") == 2
+
+
 def test_growth_fits_a_power_to_sides(capsys):
     growth.main(batches="", folders="", sides="16,32,48", steps=1)
     output = capsys.readouterr().out

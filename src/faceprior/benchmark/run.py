@@ -21,6 +21,7 @@ from faceprior.degradations import make_input
 from faceprior.errors import DeviceError, FacePriorError, ImageError, OptionError, OutputError
 from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to_uint8, write_png
 from faceprior.methods import Preset, find_method
+from faceprior.photographs.restore import is_out_of_memory
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
 
@@ -104,6 +105,8 @@ class Benchmark:
             except OSError as error:
                 raise OutputError(f"{output}: cannot be written to ({error.strerror})") from error
         self._true_embeddings: dict[str, torch.Tensor | None] = {}
+        self._together = config.batch_size
+        self._on_notice: Callable[[str], object] = lambda _: None
 
     @property
     def total(self) -> int:
@@ -140,7 +143,9 @@ class Benchmark:
     def _label(self, case: Case, sample: int) -> str:
         return case.method if sample else self._mean_label(case.method)
 
-    def run(self, on_faces: Callable[[int], object] = lambda _: None) -> list[Row]:
+    def run(
+        self, on_faces: Callable[[int], object] = lambda _: None, on_notice: Callable[[str], object] = lambda _: None
+    ) -> list[Row]:
         """Do what is not done yet, and return the rows of this benchmark.
 
         A batch of faces is a part: a run that is killed loses no more than the one it was at. A row that failed is
@@ -148,14 +153,16 @@ class Benchmark:
 
         Args:
             on_faces: called with the number of faces that are done, whether now or before.
+            on_notice: called with a sentence when a batch does not fit into the device's memory and is halved.
 
         Returns:
             A row for each image, and for each face that failed, in the order of the run.
 
         Raises:
             OutputError: a result cannot be written.
-            DeviceError: a batch does not fit into the device's memory.
+            DeviceError: one face does not fit into the device's memory.
         """
+        self._on_notice = on_notice
         rows: list[Row] = []
         at_once = max(1, self.config.batch_size // self.config.samples)
         for condition in self.config.conditions():
@@ -293,25 +300,26 @@ class Benchmark:
         if not jobs:
             return
         config, memory = self.config, PeakMemory(self.pipeline.prior.device)
-        generators = [torch.Generator().manual_seed(job.noise_seed) for job in jobs]
-        inputs = [job.low_resolution for job in jobs]
         started = time.perf_counter()
         try:
-            images = self.pipeline.restore(
-                inputs,
-                generators,
-                config.samples,
-                case.preset,
-                config.batch_size,
-                whole_batches=config.whole_batches,
-            )
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceError(
-                f"{config.batch_size} faces at once do not fit into the memory of {self.pipeline.prior.device};"
-                " choose a smaller --batch-size"
-            ) from error
+            images = self._images(case, jobs)
         except FacePriorError as error:
             yield from ([self._failed(case, job.name, str(error))] for job in jobs)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            device = self.pipeline.prior.device
+            if self._together == 1:
+                raise DeviceError(
+                    f"one face does not fit into the memory of {device}; choose another --device or --dtype"
+                ) from error
+            self._together //= 2
+            self._on_notice(
+                f"{2 * self._together} faces at once do not fit into the memory of {device}; going on with"
+                f" {self._together}"
+            )
+            yield from self._restore(case, jobs)
             return
         seconds, peak = (time.perf_counter() - started) / (len(jobs) * config.samples), memory.megabytes()
         for job, own in zip(jobs, images, strict=True):
@@ -319,6 +327,16 @@ class Benchmark:
                 yield [self._failed(case, job.name, "the networks overflowed; choose --dtype float32")]
                 continue
             yield self._measured(job, self._written(case, job, own, seconds, peak))
+
+    def _images(self, case: Case, jobs: Sequence[_Job]) -> torch.Tensor:
+        return self.pipeline.restore(
+            [job.low_resolution for job in jobs],
+            [torch.Generator().manual_seed(job.noise_seed) for job in jobs],
+            self.config.samples,
+            case.preset,
+            self._together,
+            whole_batches=self.config.whole_batches,
+        )
 
     def _written(self, case: Case, job: _Job, images: torch.Tensor, seconds: float, peak: float | None) -> list[Row]:
         input_id = identify({"pixels": pixels_sha256(job.low_resolution)})

@@ -143,7 +143,7 @@ def benchmark(
     columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("faces"), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
         bar = progress.add_task("restoring", total=run.total)
-        rows = run.run(lambda done: progress.advance(bar, done))
+        rows = run.run(lambda done: progress.advance(bar, done), lambda text: say(errors, text))
     with errors.status("summarising"):
         summaries = summarise(rows, run.labels, baseline, chosen.confidence_draws, set_meters, chosen.by)
         about = About(
