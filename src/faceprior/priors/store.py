@@ -30,7 +30,6 @@ NOT_INSTALLED = (
 )
 PRIOR_NETWORKS = {
     "GaussianResidualUNet": "faceprior.priors.residual_unet",
-    "FormerResidualUNet": "faceprior.priors.former",
 }
 """Modules of our own networks, by class; a stock `UNet2DModel` is a prior's network as well."""
 
