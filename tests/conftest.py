@@ -138,3 +138,31 @@ def rng():
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of an S3 that is kept in memory."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def s3_environment(server):
+    """What finds a server as S3."""
+    keys = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
+    return {**{f"AWS_{name}": value for name, value in keys.items()}, "AWS_ENDPOINT_URL": server}
+
+
+@pytest.fixture
+def bucket(request, s3_server, monkeypatch):
+    """The URL of an empty bucket."""
+    s3fs = pytest.importorskip("s3fs")
+    for name, value in s3_environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    url = f"s3://b-{abs(hash(request.node.name))}"
+    s3fs.S3FileSystem().mkdir(url)
+    return url

@@ -39,27 +39,6 @@ def album(tmp_path):
     return save_album(tmp_path / "album")
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(request, s3_server, monkeypatch):
-    pytest.importorskip("s3fs")
-    for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    fsspec.filesystem("s3").clear_instance_cache()
-    url = f"s3://b-{abs(hash(request.node.name))}"
-    fsspec.filesystem("s3").mkdir(url)
-    return url
-
-
 @pytest.fixture(params=["memory", "s3", "file"])
 def storage(request, tmp_path):
     """Where a folder at a URL may be."""
