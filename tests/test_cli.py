@@ -324,6 +324,14 @@ def test_a_second_run_adds_to_the_manifest_and_keeps_names_apart(restore, face, 
 # --- how much is said
 
 
+def test_the_largest_picture_is_an_option(restore, tmp_path):
+    Image.fromarray(smooth_picture(0, 64)).save(tmp_path / "scan.png")
+    result = restore(tmp_path / "scan.png", "--max-pixels", "0.004")
+    assert result.exit_code == 3
+    assert "scan.png: 64×64 is more than 0.004 megapixels" in result.stderr
+    assert restore(tmp_path / "scan.png", "--max-pixels", "0.005").exit_code == 0
+
+
 def test_quiet_tells_of_failures_only(restore, face, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     result = restore("--quiet", face, tmp_path / "bad.png")

@@ -16,7 +16,17 @@ from PIL.PngImagePlugin import PngInfo
 
 from faceprior import images
 from faceprior.errors import ImageError, OutputError
-from faceprior.images import read_image, read_metadata, read_picture, resize, square, to_pil, to_tensor, write_png
+from faceprior.images import (
+    decode_picture,
+    read_image,
+    read_metadata,
+    read_picture,
+    resize,
+    square,
+    to_pil,
+    to_tensor,
+    write_png,
+)
 
 
 def gradient(width=12, height=12):
@@ -233,6 +243,18 @@ REFUSED = {
     "a header that promises 2³¹": (raw_png(2**31 - 1, 2**31 - 1), "crop the face"),
     "a png of no pixels": (raw_png(0, 0), "not an image|copy it again|too small"),
 }
+
+
+def test_a_larger_picture_is_read_where_it_is_allowed_and_refused_with_the_memory_that_it_takes(monkeypatch):
+    content = encode(gradient().resize((60, 50)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit, which is lower than what is allowed
+    assert decode_picture(content, "scan.png", 3000).image.size == (60, 50)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(ImageError, match=r"^scan.png: 60×50 is more than 0\.002999 megapixels; .*--max-pixels 1,"):
+        decode_picture(content, "scan.png", 2999)
+    large = raw_png(20_000, 10_000)
+    with pytest.raises(ImageError, match=r"--max-pixels 200, which takes about 2.4 GB of memory"):
+        decode_picture(large, "scan.png")
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -236,7 +236,7 @@ def test_what_was_done_to_a_file_first_is_said(pipeline, tmp_path):
     frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
     (record,) = run(pipeline, [tmp_path / "x.png"], tmp_path / "out")
     assert record["notes"] == [
-        "first frame of several",
+        "first of 2 frames",
         "transparency laid over white",
         "cropped to the central square of 30×20",
     ]

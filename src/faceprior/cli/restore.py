@@ -78,6 +78,9 @@ def restore(
         list[int] | None, typer.Option(min=1, metavar="N", help="The N-th largest; may be repeated.")
     ] = None,
     min_face: Annotated[int, typer.Option(min=8, metavar="PIXELS", help="Smallest face.")] = 24,
+    max_pixels: Annotated[
+        float, typer.Option(min=0.001, metavar="MILLIONS", help="Largest picture that is read.")
+    ] = 100,
     only_faces: Annotated[bool, typer.Option("--only-faces", help="Write the faces, not the photograph.")] = False,
     photo: Annotated[bool, typer.Option("--photo", help="The inputs are photographs; don't guess.")] = False,
     aligned: Annotated[bool, typer.Option("--aligned", help="The inputs are aligned faces; don't guess.")] = False,
@@ -149,6 +152,7 @@ def restore(
         only_faces=only_faces,
         faces=faces or "all",
         chosen=tuple(face or ()),
+        max_pixels=round(max_pixels * 1e6),
         min_face=min_face,
         blend=blend,
         upscale=_UPSCALES[upscale],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import stat
 import threading
 import warnings
@@ -16,12 +17,12 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from faceprior.errors import ImageError
 
 MAX_PIXELS = 100_000_000
-"""Largest picture that is decoded, in pixels: 300 MB of RGB."""
+"""Largest picture that is decoded unless more is allowed, in pixels: 300 MB of RGB."""
 
 MIN_SIDE = 4
 """Smallest side that is accepted, in pixels: below it nothing of a face is left."""
 
-_MEGAPIXELS = MAX_PIXELS // 1_000_000
+_BYTES_A_PIXEL = 12  # of memory that a photograph takes until it is written: read, seen, pasted into, encoded
 
 _DNG_VERSION, _SUBFILE_TYPE, _REDUCED = 50706, 254, 1
 _SEPARATE = 2  # TIFF's word for planes
@@ -46,10 +47,14 @@ def check_file(path: Path) -> None:
         raise ImageError(f"{path}: is empty (0 bytes); copy the picture again")
 
 
-def check_size(name: str | Path, width: int, height: int) -> None:
-    """Refuse pictures before they are decoded that are larger than `MAX_PIXELS` or smaller than `MIN_SIDE`."""
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width}×{height} is more than {_MEGAPIXELS} megapixels; crop the face first")
+def check_size(name: str | Path, width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse pictures before they are decoded that are larger than `max_pixels` or smaller than `MIN_SIDE`."""
+    if width * height > max_pixels:
+        needed, memory = math.ceil(width * height / 1e6), width * height * _BYTES_A_PIXEL / 1e9
+        raise ImageError(
+            f"{name}: {width}×{height} is more than {max_pixels / 1e6:g} megapixels; crop the face first, or allow it"
+            f" with --max-pixels {needed}, which takes about {memory:.1f} GB of memory"
+        )
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"{name}: {width}×{height} is too small; a face needs at least {MIN_SIDE}×{MIN_SIDE} pixels")
 
@@ -81,8 +86,6 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: is not an image that Pillow can read; convert it to PNG or JPEG") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: is more than {_MEGAPIXELS} megapixels; crop the face first") from error
     except (FileNotFoundError, PermissionError) as error:
         raise ImageError(f"{name}: cannot be opened ({error.strerror}); check its name and permissions") from error
     except Exception as error:  # decoders raise anything on a damaged file, struct.error for one
@@ -93,10 +96,14 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
 
 
 class _Quiet:
-    """Silences warnings while any thread is inside; `warnings.catch_warnings` alone mixes threads' filters up."""
+    """Silences warnings, and lifts Pillow's limit of pixels, while any thread is inside.
+
+    `warnings.catch_warnings` alone mixes threads' filters up.
+    """
 
     def __init__(self) -> None:
         self._lock, self._inside, self._caught = threading.Lock(), 0, warnings.catch_warnings()
+        self._limit = Image.MAX_IMAGE_PIXELS
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -106,6 +113,7 @@ class _Quiet:
                 self._caught = warnings.catch_warnings()
                 self._caught.__enter__()
                 warnings.simplefilter("ignore")
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
         finally:
@@ -113,6 +121,7 @@ class _Quiet:
                 self._inside -= 1
                 if self._inside == 0:
                     self._caught.__exit__(None, None, None)
+                    Image.MAX_IMAGE_PIXELS = self._limit
 
 
 _quiet = _Quiet()

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from faceprior.errors import ImageError
 from faceprior.images.colour import colour_space
-from faceprior.images.limits import check_file, check_layout, check_size, opened
+from faceprior.images.limits import MAX_PIXELS, check_file, check_layout, check_size, opened
 from faceprior.images.metadata import METADATA_KEY, exif_of, without_promises, xmp_of
 from faceprior.images.picture import Picture
 from faceprior.images.png_colour import png_profile
@@ -56,14 +56,14 @@ def read_file(path: str | Path) -> bytes:
         raise ImageError(f"{path}: cannot be opened ({error.strerror}); check its name and permissions") from error
 
 
-def decode_picture(content: bytes, name: str | Path) -> Picture:
+def decode_picture(content: bytes, name: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Do what `read_picture` does for the bytes of a file.
 
     Raises:
-        ImageError: as `read_picture`; the message begins with `name`.
+        ImageError: as `read_picture`, but for more than `max_pixels`; the message begins with `name`.
     """
     with opened(content, name) as image:
-        check_size(name, *image.size)
+        check_size(name, *image.size, max_pixels)
         check_layout(name, image)
         ignored = _give_profile(image, content)
         picture = _picture(image, lambda: Image.open(io.BytesIO(content)))

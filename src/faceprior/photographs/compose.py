@@ -86,7 +86,7 @@ def compose(
         OutputError: its format does not hold the result.
         OptionError: its format needs an extra to be written.
     """
-    picture = decode_picture(prepared.content, prepared.name)
+    picture = decode_picture(prepared.content, prepared.name, options.max_pixels)
     found = [_checked(own, made) for own in samples]
     made = {**made, "input": prepared.name, "notes": list(prepared.notes)}
     results = {

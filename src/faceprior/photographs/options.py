@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import faceprior
 from faceprior.errors import OptionError
 from faceprior.faces.detection import MIN_FACE
+from faceprior.images import MAX_PIXELS
 from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
 from faceprior.photographs.upscaler import load_upscaler
 
@@ -30,6 +31,7 @@ class RestoreOptions:
         faces: which faces of a photograph: the number of largest ones, or "all".
         chosen: numbers of the faces of a photograph that are restored, from 1, the largest first; none stands for
             all that `faces` leaves.
+        max_pixels: largest picture that is decoded, in pixels.
         min_face: smallest face of a photograph, side of its box in pixels.
         preset: the method and all its options.
         preset_name: where they came from.
@@ -56,6 +58,7 @@ class RestoreOptions:
     scale: float | Literal["auto"] = "auto"
     faces: int | Literal["all"] = "all"
     chosen: tuple[int, ...] = ()
+    max_pixels: int = MAX_PIXELS
     min_face: int = MIN_FACE
     preset: Preset = find_preset(DEFAULT_PRESET)
     preset_name: str = DEFAULT_PRESET
@@ -80,6 +83,8 @@ class RestoreOptions:
             raise OptionError(f"faces is {self.faces!r}; choose all, or a number from 1 on")
         if any(number < 1 for number in self.chosen):
             raise OptionError(f"face {min(self.chosen)} was chosen; faces are counted from 1: choose one of them")
+        if self.max_pixels < 1:
+            raise OptionError(f"the largest picture is {self.max_pixels} pixels; choose 1 or more")
         if self.min_face < 8:
             raise OptionError(f"the smallest face is {self.min_face} pixels; choose 8 or more")
         if not 0 <= self.blend <= 1:

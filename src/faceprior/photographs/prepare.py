@@ -75,7 +75,7 @@ def prepare(
         OptionError: the scale is out of its range.
         WeightsError: the card does not say how faces are aligned.
     """
-    picture = decode_picture(content, name)
+    picture = decode_picture(content, name, options.max_pixels)
     looked = detections is not None or detector is not None
     found: tuple[DetectedFace, ...] = ()
     if options.kind == "aligned" or options.degradation is not None:
