@@ -195,6 +195,8 @@ USAGE = {
     ),
     "faces": (("--faces", "none"), "--faces"),
     "no faces": (("--faces", "0"), "--faces"),
+    "a detector for aligned faces": (("--aligned", "--detector", "yunet"), "contradict each other"),
+    "a detector for spoilt faces": (("--degrade", "bicubic", "--detector", "yunet"), "contradict each other"),
     "blend": (("--blend", "1.1"), "--blend"),
     "upscale": (("--upscale", "3"), "'3' is not one of '1', '2', '4'"),
     "smallest face": (("--min-face", "2"), "--min-face"),

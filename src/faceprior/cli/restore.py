@@ -100,8 +100,9 @@ def restore(
     prior: options.Prior = None,
     corrector: options.Corrector = "auto",
     detector: Annotated[
-        str, typer.Option(help="centerface, yunet, or a model of yunet.", metavar="NAME")
-    ] = "centerface",
+        str | None,
+        typer.Option(help="centerface, yunet, or a model of yunet.", metavar="NAME", show_default="centerface"),
+    ] = None,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
     ray: Annotated[
@@ -133,6 +134,8 @@ def restore(
 
     for one, other, both in (
         ("--photo", "--aligned", photo and aligned),
+        ("--detector", "--aligned", detector is not None and aligned),
+        ("--detector", "--degrade", detector is not None and degrade is not None),
         ("--quiet", "--verbose", quiet and verbose),
     ):
         if both:
@@ -162,7 +165,7 @@ def restore(
         ending=ending,
     )
     skipped = (lambda _text: None) if quiet else partial(say, errors)
-    find = partial(_find_detector, None if aligned or degrade else detector)
+    find = partial(_find_detector, None if aligned or degrade else detector or "centerface")
     load = partial(options.load_pipeline, prior, None, corrector, device, dtype, preset)
     cluster = {"parts": parts, "tries": tries, "timeout": timeout, "gpus": gpus}
     given = {key: value for key, value in cluster.items() if value is not None}
