@@ -22,7 +22,7 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 4
 """Smallest side that is accepted, in pixels: below it nothing of a face is left."""
 
-_BYTES_A_PIXEL = 12  # of memory that a photograph takes until it is written: read, seen, pasted into, encoded
+_BYTES_A_PIXEL = 25  # of memory that a photograph takes until it is written: measured from 4 to 49 megapixels
 
 _DNG_VERSION, _SUBFILE_TYPE, _REDUCED = 50706, 254, 1
 _SEPARATE = 2  # TIFF's word for planes
