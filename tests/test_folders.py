@@ -329,7 +329,7 @@ def test_two_equal_faces_of_a_photograph_are_sampled_from_their_own_noise(pipeli
     assert not torch.equal(first, second)
     for index, found in enumerate((first, second)):
         own = face_generator(OPTIONS.seed, index)
-        (expected,) = pipeline.restore([face], [own], OPTIONS.samples, OPTIONS.preset, OPTIONS.batch_size)
+        (expected,) = pipeline.restore([face], [own], OPTIONS.samples, OPTIONS.preset, 1)
         assert torch.allclose(found, expected, atol=1e-5)
 
 

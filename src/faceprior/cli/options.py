@@ -63,7 +63,6 @@ Samples = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Restor
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Another seed, another face.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the networks.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples computed together.")]
 
 
 def make_preset(name: str, assignments: Sequence[str] | None = None) -> Preset:

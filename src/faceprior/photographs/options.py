@@ -37,7 +37,8 @@ class RestoreOptions:
         preset_name: where they came from.
         samples: samples of each face.
         seed: of every picture's noise.
-        batch_size: samples that go through the networks together; no result depends on it.
+        batch_size: samples that go through the networks together, no result depends on it; None is eight, or more
+            on a CPU with many cores.
         blend: share of the restored face against the photograph, 0 to 1.
         upscale: by how much a photograph is enlarged (Lanczos outside the faces): 1, 2 or 4; "auto" for as much as
             its restored faces need.
@@ -64,7 +65,7 @@ class RestoreOptions:
     preset_name: str = DEFAULT_PRESET
     samples: int = 1
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int | None = None
     blend: float = 1.0
     upscale: Literal[1, 2, 4, "auto"] = 1
     upscaler: Path | None = None
@@ -77,7 +78,7 @@ class RestoreOptions:
     def __post_init__(self) -> None:
         if self.degradation is not None and self.kind == "photo":
             raise OptionError("a degraded experiment wants sharp aligned faces; leave out --photo or --degrade")
-        if self.samples < 1 or self.batch_size < 1:
+        if self.samples < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise OptionError(f"samples is {self.samples} and batch size {self.batch_size}; both must be at least 1")
         if self.faces != "all" and not (isinstance(self.faces, int) and self.faces >= 1):
             raise OptionError(f"faces is {self.faces!r}; choose all, or a number from 1 on")

@@ -17,6 +17,7 @@ OnFacesStep = Callable[[Step, torch.Tensor, Sequence[int]], object]
 """Called after a step with the step, the corrected x0 (B, 3, R, R) in [-1, 1], and for each of the B rows the
 position of its face among those that were asked for."""
 
+_IMAGES_AT_ONCE = 8
 _IMAGES_A_CORE = 2  # at once: cores that are done with a step wait for the others
 _FULL = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -66,7 +67,7 @@ class BatchSampler:
     Args:
         pipeline: prior and corrector.
         options: the method, the seed, the samples N of each face, and how many go through the networks together at
-            first; on a CPU with many cores more.
+            first.
         on_step: see `OnFacesStep`; what it raises stops the work.
         on_notice: called with a sentence for the user when the batch is halved.
     """
@@ -82,7 +83,7 @@ class BatchSampler:
         self._evaluations = pipeline.evaluations(options.preset)
         self._on_step, self._on_notice = on_step, on_notice
         cores = torch.get_num_threads() if pipeline.prior.device.type == "cpu" else 0
-        self.batch_size = max(options.batch_size, _IMAGES_A_CORE * cores)
+        self.batch_size = options.batch_size or max(_IMAGES_AT_ONCE, _IMAGES_A_CORE * cores)
 
     @property
     def faces_at_once(self) -> int:
