@@ -132,6 +132,9 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         before = self.__dict__.get(name)
         if name in _COMPONENTS:
             check_component(name, value, before)
+            if value is not None and self.config[name][0] is None:
+                self.register_modules(**{name: value})  # diffusers would keep that there is none, and save none
+                return
         super().__setattr__(name, value)
         if name in ("unet", "corrector") and value is not None:
             in_own_memory(value)
