@@ -21,16 +21,8 @@ from faceprior.errors import FacePriorError, ImageError, OptionError, OutputErro
 from faceprior.images import read_file, write_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_WHOLE_OR_NOTHING = {
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "abfs",
-    "abfss",
-    "az",
-    "memory",
-}  # a put is seen when all of it is there
+# a put is seen when all of it is there
+_WHOLE_OR_NOTHING = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"])
 _CHANGED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # as the stores call it
 
 

@@ -18,10 +18,10 @@ from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.metrics import METRICS, Measured, MeterOptions, Meters
 from faceprior.benchmark.results import Results, Row, identify
 from faceprior.degradations import make_input
-from faceprior.errors import DeviceError, FacePriorError, ImageError, OptionError, OutputError
+from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError
 from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to_uint8, write_png
 from faceprior.methods import Preset, find_method
-from faceprior.photographs.restore import is_out_of_memory
+from faceprior.photographs.restore import halved, is_out_of_memory
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
 
@@ -309,16 +309,7 @@ class Benchmark:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            device = self.pipeline.prior.device
-            if self._together == 1:
-                raise DeviceError(
-                    f"one face does not fit into the memory of {device}; choose another --device or --dtype"
-                ) from error
-            self._together //= 2
-            self._on_notice(
-                f"{2 * self._together} faces at once do not fit into the memory of {device}; going on with"
-                f" {self._together}"
-            )
+            self._together = halved(self._together, self.pipeline.prior.device, self._on_notice)
             yield from self._restore(case, jobs)
             return
         seconds, peak = (time.perf_counter() - started) / (len(jobs) * config.samples), memory.megabytes()

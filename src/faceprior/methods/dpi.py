@@ -164,7 +164,7 @@ class DPI(Enlarged):
         eps = denoised.eps - options.rederived * math.sqrt(level / (1 - level)) * (x0 - denoised.x0)
         x_prev = sampler.solve(denoised._replace(x0=x0, x_t=x_t, eps=eps), step)
         if step.last:
-            return x_prev.clamp(-1, 1), x0, conditions
+            return x_prev, x0, conditions
 
         # CRT looks at x_{t−1}
         if self.corrector is not None and options.crt in ("after", "always"):

@@ -26,10 +26,7 @@ _COLOUR_SIDE = 8  # pixels across a face that its colour and lighting are kept a
 _CROP_ERROR = 0.15  # how far a corner of an aligned crop may be from where it belongs, as a fraction of the side
 _TINY_SIDES = 1.1  # a picture that may be all of a tiny face is at most this oblong, and at most R pixels large
 _FULL = 0.5  # share of a square picture's side that a face takes which was cut out for some network
-_LOOKED_AT_SIDE, _BORDER = (
-    192,
-    32,
-)  # pixels that such a picture is enlarged to, and grey put around it, to look for it
+_LOOKED_AT_SIDE, _BORDER = 192, 32  # pixels that it is enlarged to, and of grey around it, to look for the face
 _SQUEEZED = 0.25  # share of a restored face's pixels that may be lost before the photograph is enlarged
 _ENLARGED_PIXELS = 48_000_000  # largest photograph that is enlarged without being told to
 _UNIT_SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1))

@@ -46,7 +46,7 @@ def restore(
     conditions: Sequence[Condition],
     options: RestoreOptions = RestoreOptions(),
     on_step: OnFacesStep | None = None,
-    on_notice: Callable[[str], object] | None = None,
+    on_notice: Callable[[str], object] = lambda _text: None,
 ) -> list[torch.Tensor | FacePriorError]:
     """Sample faces, of one photograph or of many; see `BatchSampler`.
 
@@ -77,7 +77,7 @@ class BatchSampler:
         pipeline: FacePriorPipeline,
         options: RestoreOptions,
         on_step: OnFacesStep | None = None,
-        on_notice: Callable[[str], object] | None = None,
+        on_notice: Callable[[str], object] = lambda _text: None,
     ) -> None:
         self._pipeline, self._options = pipeline, options
         self._evaluations = pipeline.evaluations(options.preset)
@@ -105,7 +105,7 @@ class BatchSampler:
             if isinstance(sampled, list):
                 results += sampled
             elif isinstance(sampled, _OutOfMemoryError) and together > 1:
-                self._shrink(together)
+                self.batch_size = halved(together, self._pipeline.prior.device, self._on_notice)
                 continue
             elif len(batch) > 1:
                 alone = len(batch)
@@ -142,24 +142,29 @@ class BatchSampler:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return _OutOfMemoryError(
-                f"one face does not fit into the memory of {self._pipeline.prior.device};"
-                " close other programs, or compute elsewhere with --device"
-            )
-
-    def _shrink(self, together: int) -> None:
-        self.batch_size = together // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if self._on_notice is not None:
-            self._on_notice(
-                f"{together} faces at once do not fit into the memory of {self._pipeline.prior.device};"
-                f" going on with {self.batch_size}"
-            )
+            return _OutOfMemoryError(self._pipeline.prior.device)
 
 
 class _OutOfMemoryError(DeviceError):
-    pass
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(
+            f"one face does not fit into the memory of {device}; close other programs, or choose another --device or"
+            " --dtype"
+        )
+
+
+def halved(together: int, device: torch.device, on_notice: Callable[[str], object]) -> int:
+    """Return half of so many faces as did not fit into a device's memory together, and say so.
+
+    Raises:
+        DeviceError: it was one.
+    """
+    if together == 1:
+        raise _OutOfMemoryError(device)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    on_notice(f"{together} faces at once do not fit into the memory of {device}; going on with {together // 2}")
+    return together // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from faceprior.folders.inputs import Input
 from faceprior.folders.manifest import Record, check_settings
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import Listing, Photograph, read_listing, write_listing
-from faceprior.scale.work import About, Job, Restorer, Step, compose_photograph, prepare_photograph
+from faceprior.scale.work import About, Job, Restorer, Stage, compose_photograph, prepare_photograph
 from faceprior.storage import Place, as_url
 
 FOLDER_NAME = "restore.parts"
@@ -123,7 +123,7 @@ class _Item:
     photograph: Photograph
     tries: int = 0
     alone: bool = False  # nothing else is under way at its last try, so that it cannot be blamed for another
-    step: Step = field(default_factory=Step)
+    stage: Stage = field(default_factory=Stage)
     conditions: Ref | None = None
     prepared: Ref | None = None
 
@@ -240,15 +240,15 @@ class _Driver:
         for item in chosen:
             self._under_way.add(item)
             job, card, _ = self._shared
-            step, item.conditions, item.prepared = self._prepare.remote(job, card, item.photograph)
-            self._expect(step, partial(self._prepared, item), [item])
+            stage, item.conditions, item.prepared = self._prepare.remote(job, card, item.photograph)
+            self._expect(stage, partial(self._prepared, item), [item])
         return self._next is not None
 
     def _room(self) -> int:
         """How many photographs may be under way."""
         resources = self._ray.cluster_resources()
         room = 4 * int(resources.get("CPU", 1)) + 4 * self._about.faces_at_once * self._restorers.count
-        held = sum(item.step.bytes for item in self._under_way)
+        held = sum(item.stage.bytes for item in self._under_way)
         return room if held < _STORE_SHARE * resources.get("object_store_memory", 1e9) else 0
 
     # --- from task to task
@@ -278,12 +278,12 @@ class _Driver:
                 self._restorers.returned(ref)
                 then(result)
 
-    def _prepared(self, item: _Item, step: Step) -> None:
-        if step.record is not None:
-            self._ended(item, step.record)
+    def _prepared(self, item: _Item, stage: Stage) -> None:
+        if stage.record is not None:
+            self._ended(item, stage.record)
             return
-        item.step = step
-        if step.faces:
+        item.stage = stage
+        if stage.faces:
             self._waiting.append(item)
         else:
             self._compose_of(item, [])
@@ -291,9 +291,9 @@ class _Driver:
     def _dispatch(self) -> None:
         """Hand full batches to the restorers; what is left when nothing more comes is a batch too."""
         at_once = self._about.faces_at_once
-        faces = sum(item.step.faces for item in self._waiting)
+        faces = sum(item.stage.faces for item in self._waiting)
         self._restorers.scale(faces / at_once)
-        coming = any(item.step.faces == 0 for item in self._under_way)
+        coming = any(item.stage.faces == 0 for item in self._under_way)
         while self._waiting and (faces >= at_once or not coming):
             restorer = self._restorers.free()
             if restorer is None:
@@ -301,10 +301,10 @@ class _Driver:
             batch = [self._waiting.popleft()]
             # a face that has ended a process is not restored with others
             while self._waiting and batch[0].tries == 1 and self._waiting[0].tries == 1:
-                if sum(item.step.faces for item in batch) >= at_once:
+                if sum(item.stage.faces for item in batch) >= at_once:
                     break
                 batch.append(self._waiting.popleft())
-            faces -= sum(item.step.faces for item in batch)
+            faces -= sum(item.stage.faces for item in batch)
             call = restorer.restore.options(num_returns=1 + len(batch))
             done, *refs = call.remote(*(item.conditions for item in batch))
             self._restorers.sent(restorer, done)
@@ -316,7 +316,7 @@ class _Driver:
 
     def _compose_of(self, item: _Item, restored: Any) -> None:
         job, _, made = self._shared
-        ref = self._compose.remote(job, made, item.photograph, item.step, item.prepared, restored)
+        ref = self._compose.remote(job, made, item.photograph, item.stage, item.prepared, restored)
         self._expect(ref, partial(self._ended, item), [item])
 
     # --- what is finished
@@ -331,7 +331,7 @@ class _Driver:
         """Try a photograph again, later; after the last try that is what became of it."""
         self._under_way.discard(item)
         item.conditions = item.prepared = None
-        item.step = Step()
+        item.stage = Stage()
         if item.tries < self._options.tries:
             pause = min(30.0, 0.5 * 2**item.tries)
             heapq.heappush(self._again, (time.monotonic() + pause, next(self._order), item))

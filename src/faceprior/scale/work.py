@@ -70,7 +70,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Step:
+class Stage:
     """How far a photograph came.
 
     Attributes:
@@ -90,7 +90,7 @@ class Step:
 
 def prepare_photograph(
     job: Job, card: ModelCard, photograph: Photograph
-) -> tuple[Step, tuple[Condition, ...], Prepared | None]:
+) -> tuple[Stage, tuple[Condition, ...], Prepared | None]:
     """Read a photograph and find its faces.
 
     Returns:
@@ -104,14 +104,14 @@ def prepare_photograph(
             content = read(given.path)
             prepared = prepare(content, given.path.name, card, job.options, _detector(job))
     except Exception as error:  # noqa: BLE001 - it fails alone, and is said
-        return Step(_failed(photograph, error)), (), None
+        return Stage(_failed(photograph, error)), (), None
     seconds = time.perf_counter() - started
-    step = Step(None, len(prepared.conditions), len(content), stamp, seconds)
-    return step, prepared.conditions, prepared
+    stage = Stage(None, len(prepared.conditions), len(content), stamp, seconds)
+    return stage, prepared.conditions, prepared
 
 
 def compose_photograph(
-    job: Job, made: dict[str, Any], photograph: Photograph, before: Step, prepared: Prepared, restored: Restored
+    job: Job, made: dict[str, Any], photograph: Photograph, before: Stage, prepared: Prepared, restored: Restored
 ) -> Record:
     """Put the faces of a photograph back into it, write the results, and return the record."""
     started, given = time.perf_counter(), photograph.given
@@ -132,7 +132,6 @@ class Restorer:
 
     Args:
         job: loads them.
-
     """
 
     def __init__(self, job: Job) -> None:
@@ -167,9 +166,7 @@ class Restorer:
         try:
             return [own if isinstance(own, FacePriorError) else own.cpu() for own in self._sampler(conditions)]
         except RuntimeError as error:
-            if (
-                self._pipeline.prior.device.type == "cuda"
-            ):  # whose context may be broken for good: another begins anew
+            if self._pipeline.prior.device.type == "cuda":  # its context may be broken: another begins anew
                 print(f"faceprior: this process ends, for {error}", file=sys.stderr)  # noqa: T201 - into Ray's log
                 sys.stderr.flush()
                 os._exit(1)
