@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 7860
 
-.PHONY: help demo serve test test-slow test-browser lint format docs dist clean
+.PHONY: help demo serve test test-slow test-browser mutants lint format docs dist clean
 
 help:
 	@echo "make demo       restore a photograph on the embedded prior; pictures in demo/"
@@ -16,11 +16,13 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests too"
 	@echo "make test-browser  drive the page with Chromium"
+	@echo "make mutants    change the core's code in small ways and see which changes no test notices (an hour);"
+	@echo "                those of one module with make mutants OF='faceprior.sampling.steps.*'"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     format the code"
 	@echo "make docs       build the documentation site into site/, strictly"
 	@echo "make dist       build both distributions into dist/ (needs the package build)"
-	@echo "make clean      remove $(VENV) and demo/"
+	@echo "make clean      remove $(VENV), demo/ and mutants/"
 
 demo: $(VENV)/.demo
 	$(BIN)/faceprior demo --output demo
@@ -36,6 +38,11 @@ test-slow: $(VENV)/.dev
 
 test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest -m browser tests/test_app_browser.py
+
+mutants: $(VENV)/.mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(OF)
+	$(BIN)/mutmut results
+	$(BIN)/python -m benchmarks.mutants
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -55,7 +62,7 @@ dist:
 	$(PYTHON) -m build --outdir dist packages/weights
 
 clean:
-	rm -rf $(VENV) demo dist site
+	rm -rf $(VENV) demo dist site mutants
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.14 was found; install one or name it: make demo PYTHON=..."; exit 1; }
@@ -72,6 +79,10 @@ $(VENV)/.web: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e packages/weights
 	@touch $@ $(VENV)/.demo $(VENV)/.web
+
+$(VENV)/.mutants: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'mutmut>=3.8'
+	@touch $@
 
 $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -24,12 +24,12 @@ from faceprior.benchmark.results import Results
 from faceprior.benchmark.run import Benchmark, noise_seed
 from faceprior.benchmark.summary import summarise
 from faceprior.cli.app import app
-from faceprior.degradations import OCCLUSIONS, bicubic_downscale, make_input
+from faceprior.degradations import bicubic_downscale
 from faceprior.errors import DataError, DeviceError, FacePriorError, OptionError, WeightsError
 from faceprior.evaluation.arcface import ArcFaceEmbedder, IResNet
 from faceprior.evaluation.frechet import frechet_distance
 from faceprior.evaluation.intervals import bootstrap
-from faceprior.evaluation.metrics import diversity, ms_ssim, psnr
+from faceprior.evaluation.metrics import psnr
 from faceprior.evaluation.pose import PoseMeter
 from faceprior.images import read_image, to_tensor
 from faceprior.methods import find_preset
@@ -428,46 +428,6 @@ def test_folders_that_hold_no_faces_or_twice_the_same_name_are_refused(tmp_path,
         open_faces([pictures, pictures])
 
 
-# --- degradations
-
-
-def test_noise_on_the_input_has_the_named_standard_deviation():
-    face = torch.zeros(3, 64, 64)
-    small = make_input(face, "noise-0.1", 32, torch.Generator().manual_seed(0))
-    assert float(small.std()) / 2 == pytest.approx(0.1, rel=0.05)
-
-
-@pytest.mark.parametrize("name", ["low-light", "noise-0.05", "gfpgan", *OCCLUSIONS])
-def test_a_degradation_is_decided_by_its_seed(name, rng):
-    face = to_tensor(Image.fromarray(smooth_picture(1, 64)))
-    first, again, other = (
-        make_input(face, name, 32, torch.Generator().manual_seed(seed), TIGHT_TEMPLATE) for seed in (0, 0, 1)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert first.shape == (3, 32, 32)
-    assert first.abs().max() <= 1
-
-
-def test_low_light_is_dark_and_an_occlusion_covers_its_part_of_the_face():
-    face = to_tensor(Image.fromarray(smooth_picture(1, 64)))
-    dark = make_input(face, "low-light", 64, torch.Generator().manual_seed(0))
-    assert dark.mean() < face.mean() - 0.5
-
-    def covered(kind):
-        changed = make_input(face, kind, 64, torch.Generator().manual_seed(0), TIGHT_TEMPLATE) - face
-        return changed.abs().amax(0) > 0.1
-
-    mask, glasses = covered("occlusion-mask"), covered("occlusion-glasses")
-    assert mask[50, 32]
-    assert not mask[10, 32]
-    assert glasses[21, 18]
-    assert glasses[21, 46]
-    assert not glasses[55, 32]
-    with pytest.raises(OptionError, match="no template"):
-        make_input(face, "occlusion-hand", 64, torch.Generator())
-
-
 # --- metrics
 
 
@@ -495,19 +455,6 @@ def test_only_the_metrics_that_were_asked_for_are_measured(options, rng):
     (first, _second) = Meters(["psnr", "spread"], options)(random_face(rng))
     assert list(first) == ["psnr", "spread"]
     assert first["psnr"] == 120
-
-
-def test_ms_ssim_is_one_for_equal_pictures_and_has_as_many_scales_as_fit(rng):
-    for side in (32, 64, 128, 176):
-        a = torch.rand(1, 3, side, side, generator=rng) * 2 - 1
-        assert float(ms_ssim(a, a)) == pytest.approx(1)
-        assert float(ms_ssim(a, -a)) < 0.5
-
-
-def test_diversity_is_the_mean_distance_of_pairs():
-    samples = torch.zeros(3, 3, 8, 8)
-    samples[0] = 1  # distances 0.5, 0.5 and 0 of [0, 1]
-    assert diversity(samples) == pytest.approx(1 / 3)
 
 
 class Alexnet(nn.Module):

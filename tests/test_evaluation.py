@@ -5,10 +5,13 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from faceprior.degradations import bicubic_downscale
 from faceprior.errors import DataError, OptionError
-from faceprior.evaluation import psnr, spread, ssim
+from faceprior.evaluation import lr_consistency, psnr, spread, ssim
 from faceprior.evaluation.frechet import frechet_distance
 from faceprior.evaluation.groups import face_labels, group_faces, utk_labels
+from faceprior.evaluation.metrics import diversity, ms_ssim, ms_ssim_scales
+from faceprior.images import resize
 
 
 def normal_set(rng, mean, covariance, count=50):
@@ -95,11 +98,11 @@ def test_psnr_and_ssim_agree_with_their_definitions():
     assert ssim(a, b)[1] < 1.0
 
 
-def test_ssim_is_that_of_its_authors_on_8_bits():
-    """Wang et al. 2004: Gaussian window of 11×11 and σ 1.5, K1 = 0.01, K2 = 0.03, mirrored at the border."""
-    draws = np.random.default_rng(0)
-    x = draws.integers(0, 256, (3, 40, 40)).astype(float)
-    y = np.clip(x + draws.integers(-60, 61, x.shape), 0, 255)
+def likeness(x, y):
+    """Maps of luminance times contrast, and of contrast (Wang et al. 2004), on 8 bits.
+
+    Gaussian window of 11×11 and σ 1.5, K1 = 0.01, K2 = 0.03, mirrored at the border.
+    """
 
     def mean(image):
         return gaussian_filter(image, (0, 1.5, 1.5), radius=(0, 5, 5), mode="mirror")
@@ -107,10 +110,73 @@ def test_ssim_is_that_of_its_authors_on_8_bits():
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     covariance = mean(x * y) - mean(x) * mean(y)
     variances = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
-    likeness = (2 * mean(x) * mean(y) + c1) / (mean(x) ** 2 + mean(y) ** 2 + c1)
-    expected = (likeness * (2 * covariance + c2) / (variances + c2)).mean()
-    a, b = (torch.tensor(image / 127.5 - 1, dtype=torch.float32)[None] for image in (x, y))
-    assert ssim(a, b).item() == pytest.approx(expected, abs=1e-5)  # σ 3 is 0.003 off
+    contrast = (2 * covariance + c2) / (variances + c2)
+    return (2 * mean(x) * mean(y) + c1) / (mean(x) ** 2 + mean(y) ** 2 + c1) * contrast, contrast
+
+
+def pictures(side, low=0, high=256):
+    """Two pictures that are alike, (3, side, side), 8 bits as floats."""
+    draws = np.random.default_rng(0)
+    x = draws.integers(low, high, (3, side, side)).astype(float)
+    return x, np.clip(x + draws.integers(-60, 61, x.shape), low, high - 1)
+
+
+def tensors(*images):
+    return (torch.tensor(image / 127.5 - 1, dtype=torch.float32)[None] for image in images)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 256), (100, 120)])
+def test_ssim_is_that_of_its_authors_on_8_bits(low, high):
+    x, y = pictures(40, low, high)
+    a, b = tensors(x, y)
+    assert ssim(a, b).item() == pytest.approx(likeness(x, y)[0].mean(), abs=1e-5)  # σ 3 is 0.003 off
+    assert ssim(torch.cat([a, b]), torch.cat([b, b])).tolist() == pytest.approx([ssim(a, b).item(), 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "scales"), [(20, 1), (22, 2), (43, 2), (44, 3), (98, 3), (99, 4), (175, 4), (176, 5)]
+)
+def test_ms_ssim_has_as_many_scales_as_fit_each_with_its_published_weight(side, scales):
+    """Wang et al. 2003: each scale's contrast, and the luminance of the coarsest, to the power of its weight."""
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    assert ms_ssim_scales(side) == scales
+    x, y = pictures(side, 60, 160)
+    a, b = tensors(x, y)
+    expected = 1.0
+    for scale, weight in enumerate(weights / weights.sum()):
+        both, contrast = likeness(x, y)
+        inside = contrast[:, 5:-5, 5:-5]  # where the window lies in the picture
+        expected *= (both if scale == scales - 1 else inside).mean() ** weight
+        even = 2 * (x.shape[-1] // 2)
+        x, y = (own[:, :even, :even].reshape(3, even // 2, 2, even // 2, 2).mean((2, 4)) for own in (x, y))
+    assert ms_ssim(a, b).item() == pytest.approx(expected, abs=2e-4)
+    assert ms_ssim(torch.cat([a, b]), torch.cat([b, b]))[1] == pytest.approx(1)
+
+
+def test_ms_ssim_of_an_oblong_picture_goes_by_its_shorter_side(rng):
+    a = torch.rand(1, 3, 200, 48, generator=rng) * 2 - 1
+    assert ms_ssim(a, a).item() == pytest.approx(1)
+
+
+def test_the_consistency_is_the_psnr_of_the_reduced_result_to_the_input_of_a_quarter_at_most(rng):
+    images = torch.rand(2, 3, 64, 64, generator=rng) * 2 - 1
+    low = bicubic_downscale(images, 12)
+    low[1] += 0.1
+    assert lr_consistency(images, low).tolist() == psnr(bicubic_downscale(images, 12), low).tolist()
+    assert torch.isinf(lr_consistency(images, low)[0])
+    large = torch.rand(2, 3, 40, 40, generator=rng) * 2 - 1  # more than R/4: reduced to 16 first
+    assert torch.equal(lr_consistency(images, large), psnr(bicubic_downscale(images, 16), resize(large, 16)))
+    assert not torch.equal(lr_consistency(images, large), psnr(bicubic_downscale(images, 13), resize(large, 13)))
+
+
+def test_diversity_is_the_mean_distance_of_pairs():
+    samples = torch.zeros(3, 3, 8, 8)
+    samples[0] = 1  # distances 0.5, 0.5 and 0 of [0, 1]
+    assert diversity(samples) == pytest.approx(1 / 3)
+    assert diversity(samples[1:]) == 0
+    one_pixel = torch.zeros(2, 3, 8, 8)
+    one_pixel[0, 1, 4, 5] = 2  # the whole range in one value of 192
+    assert diversity(one_pixel.double()) == pytest.approx(192**-0.5)
 
 
 def test_spread_is_zero_where_samples_agree_and_half_the_range_at_most():

@@ -316,13 +316,6 @@ def test_a_photograph_has_the_same_result_alone_in_a_folder_and_in_any_batch(pip
         assert [record["input"] for record in records] == [str(one.path) for one in find_inputs([album], tmp_path)]
 
 
-def test_the_faces_of_a_photograph_have_noise_of_their_own():
-    draws = {(s, i): torch.rand(4, generator=face_generator(s, i)) for s in (0, 1) for i in (0, 1, 2)}
-    assert len({tuple(draw.tolist()) for draw in draws.values()}) == 6
-    assert torch.equal(draws[1, 0], torch.rand(4, generator=torch.Generator().manual_seed(1)))
-    assert torch.equal(draws[1, 2], torch.rand(4, generator=face_generator(1, 2)))
-
-
 def test_two_equal_faces_of_a_photograph_are_sampled_from_their_own_noise(pipeline):
     face = torch.zeros(3, 4, 4)
     first, second = BatchSampler(pipeline, OPTIONS)([Condition(face, index=0), Condition(face, index=1)])

@@ -19,9 +19,11 @@ from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.sampling import (
     Batch,
     Denoised,
+    Initial,
     NoiseSource,
     Restoration,
     Sampler,
+    face_generator,
     make_solver,
     on_cores,
     sample,
@@ -655,3 +657,47 @@ def test_every_sample_of_a_face_depends_on_its_seed():
         [g.initial_seed() for g in spawn_generators(torch.Generator().manual_seed(seed), 4)] for seed in (1, 2)
     )
     assert not set(first) & set(second)
+
+
+def test_the_faces_of_a_photograph_have_noise_of_their_own():
+    draws = {(s, i): torch.rand(4, generator=face_generator(s, i)) for s in (0, 1, 2**63 + 5) for i in (0, 1, 2)}
+    assert len({tuple(draw.tolist()) for draw in draws.values()}) == 9
+    for (seed, index), draw in draws.items():
+        assert torch.equal(draw, torch.rand(4, generator=face_generator(seed, index)))
+        if index == 0:  # as an aligned face of its own
+            assert torch.equal(draw, torch.rand(4, generator=torch.Generator().manual_seed(seed)))
+    # a seed means the same noise in every release: these are what 0.1.0 drew
+    assert face_generator(1, 0).initial_seed() == 1
+    assert face_generator(1, 1).initial_seed() == 77803131892610477
+    assert face_generator(2**63, 2).initial_seed() == 1129379982339236933
+
+
+# --- a method as it stands: the prior alone ---
+
+
+@pytest.mark.parametrize("known", [0.0, 0.25, 1.0])
+def test_the_prior_alone_starts_from_noise_or_from_noised_initial_faces(tiny, rng, known):
+    prior = tiny.gaussian_prior()
+    (step,) = spaced_steps(prior.schedule, 1, 0.6)
+    shape = (2, 3, tiny.side, tiny.side)
+    z = noise_source(5, 6).normal(*shape[1:])
+
+    def start(initial=None):
+        x_t, state = Restoration().start(step, Sampler(prior, DDIM(), noise_source(5, 6)), initial)
+        assert state is None
+        return x_t
+
+    assert torch.equal(start(), z)
+    faces = torch.rand(shape, generator=rng) * 2 - 1
+    level = float(prior.schedule.alphas_cumprod[step.t])
+    expected = level**0.5 * known * faces + (1 - level) ** 0.5 * z
+    assert torch.allclose(start(Initial(faces, torch.full((2, 1, 1, 1), known))), expected, atol=1e-6)
+
+
+def test_estimates_without_their_graph_keep_their_values(rng):
+    values = [torch.randn(1, 3, 4, 4, generator=rng, requires_grad=True) for _ in range(4)]
+    bare = Denoised(*values).detach()
+    for own, value in zip(bare, values, strict=True):
+        assert not own.requires_grad
+        assert torch.equal(own, value)
+    assert Denoised(*values[:3], None).detach().variance_range is None

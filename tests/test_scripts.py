@@ -1,11 +1,13 @@
 """Every script of benchmarks/ runs at toy size and prints its table."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import growth, photographs, rivals, speed, start_up
+import typer
+from benchmarks import growth, mutants, photographs, rivals, speed, start_up
 from benchmarks.common import ProcessRun, run_faceprior, run_python
 
 
@@ -63,6 +65,24 @@ def test_start_up_measures_every_task(capsys, monkeypatch):
     monkeypatch.setattr(start_up, "run_faceprior", lambda *_: ProcessRun(4.0, 5.0, 6.0))
     start_up.main(runs=1)
     assert cells(capsys.readouterr().out)[-1] == ["first face of faceprior restore", "4", "5", "6"]
+
+
+def test_the_score_of_mutants_counts_those_that_a_test_noticed(tmp_path, capsys):
+    with pytest.raises(typer.BadParameter, match="make mutants"):
+        mutants.main(tmp_path)
+    (tmp_path / "sampling").mkdir()
+    for name, codes in (
+        ("sampling/steps.py", [1, 1, 1, -24, 0, None]),
+        ("paste.py", [33, 1, 1, 1]),
+        ("errors.py", []),
+    ):
+        content = {"exit_code_by_key": dict(enumerate(codes))}
+        (tmp_path / f"{name}.meta").write_text(json.dumps(content), encoding="utf-8")
+    mutants.main(tmp_path, least=77)
+    rows = cells(capsys.readouterr().out)
+    assert rows[-3:] == [["paste.py", "4", "75"], [str(Path("sampling/steps.py")), "5", "80"], ["all", "9", "78"]]
+    with pytest.raises(typer.Exit):
+        mutants.main(tmp_path, least=78)
 
 
 def test_the_fit_finds_the_exponent_beside_a_fixed_cost():

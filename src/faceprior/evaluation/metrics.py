@@ -49,7 +49,7 @@ def ms_ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Multi-scale structural similarity of each image (Wang et al. 2003), after rounding to uint8.
 
     Args:
-        images: (B, 3, H, W) in [-1, 1], at least 11 pixels a side. The five scales of the paper need 161 pixels;
+        images: (B, 3, H, W) in [-1, 1], at least 11 pixels a side. The five scales of the paper need 176 pixels;
             smaller images have as many as fit (`ms_ssim_scales`), their weights divided by their sum.
         targets: of the same shape.
 
