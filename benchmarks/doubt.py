@@ -76,7 +76,7 @@ def inputs(faces: torch.Tensor, name: str) -> tuple[torch.Tensor, Sequence[torch
     """Reduce faces, or damage them at their own resolution; returns what is to be restored, and what is given."""
     generator = torch.Generator().manual_seed(1234)
     if name == "damaged":
-        pairs = [blind(face, (4.0, 32.0), 1.0, generator) for face in faces]
+        pairs = [blind(face, generator, (4.0, 32.0), damaged=1.0) for face in faces]
         return torch.stack([clean for clean, _ in pairs]), [bad for _, bad in pairs]
     side = faces.shape[-1] // int(name[1:])
     return faces, [make_input(face, "bicubic", side, generator) for face in faces]

@@ -8,13 +8,13 @@ from test_degradations import detailed_face, seeded
 
 def draws(count=150, damaged=1.0, scales=(4.0, 32.0)):
     face = detailed_face(64)
-    return face, [blind(face, scales, damaged, seeded(seed)) for seed in range(count)]
+    return face, [blind(face, seeded(seed), scales, damaged=damaged) for seed in range(count)]
 
 
 def test_a_draw_is_decided_by_its_generator_and_keeps_shape_and_range():
     face, pairs = draws(40)
     for seed, (clean, bad) in enumerate(pairs):
-        again = blind(face, (4.0, 32.0), 1.0, seeded(seed))
+        again = blind(face, seeded(seed), (4.0, 32.0), damaged=1.0)
         assert torch.equal(again[0], clean)
         assert torch.equal(again[1], bad)
         assert clean.shape == bad.shape == face.shape

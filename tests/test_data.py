@@ -304,3 +304,20 @@ def test_a_manifest_of_another_format_is_refused(packed):
 def test_a_folder_without_a_manifest_is_told_how_to_get_one(tmp_path):
     with pytest.raises(DataError, match="faceprior data pack"):
         PackedFaces(tmp_path, "train")
+
+
+def test_faces_are_kept_by_the_least_value_of_a_label(tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    rows = ["file,source,terms,licence,sharpness"]
+    for number, sharpness in enumerate(("0.05", "0.07", "0.2")):
+        Image.fromarray(smooth_picture(number)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,made,open,none,{sharpness}")
+    (folder / "index.csv").write_text("\n".join(rows) + "\n")
+    pack([folder], tmp_path / "packed", size=32, held_out=0)
+    kept = PackedFaces(tmp_path / "packed", "train", at_least={"sharpness": 0.07})
+    assert [face.name for face in kept.faces] == ["1.png", "2.png"]
+    with pytest.raises(DataError, match=r"holds no face.*sharpness"):
+        PackedFaces(tmp_path / "packed", "train", at_least={"sharpness": 1.0})
+    with pytest.raises(DataError, match=r"0\.png has no number 'size'"):
+        PackedFaces(tmp_path / "packed", "train", at_least={"size": 1.0})

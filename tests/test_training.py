@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from faceprior.priors.gaussian import GaussianDenoiser, haar, inverse_haar, unfo
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import load_prior
 from faceprior.settings import load_settings
+from faceprior.training.batches import Batches
 from faceprior.training.config import CorrectorConfig, PriorConfig, TrainConfig
 from faceprior.training.corrector import CorrectorTask
 from faceprior.training.gaussian_fit import fit_gaussian, measure_error_std
@@ -78,6 +80,14 @@ def run(kind, data, output, *, resume=False, on_step=lambda *_: None, start=None
     faces, _ = splits(data, task.config.terms)
     figures = train(task, task.config, faces, output, resume=resume, command="faceprior train", on_step=on_step)
     return task, figures
+
+
+def examples(task, faces, seed=0):
+    if task.example is None:
+        return [faces]
+    generator = torch.Generator().manual_seed(seed)
+    made = [task.example(face, generator) for face in faces]
+    return [torch.stack(pictures) for pictures in zip(*made, strict=True)]
 
 
 def losses(output):
@@ -268,8 +278,54 @@ def test_fp16_on_a_cpu_is_refused_with_what_to_do(data, tmp_path):
         run("epsilon", data, tmp_path, mixed_precision="fp16")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gaussian-residual", "corrector"])
+def test_workers_change_nothing(kind, data, tmp_path):
+    for workers in (0, 2):
+        run(kind, data, tmp_path / str(workers), workers=workers)
+    assert losses(tmp_path / "0") == losses(tmp_path / "2")
+
+
+def test_processes_share_the_batch_that_one_would_see(data):
+    task = make_task("corrector", data, batch_size=6)
+    faces, _ = splits(data)
+    whole = Batches(faces, task.config, task.example)[3]
+    parts = [Batches(faces, task.config, task.example, process, 3)[3] for process in range(3)]
+    for pictures, *shares in zip(whole, *parts, strict=True):
+        assert pictures.dtype == torch.uint8
+        assert torch.equal(pictures, torch.cat(shares))
+    target, bad = whole
+    assert not torch.equal(target, bad)
+
+
+def test_every_step_and_every_face_draws_anew(data):
+    task = make_task("corrector", data, batch_size=4, damaged=1.0)
+    faces, _ = splits(data)
+    faces.faces = faces.faces[:1]  # the same face all over
+    batches = Batches(faces, task.config, task.example)
+    bad = torch.cat([batches[0][1], batches[1][1]])
+    assert len({one.numpy().tobytes() for one in bad}) == len(bad)
+
+
+def test_batches_are_made_while_a_step_computes(data):
+    """A step that takes longer than the making of a batch never waits for one: they lie ready in other processes."""
+    task = make_task("gaussian-residual", data, steps=20)
+    made = torch.zeros(20).share_memory_()
+
+    def example(face, _):
+        made[int(made.sum())] = 1
+        return (face,)
+
+    coming = Batches(splits(data)[0], task.config.model_copy(update={"batch_size": 1}), example).from_step(
+        0, 1, pinned=False
+    )
+    next(coming)
+    deadline = time.monotonic() + 60
+    while made.sum() < 3 and time.monotonic() < deadline:  # nobody asks for the next
+        time.sleep(0.01)
+    assert made.sum() >= 3
+
+
+@pytest.mark.parametrize("kind", [pytest.param("gaussian-residual", marks=pytest.mark.slow), "corrector"])
 def test_two_processes_share_a_batch_and_write_one_run(kind, data, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
@@ -455,7 +511,8 @@ def test_the_residual_weighting_makes_the_gaussian_estimate_cost_one(data):
     t = torch.tensor([0, 200, 999])
     assert torch.allclose(task.weight(t), task.network.error_std[t] ** -2)
     faces = task.faces.batch(range(len(task.faces))).repeat(8, 1, 1, 1)
-    loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))  # untrained: the estimate itself
+    generator = torch.Generator().manual_seed(0)
+    loss = task.loss(task.network, examples(task, faces), generator)  # untrained: the estimate itself
     assert loss.item() == pytest.approx(1, abs=0.15)
 
 
@@ -463,7 +520,7 @@ def test_the_residual_weighting_makes_the_gaussian_estimate_cost_one(data):
 def test_the_plain_weighting_is_the_squared_error_of_what_is_predicted(predicted, data):
     task = make_task(predicted, data, weighting="plain")
     faces = task.faces.batch(range(4))
-    loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))
+    loss = task.loss(task.network, examples(task, faces), torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     t = (stratified_uniform(4, generator) * 1000).long()  # low_noise_share = low_noise: t is uniform
     noise = torch.randn(faces.shape, generator=generator)
@@ -478,7 +535,7 @@ def test_an_untrained_corrector_costs_what_was_known_before(data):
     """Without a sample its answer is the bad face: one for the face, next to nothing for the sample's noise."""
     faces = splits(data)[0].batch(range(8))
     task = make_task("corrector", data, damaged=0.0, alone=1.0)
-    loss = task.loss(task.network, faces, torch.Generator().manual_seed(0))
+    loss = task.loss(task.network, examples(task, faces), torch.Generator().manual_seed(0))
     assert 0.5 < loss.item() < 1.5  # the floor takes a little off, the doubt adds a little
 
 
@@ -496,7 +553,7 @@ def test_every_option_of_the_corrector_changes_its_loss(data):
 
     def loss(**changed):
         task = CorrectorTask(config.model_copy(update=changed), *splits(data))
-        return task.loss(task.network, faces, torch.Generator().manual_seed(0)).item()
+        return task.loss(task.network, examples(task, faces), torch.Generator().manual_seed(0)).item()
 
     assert loss() == loss()
     for changed in (
@@ -528,7 +585,7 @@ def test_samples_around_the_truth_tell_the_corrector_more_than_those_around_the_
         task, seen = make_task("corrector", data, sample_around=around, highest=0.001, alone=0.0, damaged=0.0), []
         network = task.network
         network.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
-        task.loss(network, faces, torch.Generator().manual_seed(0))
+        task.loss(network, examples(task, faces), torch.Generator().manual_seed(0))
         sample, t, bad = seen[0]
         clean = sample / network.schedule.at(t).sqrt()
         distances = [(clean - other).square().mean().item() for other in (faces, bad)]
@@ -560,7 +617,7 @@ def test_the_share_of_low_noise_levels_is_what_was_asked_for(data, monkeypatch, 
     monkeypatch.setattr(task, "weight", lambda t: seen.append(t) or torch.ones(len(t)))
     faces = task.faces.batch([0, 1, 2, 3] * 10)
     for seed in range(10):
-        task.loss(task.network, faces, torch.Generator().manual_seed(seed))
+        task.loss(task.network, examples(task, faces), torch.Generator().manual_seed(seed))
     levels = torch.cat(seen) / 1000
     assert float((levels < low).float().mean()) == pytest.approx(share, abs=0.03)
     assert levels.max() > 0.95
@@ -568,13 +625,21 @@ def test_the_share_of_low_noise_levels_is_what_was_asked_for(data, monkeypatch, 
 
 
 def test_the_learning_rate_warms_up_holds_and_decays():
-    config = TrainConfig(steps=100, warmup_steps=10, decay_steps=20)
+    config = TrainConfig(steps=100, warmup_steps=10, decay=0.2)
     factors = [config.learning_rate_factor(step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:81] == pytest.approx([1.0] * 72)
     assert factors[90] == pytest.approx(0.5)
     assert factors[99] == pytest.approx(0.05)
     assert TrainConfig(steps=100, warmup_steps=0).learning_rate_factor(99) == 1
+
+
+def test_the_learning_rate_decays_by_whichever_limit_comes_first():
+    config = TrainConfig(steps=100, warmup_steps=0, decay=0.5, minutes=2)
+    assert config.learning_rate_factor(10, seconds=30) == 1
+    assert config.learning_rate_factor(10, seconds=90) == pytest.approx(0.5)
+    assert config.learning_rate_factor(80, seconds=60) == pytest.approx(0.4)
+    assert config.learning_rate_factor(10, seconds=121) == 0
 
 
 # options

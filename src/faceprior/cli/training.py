@@ -107,13 +107,18 @@ MinutesOption = Annotated[
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")]
 RateOption = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="config")]
 DecayOption = Annotated[
-    int | None, typer.Option(min=0, help="Last steps, of falling learning rate.", show_default="config")
+    float | None,
+    typer.Option(min=0, max=1, help="Last part of the run, of falling learning rate.", show_default="config"),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed.", show_default="config")]
 PrecisionOption = Annotated[str | None, typer.Option(help="no, bf16 or fp16.", show_default="config")]
 EvaluateOption = Annotated[int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="config")]
 CheckpointOption = Annotated[
     int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="config")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that prepare the faces.", show_default="all other cores on a GPU, else none"),
 ]
 SourcesOption = Annotated[
     list[str] | None,
@@ -132,11 +137,12 @@ def _training(what: str) -> Callable[..., None]:
         minutes: MinutesOption = None,
         batch_size: BatchOption = None,
         learning_rate: RateOption = None,
-        decay_steps: DecayOption = None,
+        decay: DecayOption = None,
         seed: SeedOption = None,
         mixed_precision: PrecisionOption = None,
         evaluate_every: EvaluateOption = None,
         checkpoint_every: CheckpointOption = None,
+        workers: WorkersOption = None,
         sources: SourcesOption = None,
     ) -> None:
         flags = {
@@ -144,11 +150,12 @@ def _training(what: str) -> Callable[..., None]:
             "minutes": minutes,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
-            "decay_steps": decay_steps,
+            "decay": decay,
             "seed": seed,
             "mixed_precision": mixed_precision,
             "evaluate_every": evaluate_every,
             "checkpoint_every": checkpoint_every,
+            "workers": workers,
             "terms": sources,
         }
         _train(what, config, flags, data, output, resume, start_from)
@@ -185,7 +192,7 @@ def _train(
     }
     config_kind, task_kind = kinds[what]
     config = load_settings(config_kind, config_file, flags)
-    faces = PackedFaces(data, "train", config.terms or None)
+    faces = PackedFaces(data, "train", config.terms, config.at_least)
     task = task_kind(config, faces, PackedFaces(data, "val"), start_from)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as progress:

@@ -48,19 +48,26 @@ def reframed(face: torch.Tensor, framing: Sequence[float], generator: torch.Gene
 
 
 def blind(
-    face: torch.Tensor, scales: tuple[float, float], damaged: float, generator: torch.Generator
+    face: torch.Tensor,
+    generator: torch.Generator,
+    scales: tuple[float, float],
+    *,
+    damaged: float,
+    framing: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a kind of damage and its strength for one face.
+    """Draw a framing, a kind of damage and its strength for one face.
 
     Args:
         face: (3, R, R) in [-1, 1], on the CPU.
+        generator: source of all draws.
         scales: smallest and largest reduction; drawn log-uniformly.
         damaged: share of faces with more than a clean bicubic reduction, 0 to 1.
-        generator: source of all draws.
+        framing: see `reframed`.
 
     Returns:
         The face to be restored, grey or toned if the damaged one is, and the damaged one, (3, R, R) both.
     """
+    face = reframed(face, framing, generator)
 
     def draw(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))

@@ -25,14 +25,19 @@ class TrainConfig(BaseModel):
         batch_size: faces a step, over all processes.
         learning_rate: peak of the learning rate, of Muon (inner convolutions) and AdamW (all else) alike.
         warmup_steps: steps of linear warm-up.
-        decay_steps: last steps, over which the learning rate falls linearly to 0.
+        decay: last part of the run, a share of its steps or of its minutes, over which the learning rate falls
+            linearly to 0.
         weight_decay: decoupled, of both.
         gradient_clip: largest norm of the gradient.
         ema_decay: of the averaged weights that are evaluated and saved.
         mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device computes it in hardware.
+        workers: processes that read faces, and damage them, ahead of the step; None: as many as there are cores
+            beside each process on a GPU, and none on a CPU, where the step needs the cores itself.
         flip: probability of a horizontal flip.
         balance: a source of n faces is drawn with a share ∝ n^balance; 1 draws faces alike, 0 sources alike.
         terms: terms of use to train on (for example ["open"]); empty trains on all.
+        at_least: labels (columns of the folder's `index.csv`) and the least value of each that a face to train on
+            must have, for example {sharpness: 0.07}.
         seed: of the weights' start, the batches and the noise.
         evaluate_every: steps between evaluations.
         evaluate_faces: held-out faces of an evaluation.
@@ -47,24 +52,27 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
     warmup_steps: int = Field(200, ge=0)
-    decay_steps: int = Field(0, ge=0)
+    decay: Share = 0.0
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     ema_decay: Share = 0.999
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    workers: int | None = Field(None, ge=0)
     flip: Share = 0.5
     balance: float = 0.5
     terms: list[str] = []
+    at_least: dict[str, float] = {}
     seed: int = Field(0, ge=0)
     evaluate_every: int = Field(500, ge=1)
     evaluate_faces: int = Field(64, ge=1)
     checkpoint_every: int = Field(250, ge=1)
     compile: bool = False
 
-    def learning_rate_factor(self, step: int) -> float:
-        """Warm-up, plateau, decay: share of the peak learning rate at a step (0-based)."""
+    def learning_rate_factor(self, step: int, seconds: float = 0.0) -> float:
+        """Warm-up, plateau, decay: share of the peak learning rate at a step (0-based), `seconds` into the run."""
         warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        decay = min(1.0, (self.steps - step) / self.decay_steps) if self.decay_steps else 1.0
+        left = 1 - max(step / self.steps, seconds / (60 * self.minutes) if self.minutes else 0.0)
+        decay = min(1.0, max(0.0, left) / self.decay) if self.decay else 1.0
         return warmup * decay
 
 

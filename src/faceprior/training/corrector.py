@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.noise_schedule import ddim_scheduler_config
-from faceprior.training.blind import blind, reframed
+from faceprior.training.batches import Example
+from faceprior.training.blind import blind
 from faceprior.training.config import CorrectorConfig, build_network
 from faceprior.training.prior import describe_data, licence_of
 from faceprior.training.shards import PackedFaces
@@ -88,16 +91,17 @@ class CorrectorTask:
     def prepare(self) -> None:
         """Do nothing: fresh weights leave the bad face as it is."""
 
-    def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Squared error, relative to the bad face's and on the grid to the sample's noise."""
-        host = torch.Generator().manual_seed(
-            int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        )
+    @property
+    def example(self) -> Example:
+        """The face to be restored and the bad one."""
         low, high = self.config.scales
-        framed = [reframed(face, self.config.framing, host) for face in faces.cpu()]
-        pairs = [blind(face, (low, high), self.config.damaged, host) for face in framed]
-        target, bad = (torch.stack(images).to(faces.device) for images in zip(*pairs, strict=True))
-        t = self.levels(len(faces), generator)
+        widest, closest = self.config.framing
+        return partial(blind, scales=(low, high), damaged=self.config.damaged, framing=(widest, closest))
+
+    def loss(self, network: nn.Module, pictures: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        """Squared error, relative to the bad face's and on the grid to the sample's noise."""
+        target, bad = pictures
+        t = self.levels(len(target), generator)
         around = target if self.config.sample_around == "truth" else bad
         variance = (1 - self.shape.schedule.at(t)) / self.shape.schedule.at(t)
         correction = network(self.noised(around, t, generator), t, self.shape.see(bad))
@@ -136,7 +140,7 @@ class CorrectorTask:
         }
         generator = torch.Generator().manual_seed(_EVALUATION_SEED)
         low, high = self.config.scales
-        clean, bad = zip(*(blind(face, (low, high), 1.0, generator) for face in faces), strict=True)
+        clean, bad = zip(*(blind(face, generator, (low, high), damaged=1.0) for face in faces), strict=True)
         inputs["damaged"] = torch.stack(bad)
         figures, rows = {}, []
         for name, images in inputs.items():

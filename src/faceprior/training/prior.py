@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +52,7 @@ class PriorTask:
         self, config: PriorConfig, faces: PackedFaces, held_out: PackedFaces, start: str | Path | None = None
     ) -> None:
         self.config, self.faces, self.held_out = config, faces, held_out
+        self.example = None
         self._fresh = start is None
         torch.manual_seed(config.seed)
         schedule = ddim_scheduler_config({}, config.prediction_type)
@@ -92,8 +94,9 @@ class PriorTask:
             fit_gaussian(self.network.gaussian, self.faces, weights)
             measure_error_std(self.network, self.faces, weights, seed=self.config.seed)
 
-    def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def loss(self, network: nn.Module, pictures: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Weighted squared error of x0 at stratified random noise levels."""
+        (faces,) = pictures
         shares = stratified_uniform(len(faces), generator)
         low, share = self.config.low_noise, self.config.low_noise_share
         levels = torch.where(shares < share, shares / share * low, 1 - (1 - shares) / (1 - share) * (1 - low))

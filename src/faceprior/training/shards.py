@@ -11,7 +11,7 @@ import csv
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -55,6 +55,13 @@ class PackedFace:
     terms: str
     licence: str
     labels: dict[str, str] = field(default_factory=dict)
+
+    def number(self, label: str) -> float:
+        """A label's value; raises DataError where it is none."""
+        try:
+            return float(self.labels[label])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"face {self.name} has no number {label!r} among its labels") from error
 
 
 @dataclass(frozen=True)
@@ -204,18 +211,28 @@ class PackedFaces:
         folder: output of `faceprior data pack`.
         split: "train" or "val".
         terms: keep only faces of these terms (for example ("open",)); None or empty keeps all.
+        at_least: keep only faces whose labels of these names are at least so large.
 
     Raises:
-        DataError: the manifest is missing or damaged, a file of faces is missing or short, or nothing is left after
-            filtering.
+        DataError: the manifest is missing or damaged, a file of faces is missing or short, a label is not a number,
+            or nothing is left after filtering.
     """
 
-    def __init__(self, folder: Path, split: str, terms: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        terms: Sequence[str] | None = None,
+        at_least: Mapping[str, float] | None = None,
+    ) -> None:
         self.folder = folder
         self.size, faces = _read_manifest(folder)
         self.faces = [f for f in faces if f.split == split and (not terms or f.terms in terms)]
+        for label, least in (at_least or {}).items():
+            self.faces = [face for face in self.faces if face.number(label) >= least]
         if not self.faces:
-            raise DataError(f"{folder} holds no face of split {split!r}" + (f" and terms {terms}" if terms else ""))
+            asked = f"{f' and terms {terms}' if terms else ''}{f' with at least {at_least}' if at_least else ''}"
+            raise DataError(f"{folder} holds no face of split {split!r}{asked}")
         self._shards = {}
         for name in sorted({face.shard for face in self.faces}):
             try:

@@ -1,24 +1,25 @@
 """The one training loop, for priors and correctors, on a CPU or on GPUs alike (through accelerate).
 
-Everything random in step n (which faces, flips, steps t, noise) is drawn from generators seeded by (seed, n,
-process), so a run that was killed and resumed sees exactly what an uninterrupted one sees.
+Steps t and noise of step n are drawn from a generator seeded by (seed, n, process), its batch as
+`faceprior.training.batches` says, so a run that was killed and resumed sees exactly what an uninterrupted one sees.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
@@ -31,6 +32,7 @@ from faceprior.devices import choose_device, choose_dtype
 from faceprior.errors import OptionError, OutputError
 from faceprior.images import write_png
 from faceprior.networks import inner_matrices
+from faceprior.training.batches import Batches, Example, seeded
 from faceprior.training.config import TrainConfig
 from faceprior.training.muon import Muon
 from faceprior.training.shards import PackedFaces
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 KEPT_CHECKPOINTS = 2
 
+_MOST_WORKERS = 16  # of one GPU
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,12 +51,13 @@ class Task(Protocol):
     """What is trained."""
 
     network: nn.Module
+    example: Example | None
 
     def prepare(self) -> None:
         """Do what fresh weights need before the first step; a resumed run has the outcome in its checkpoint."""
 
-    def loss(self, network: nn.Module, faces: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Mean loss of a batch of faces in [-1, 1], (B, 3, R, R)."""
+    def loss(self, network: nn.Module, pictures: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        """Mean loss of a batch of examples: what `example` makes of each face, (B, 3, R, R) in [-1, 1] each."""
 
     def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
         """Held-out figures and a sheet of pictures of the averaged weights."""
@@ -101,42 +106,40 @@ def train(
         task.prepare()
     main = accelerator.is_main_process
     learner = _Learner(task.network, config, accelerator)
-    step, held_out = 0, dict[str, float]()
-    if newest is not None:
-        step = learner.load(newest)
+    step = learner.load(newest) if newest else 0
+    held_out: dict[str, float] = {}
     if main:
-        output.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.model_dump(), sort_keys=False)
-        (output / "config.yaml").write_text(text, encoding="utf-8")
+        _write_config(config, output)
     accelerator.init_trackers("tensorboard")
-    draw = _Batches(faces, config, accelerator)
+    batches = Batches(faces, config, task.example, accelerator.process_index, accelerator.num_processes)
+    coming = batches.from_step(step, _workers(config, accelerator), pinned=accelerator.device.type == "cuda")
     learner.network.train()
     limit = config.minutes * 60 or math.inf
-    stopping = False
+    exchange, stopping = _Exchange(accelerator), False
     try:
         with _StopSignals() as signals, _Log(output / "log.jsonl" if main else None, step) as log:
-            seconds = log.seconds
-            done = step >= config.steps or seconds >= limit
+            watch, known = _Stopwatch(accelerator.device, log.seconds), log.seconds
+            done = step >= config.steps or known >= limit
             while not (done or stopping):
-                begun = _clock(accelerator.device)
-                loss = learner.step(task, *draw(step), step)
+                loss = learner.step(task, next(coming), step, known)
                 step += 1
-                # one exchange for all, after which every process stops at the same step
-                flags = loss.new_tensor([signals.came, seconds >= limit], dtype=torch.float32)
-                state = torch.cat([loss.float().view(1), flags])
-                value, came, expired = accelerator.reduce(state, "mean").tolist()
-                seconds += _clock(accelerator.device) - begun
-                stopping, done, figures = came > 0, step == config.steps or expired > 0, None
-                if step % config.evaluate_every == 0 or done:
-                    with learner.averaged() as network:
-                        if main:
-                            held_out = figures = _evaluate(task, network, config, output, step, command)
-                log.write(step=step, loss=value, seconds=round(seconds, 1), held_out=figures)
-                accelerator.log({"loss": value, **(figures or {})}, step=step)
-                if step % config.checkpoint_every == 0 or done or stopping:
-                    learner.save(checkpoints, step)
-                if main:
-                    on_step(step, value, figures)
+                exchange.send(step, loss, came=signals.came, seconds=watch.seconds)
+                evaluating, saving = step % config.evaluate_every == 0, step % config.checkpoint_every == 0
+                done, figures = step == config.steps, None
+                while exchange.waits(at_rest=evaluating or saving or done or stopping):
+                    finished, value, came, known = exchange.receive()
+                    stopping, done = stopping or came, done or known >= limit
+                    if finished == step and (evaluating or done):
+                        with watch.stopped(), learner.averaged() as network:
+                            if main:
+                                held_out = figures = _evaluate(task, network, config, output, step, command)
+                    log.write(step=finished, loss=value, seconds=round(known, 1), held_out=figures)
+                    accelerator.log({"loss": value, **(figures or {})}, step=finished)
+                    if main:
+                        on_step(finished, value, figures)
+                if saving or done or stopping:
+                    with watch.stopped():
+                        learner.save(checkpoints, step)
     finally:
         accelerator.end_training()
     if not done:
@@ -153,9 +156,18 @@ def _newest(checkpoints: Path, *, resume: bool) -> Path | None:
     return newest
 
 
-def _clock(device: torch.device) -> float:
-    """Seconds of computing: of one thread's share of the processor on a CPU, which others may be using too."""
-    return time.process_time() / torch.get_num_threads() if device.type == "cpu" else time.monotonic()
+def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
+    if config.workers is not None:
+        return config.workers
+    if accelerator.device.type == "cpu":
+        return 0  # they would take the cores from the step
+    return min(_MOST_WORKERS, max(1, (os.cpu_count() or 1) // accelerator.num_processes - 1))
+
+
+def _write_config(config: TrainConfig, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    (output / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
@@ -167,6 +179,7 @@ def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
         raise OptionError("mixed_precision fp16 needs a GPU; choose bf16 or no")
     # without this a second training in one process is refused another precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with="tensorboard" if find_spec("tensorboard") else None,
@@ -211,17 +224,20 @@ class _Learner:
         ]
         if matrices:
             optimizers.append(Muon(matrices, **rates))
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay)
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
         model = torch.compile(self.network) if config.compile else self.network
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         accelerator.register_for_checkpointing(self.ema)
 
-    def step(self, task: Task, faces: torch.Tensor, generator: torch.Generator, step: int) -> torch.Tensor:
-        """Take one optimiser step; returns the loss of this process."""
+    def step(self, task: Task, pictures: Sequence[torch.Tensor], step: int, seconds: float) -> torch.Tensor:
+        """Take one optimiser step on uint8 pictures, `seconds` into the run; returns the loss of this process."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * self.config.learning_rate_factor(step)
-        loss = task.loss(self.model, faces, generator)
+                group["lr"] = self.config.learning_rate * self.config.learning_rate_factor(step, seconds)
+        device = self.accelerator.device
+        images = [picture.to(device, non_blocking=True).float() / 127.5 - 1.0 for picture in pictures]
+        generator = seeded(self.config.seed, step, self.accelerator.process_index, device=device)
+        loss = task.loss(self.model, images, generator)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         for optimizer in self.optimizers:
@@ -287,35 +303,61 @@ class _StopSignals:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-class _Batches:
-    """Draws the batch of any step, the same one each time; on a GPU from a copy in its memory if that fits."""
+class _Stopwatch:
+    """Seconds of computing: of one thread's share of the processor on a CPU, which others may be using too."""
 
-    def __init__(self, faces: PackedFaces, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.faces, self.config = faces, config
-        self.device: torch.device = accelerator.device
-        self.process = accelerator.process_index
-        self.count = max(1, config.batch_size // accelerator.num_processes)
-        self.weights = faces.balanced_weights(config.balance)
-        self.resident: torch.Tensor | None = None
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if len(faces) * faces.nbytes < free / 2:  # the rest is for training
-                self.resident = faces.pixels(range(len(faces))).to(self.device)
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self._on_cpu = device.type == "cpu"
+        self._begun = self._now() - seconds
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Generator]:
-        """Faces in [-1, 1], (B, 3, R, R), and the generator for the rest of the step."""
-        seed, device_seed = np.random.SeedSequence([self.config.seed, step, self.process]).generate_state(2).tolist()
-        host = torch.Generator().manual_seed(seed)
-        indices = torch.multinomial(self.weights, self.count, replacement=True, generator=host)
-        flipped = torch.rand(self.count, generator=host) < self.config.flip
-        if self.resident is None:
-            pixels = self.faces.pixels(indices.tolist()).to(self.device)
-        else:
-            pixels = self.resident[indices.to(self.device)]
-        flipped = flipped.to(self.device)
-        faces = pixels.float() / 127.5 - 1.0
-        faces = torch.where(flipped.view(-1, 1, 1, 1), faces.flip(-1), faces)
-        return faces, torch.Generator(self.device).manual_seed(device_seed)
+    def _now(self) -> float:
+        return time.process_time() / torch.get_num_threads() if self._on_cpu else time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._now() - self._begun
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Do not count what is done inside."""
+        stopped = self._now()
+        yield
+        self._begun += self._now() - stopped
+
+
+class _Exchange:
+    """What the processes tell each other after each step, so that all stop at the same one.
+
+    A GPU gets its next step while it computes this one: there the news of a step is read after the next was sent, and
+    waits for nothing that was sent since.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._late = 1 if accelerator.device.type == "cuda" else 0
+        self._under_way: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def send(self, step: int, loss: torch.Tensor, *, came: bool, seconds: float) -> None:
+        """Say of a step its loss, whether a signal came, and the seconds of computing so far."""
+        own = loss.new_tensor([came, seconds], dtype=torch.float32)
+        news = self._accelerator.reduce(torch.cat([loss.float().view(1), own]), "mean")
+        host, event = news.to("cpu", non_blocking=True), None
+        if news.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self._under_way.append((step, host, event))
+
+    def waits(self, *, at_rest: bool) -> bool:
+        """Whether there is news to be read now; at rest, all of it."""
+        return len(self._under_way) > (0 if at_rest else self._late)
+
+    def receive(self) -> tuple[int, float, bool, float]:
+        """Return the oldest: the step, the mean loss, whether a signal came to any process, the mean seconds."""
+        step, host, event = self._under_way.popleft()
+        if event is not None:
+            event.synchronize()
+        loss, came, seconds = host.tolist()
+        return step, loss, came > 0, seconds
 
 
 class _Log:
