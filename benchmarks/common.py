@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from faceprior.corrector import PaperCorrector
+from faceprior.corrector import Corrector, PaperCorrector
 from faceprior.devices import choose_device, choose_dtype
 from faceprior.images import resize
 from faceprior.pipeline import FacePriorPipeline
-from faceprior.priors import ModelCard
+from faceprior.priors import ModelCard, NoiseSchedule, Prior
 from faceprior.priors.adm import ADMConfig, build_unet
 from faceprior.priors.noise_schedule import ddim_scheduler_config
 
@@ -88,7 +88,9 @@ def _random(name: str) -> FacePriorPipeline:
     schedule = ddim_scheduler_config({}, "epsilon")
     side = int(network.config.sample_size)
     card = ModelCard(kind="prior", name=name, resolution=side, schedule=schedule, prediction_type="epsilon")
-    return FacePriorPipeline(network, DDIMScheduler.from_config(schedule), corrector, card=card)
+    prior = Prior(network, NoiseSchedule.linear(), "epsilon", card)
+    described = ModelCard(kind="corrector", name=name, resolution=side, schedule=schedule)
+    return FacePriorPipeline(prior, Corrector(corrector, described) if corrector else None)
 
 
 def smooth_faces(count: int, side: int) -> list[torch.Tensor]:

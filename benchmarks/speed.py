@@ -102,7 +102,7 @@ def arithmetic(work: object) -> float:
 def networks_share(pipeline: FacePriorPipeline, work: object, operations: int) -> float:
     """Share of the time inside the networks, by torch's profiler; prints its longest operations if asked to."""
     handles = []
-    for network in filter(None, (pipeline.unet, pipeline.corrector)):
+    for network in (pipeline.prior.network, *([pipeline.crt.network] if pipeline.crt else [])):
         spans: list[torch.profiler.record_function] = []
 
         def begin(*_: object, spans: list[torch.profiler.record_function] = spans) -> None:

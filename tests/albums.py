@@ -30,11 +30,9 @@ class CornerDetector:
 
 def tiny_pipeline(tiny):
     """Networks of the fixture `tiny` for faces aligned as `CornerDetector` finds them."""
-    prior, corrector = tiny.gaussian_prior(), tiny.corrector()
-    scheduler = FacePriorPipeline.from_pretrained("faces-128", corrector=None).scheduler
-    scheduler = type(scheduler).from_config({**tiny.scheduler_config(), "prediction_type": "sample"})
-    card = replace(prior.card, template=TIGHT_TEMPLATE)
-    return FacePriorPipeline(prior.network, scheduler, corrector.network, card, corrector.card)
+    prior = tiny.gaussian_prior()
+    prior.card = replace(prior.card, template=TIGHT_TEMPLATE)
+    return FacePriorPipeline(prior, tiny.corrector())
 
 
 def save_photo(path, width=44, height=30, seed=0, **options):

@@ -5,6 +5,7 @@ import shlex
 import sys
 import threading
 import time
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from diffusers import DDIMScheduler, ModelMixin
 from PIL import ExifTags, Image
+from torch import nn
 from typer.testing import CliRunner
 
 from faceprior import FacePriorPipeline
@@ -71,14 +72,8 @@ class TwoFaces:
 @pytest.fixture(scope="module")
 def pipeline(tiny):
     prior, corrector = tiny.gaussian_prior(), tiny.corrector()
-    config = {name: value for name, value in prior.card.schedule.items() if name != "_class_name"}
-    return FacePriorPipeline(
-        prior.network,
-        DDIMScheduler(**config),
-        corrector.network,
-        card=replace(prior.card, template=TEMPLATE),
-        corrector_card=corrector.card,
-    )
+    prior.card = replace(prior.card, template=TEMPLATE)
+    return FacePriorPipeline(prior, corrector)
 
 
 @pytest.fixture
@@ -304,12 +299,12 @@ def test_a_face_emerges_step_by_step(studio, crop):
     assert all(step.done <= step.total == 12 for step in steps)
 
 
-class Counting(ModelMixin):
+class Counting(nn.Module):
     """A network that counts its evaluations, and is slow enough to be stopped."""
 
     def __init__(self, network):
         super().__init__()
-        self.network, self.config, self.count = network, network.config, 0
+        self.network, self.count = network, 0
 
     def forward(self, *values, **named):
         self.count += 1
@@ -319,9 +314,9 @@ class Counting(ModelMixin):
 
 @pytest.fixture
 def counted(pipeline):
-    counting = Counting(pipeline.unet)
-    slow = FacePriorPipeline(counting, pipeline.scheduler, None, card=pipeline.prior.card)
-    return counting, slow
+    prior = copy(pipeline.prior)
+    prior.network = Counting(prior.network)
+    return prior.network, FacePriorPipeline(prior)
 
 
 def no_sampler_left():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
 import yaml
 from PIL import Image
@@ -29,7 +30,7 @@ from faceprior.cli.console import progress_bar
 from faceprior.cli.progress import RestoreProgress
 from faceprior.images import read_image, read_metadata
 from faceprior.pipeline.face_prior import FacePriorPipeline
-from faceprior.priors import save_prior
+from faceprior.priors import load_prior, save_prior
 from tiny_faces import smooth_picture
 
 QUICK = ("--option", "steps=2", "--device", "cpu", "--dtype", "float32", "--aligned")
@@ -64,12 +65,7 @@ def prior(tiny, tmp_path_factory):
     """A folder with a tiny prior and, inside it, its corrector."""
     folder = tmp_path_factory.mktemp("weights") / "prior"
     save_prior(tiny.gaussian_prior(), folder)
-    corrector = tiny.corrector()
-    pipeline = FacePriorPipeline.from_pretrained(folder, corrector=None)
-    whole = FacePriorPipeline(
-        pipeline.unet, pipeline.scheduler, corrector.network, pipeline.prior.card, corrector.card
-    )
-    whole.save_pretrained(folder)
+    FacePriorPipeline(load_prior(folder), tiny.corrector()).save_pretrained(folder)
     return folder
 
 
@@ -846,6 +842,25 @@ def test_help_and_version_answer_without_importing_torch():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=subprocess_environment())  # noqa: S603
+
+
+def test_a_photograph_is_restored_without_importing_what_it_does_not_need(tmp_path):
+    photo = tmp_path / "astronaut.jpg"
+    Image.fromarray(skimage.data.astronaut()[::2, ::2]).save(photo)
+    heavy = (
+        "accelerate av cv2 diffusers fsspec gradio huggingface_hub matplotlib onnxruntime pandas ray scipy skimage"
+        " sympy torch._dynamo torchmetrics torchvision transformers"
+    )
+    code = (
+        "import sys; from typer.testing import CliRunner; from faceprior.cli.app import app\n"
+        "import faceprior; faceprior.FacePriorPipeline.from_pretrained()\n"
+        f"ran = CliRunner().invoke(app, ['restore', {str(photo)!r}, '--option', 'steps=1'])\n"
+        "assert ran.exit_code == 0, ran.output\n"
+        f"heavy = set({heavy!r}.split()) & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=subprocess_environment())  # noqa: S603
+    assert (tmp_path / "astronaut-restored.jpg").exists()
 
 
 def test_the_version_is_printed():

@@ -13,18 +13,34 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    ModelMixin,
 )
 from diffusers.callbacks import PipelineCallback
 from diffusers.training_utils import EMAModel
 from diffusers.utils import dynamic_modules_utils, hub_utils
 
-from faceprior import FacePriorPipeline, load_prior
+import faceprior
+from faceprior import load_prior
+from faceprior.corrector import load_corrector
+from faceprior.diffusers import BlindCorrector, FacePriorPipeline, GaussianResidualUNet, PaperCorrector
 from faceprior.errors import DeviceError, OptionError, WeightsError
-from test_pipeline import SIDE, build, faces, restore, same
+from test_pipeline import SIDE, faces, restore, same
 
 TEMPLATE = ((0.3, 0.35), (0.7, 0.35), (0.5, 0.55), (0.33, 0.75), (0.67, 0.75))
 TOKEN = "of the hub"  # noqa: S105
 WEIGHTS = "diffusion_pytorch_model"
+
+
+def build(prior, corrector=None):
+    config = {name: value for name, value in prior.card.schedule.items() if name != "_class_name"}
+    pipeline = FacePriorPipeline(
+        prior.network,
+        DDIMScheduler(**config),
+        corrector.network if corrector else None,
+        card=prior.card,
+        corrector_card=corrector.card if corrector else None,
+    )
+    return quiet(pipeline.to(torch.float32))
 
 
 @pytest.fixture
@@ -40,6 +56,61 @@ def bare(tiny):
 def quiet(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.mark.parametrize("kind", ["blind", "paper"])
+@pytest.mark.parametrize("prior", ["gaussian_prior", "epsilon_prior"])
+def test_it_restores_the_bytes_of_the_pipeline_without_diffusers(tiny, tmp_path, prior, kind):
+    prior, crt = getattr(tiny, prior)(), tiny.corrector(kind=kind)
+    plain = quiet(faceprior.FacePriorPipeline(prior, crt))
+    expected = restore(plain)
+    assert same(restore(build(prior, crt)), expected)
+    plain.save_pretrained(tmp_path / "plain")
+    build(prior, crt).save_pretrained(tmp_path / "ours")
+    for folder in ("plain", "ours"):
+        for own in (faceprior.FacePriorPipeline, FacePriorPipeline):
+            assert same(restore(quiet(own.from_pretrained(tmp_path / folder))), expected)
+    written = {path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*") if path.is_file()}
+    assert {
+        path.relative_to(tmp_path / "ours") for path in (tmp_path / "ours").rglob("*") if path.is_file()
+    } == written
+    for name in (name for name in written if name.parent.name != "scheduler" and name.name != "card.json"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_network_is_a_model_of_diffusers(tiny, tmp_path, dtype):
+    for kind in ("blind", "paper"):
+        build(tiny.gaussian_prior(), tiny.corrector(kind=kind)).save_pretrained(tmp_path / kind)
+    loaded, paper = (
+        FacePriorPipeline.from_pretrained(tmp_path / kind, torch_dtype=dtype) for kind in ("blind", "paper")
+    )
+    kinds = {GaussianResidualUNet: loaded.unet, BlindCorrector: loaded.corrector, PaperCorrector: paper.corrector}
+    for kind, network in kinds.items():
+        folder = tmp_path / kind.__name__
+        assert isinstance(network, kind)
+        assert isinstance(network, ModelMixin)
+        network.save_pretrained(folder)
+        found = kind.from_pretrained(str(folder), torch_dtype=dtype)
+        assert found.dtype == network.dtype == dtype
+        assert dict(found.config) == {**network.config, "_name_or_path": str(folder)}
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor)
+            assert found.state_dict()[name].dtype == tensor.dtype
+        made = kind.from_config(network.config)
+        assert {name: value.shape for name, value in made.state_dict().items()} == {
+            name: value.shape for name, value in network.state_dict().items()
+        }
+    load_corrector(tmp_path / "BlindCorrector")  # what a model of diffusers writes is ours, too
+
+
+def test_a_pipeline_built_without_a_card_can_be_saved(tiny, tmp_path):
+    built = quiet(FacePriorPipeline(tiny.epsilon_network(), DDPMScheduler()).to(torch.float32))
+    built.save_pretrained(tmp_path)
+    assert same(restore(FacePriorPipeline.from_pretrained(tmp_path)), restore(built))
 
 
 # --- components ---
@@ -103,7 +174,7 @@ def test_the_card_goes_with_the_network(tiny, pipeline, tmp_path):
     assert (loaded.card.name, loaded.card.sha256, loaded.card.template) == ("tiny", "", TEMPLATE)
     loaded.unet = tiny.epsilon_network()
     assert (loaded.card.name, loaded.card.sha256, loaded.card.template) == ("UNet2DModel", "", TEMPLATE)
-    unet = type(pipeline.unet).from_pretrained(tmp_path, subfolder="unet")
+    unet = GaussianResidualUNet.from_pretrained(tmp_path, subfolder="unet")
     by_hand = FacePriorPipeline(unet, pipeline.scheduler)
     assert by_hand.card.name == "tiny"
 

@@ -9,7 +9,6 @@ import click
 import pytest
 import typer
 import yaml
-from diffusers import DDIMScheduler
 from typer.testing import CliRunner
 
 from faceprior.benchmark.config import load_benchmark
@@ -73,10 +72,7 @@ def test_a_command_of_a_document_exists_with_its_options(path, line):
 def toy(tiny, tmp_path_factory):
     """A prior with a corrector, and packed faces for it."""
     root = tmp_path_factory.mktemp("toy")
-    prior, corrector = tiny.gaussian_prior(), tiny.corrector()
-    scheduler = DDIMScheduler.from_config(prior.card.schedule)
-    pipeline = FacePriorPipeline(prior.network, scheduler, corrector.network)
-    pipeline.save_pretrained(root / "prior")
+    FacePriorPipeline(tiny.gaussian_prior(), tiny.corrector()).save_pretrained(root / "prior")
     return root / "prior", pack_faces(root)
 
 

@@ -13,7 +13,7 @@ ROOMS = [  # from the ground upwards; those of one line do not know each other
     {"corrector", "sampling", "evaluation"},
     {"doubt", "methods"},
     {"training", "pipeline"},
-    {"photographs"},
+    {"diffusers", "photographs"},
     {"clips", "studies"},
     {"folders"},
     {"benchmark", "scale"},

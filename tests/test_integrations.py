@@ -28,8 +28,7 @@ def pipeline(tiny, tmp_path):
     card = replace(prior.card, template=TIGHT_TEMPLATE)
     save_prior(Prior(prior.network, prior.schedule, prior.prediction_type, card), tmp_path / "prior", half=False)
     loaded = FacePriorPipeline.from_pretrained(tmp_path / "prior", corrector="none")
-    loaded.register_modules(corrector=tiny.corrector().network)
-    return loaded
+    return FacePriorPipeline(loaded.prior, tiny.corrector())
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def test_the_loader_takes_a_saved_folder(nodes, pipeline, tmp_path):
     mappings, _ = nodes
     [loaded] = mappings["LoadFacePrior"]().load(str(tmp_path / "saved"), "auto")
     assert isinstance(loaded, FacePriorPipeline)
-    assert loaded.corrector is not None
+    assert loaded.crt is not None
 
 
 def test_the_workflow_names_nodes_and_their_inputs(nodes):

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -609,12 +608,9 @@ def test_on_a_cpu_one_image_at_a_time_is_differentiated(pipeline, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipeline(tiny):
-    prior = tiny.gaussian_prior()
-    config = {name: value for name, value in prior.card.schedule.items() if name != "_class_name"}
-    corrector = tiny.corrector()
-    built = FacePriorPipeline(prior.network, DDIMScheduler(**config), corrector.network, prior.card, corrector.card)
+    built = FacePriorPipeline(tiny.gaussian_prior(), tiny.corrector())
     built.set_progress_bar_config(disable=True)
-    return built.to(torch.float32)
+    return built
 
 
 def restore(pipeline, name, batch=None, seeds=None, batch_size=8, **options):

@@ -35,9 +35,7 @@ def pipeline(tiny, tmp_path_factory):
     save_prior(tiny.gaussian_prior(), folder)
     loaded = FacePriorPipeline.from_pretrained(folder, corrector=None)
     corrector = tiny.corrector()
-    return FacePriorPipeline(
-        loaded.unet, loaded.scheduler, corrector.network, loaded.prior.card, replace(corrector.card, sha256="c0ffee")
-    )
+    return FacePriorPipeline(loaded.prior, replace(corrector, card=replace(corrector.card, sha256="c0ffee")))
 
 
 def picture(width=8, height=8, seed=0):
@@ -201,8 +199,7 @@ def test_every_option_changes_the_result(pipeline, face, tmp_path):
     for name, options in runs.items():
         run(pipeline, [face], tmp_path / name, options)
         pixels[name] = read_image(tmp_path / name / "face.png").tobytes()
-    without = FacePriorPipeline(pipeline.unet, pipeline.scheduler, None, pipeline.prior.card)
-    run(without, [face], tmp_path / "no corrector", base)
+    run(pipeline.without_corrector(), [face], tmp_path / "no corrector", base)
     pixels["no corrector"] = read_image(tmp_path / "no corrector" / "face.png").tobytes()
     assert read_metadata(tmp_path / "no corrector" / "face.png")["corrector"] is None
     for (name, one), (other, two) in itertools.combinations(pixels.items(), 2):

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
@@ -86,10 +85,9 @@ MOVING = [[(20 + 5 * index, 30, 0)] for index in range(8)]
 
 @pytest.fixture(scope="module")
 def pipeline(tiny, tmp_path_factory):
-    prior, corrector = tiny.gaussian_prior(), tiny.corrector()
-    card = replace(prior.card, template=TIGHT_TEMPLATE)
-    scheduler = DDIMScheduler.from_config({**card.schedule, "prediction_type": "sample"})
-    return FacePriorPipeline(prior.network, scheduler, corrector.network, card, corrector.card)
+    prior = tiny.gaussian_prior()
+    prior.card = replace(prior.card, template=TIGHT_TEMPLATE)
+    return FacePriorPipeline(prior, tiny.corrector())
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_without_the_weights_one_line_says_what_to_install(not_installed, tiny, 
         with pytest.raises(WeightsError, match=r"faces-128.*pip install 'faceprior\[weights\]'"):
             load()
     store.save_prior(tiny.gaussian_prior(), tmp_path)
-    assert FacePriorPipeline.from_pretrained(tmp_path).corrector is None
+    assert FacePriorPipeline.from_pretrained(tmp_path).crt is None
 
 
 def test_priors_list_says_it_too(not_installed):

@@ -14,13 +14,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin, UNet2DModel
-from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from faceprior.errors import OptionError, WeightsError
 from faceprior.images import resize
-from faceprior.networks import ResidualUNet
+from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.store import (
@@ -81,7 +79,7 @@ def enlarge_grid(values: torch.Tensor, stride: int) -> torch.Tensor:
     return F.pad(filled, (0, stride - 1, 0, stride - 1), mode="replicate")
 
 
-class BlindCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class BlindCorrector(ConfiguredNetwork):
     """E[x0 | grid of x_t, bad face]: a conditional denoiser of the grid that fills the pixels between, too.
 
     It sees the bad face at the prior's own resolution, whatever was done to it, and the sample on the grid. There
@@ -102,7 +100,7 @@ class BlindCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
     knows_level: ClassVar[bool] = True
     """It is told the level of the sample that it sees."""
 
-    @register_to_config
+    @keep_config
     def __init__(
         self,
         resolution: int = 128,
@@ -153,7 +151,7 @@ class _AddCondition(nn.Conv2d):
         return super().forward(x) + _CONDITION_SHARE * condition.mean(1, keepdim=True)
 
 
-class PaperCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class PaperCorrector(ConfiguredNetwork):
     """The authors' network: the clean face on the grid from (M ⊙ x_{t−1}, t, M ⊙ y), as a correction to y.
 
     It computes on R×R, with zeros off the grid.
@@ -174,7 +172,7 @@ class PaperCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
     knows_level: ClassVar[bool] = False
     """It is told the step that led to the sample that it sees, as in the authors' code."""
 
-    @register_to_config
+    @keep_config
     def __init__(
         self,
         resolution: int = 256,
@@ -188,6 +186,8 @@ class PaperCorrector(ModelMixin, ConfigMixin):  # type: ignore[misc]
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
     ) -> None:
+        from diffusers import UNet2DModel  # takes seconds
+
         super().__init__()
         if block_out_channels[-1] % attention_head_dim:
             widest = block_out_channels[-1]

@@ -1,16 +1,58 @@
-"""The network that the embedded prior and corrector share: a residual U-Net without norms."""
+"""What our networks are made of: a configuration that is saved with them, and a residual U-Net without norms."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 _EMBEDDING = 128  # channels of the time embedding
+
+
+class ConfiguredNetwork(nn.Module):
+    """A network that knows what it was made with, as `config.json` beside its weights has it.
+
+    diffusers' models do so, too, but take seconds to import; `faceprior.diffusers` has ours as such.
+    """
+
+    loaded_from: str = ""
+    _config: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What it was made with, by name, and as `_name_or_path` the folder that it was loaded from, if any."""
+        return {**self._config, **({"_name_or_path": self.loaded_from} if self.loaded_from else {})}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of its parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters lie."""
+        return next(self.parameters()).device
+
+
+def keep_config(init: Callable[..., None]) -> Callable[..., None]:
+    """Let `__init__` of a `ConfiguredNetwork` keep its arguments and defaults as `config`."""
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def init_and_keep(self: ConfiguredNetwork, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        init(self, *args, **kwargs)
+        self._config = dict(list(bound.arguments.items())[1:])  # without self
+
+    return init_and_keep
 
 
 class Conv3x3(nn.Module):

@@ -120,8 +120,8 @@ class Studio:
 
     def corrector_stride(self, prior: str | None = None) -> int | None:
         """The stride of the corrector that comes with this prior; None where there is none."""
-        corrector = self._pipeline(Controls(prior=prior)).corrector
-        return None if corrector is None else int(corrector.stride)
+        crt = self._pipeline(Controls(prior=prior)).crt
+        return None if crt is None else crt.network.stride
 
     def look(self, path: Path, controls: Controls) -> Prepared:
         """Read a photograph and find its faces.

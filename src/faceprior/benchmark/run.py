@@ -92,7 +92,7 @@ class Benchmark:
         meter_options: MeterOptions,
     ) -> None:
         self.pipeline, self.config, self.faces, self.output = pipeline, config, faces, output
-        self.methods = config.chosen_methods(references_for(has_corrector=pipeline.corrector is not None))
+        self.methods = config.chosen_methods(references_for(has_corrector=pipeline.crt is not None))
         for preset in self.methods.values():
             pipeline.check(preset)
         for condition in config.conditions():
@@ -266,7 +266,7 @@ class Benchmark:
             "samples": config.samples,
             "resolution": pipeline.resolution,
             "device": pipeline.prior.device.type,
-            "dtype": str(next(pipeline.unet.parameters()).dtype).removeprefix("torch."),
+            "dtype": str(pipeline.prior.dtype).removeprefix("torch."),
             "whole_batches": config.whole_batches,
             **self._weights(case.preset),
         }

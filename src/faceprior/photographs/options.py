@@ -126,7 +126,7 @@ def how_made(pipeline: FacePriorPipeline, options: RestoreOptions) -> dict[str, 
         "prior": prior if method.uses_prior else None,
         "corrector": {"name": used.name, "sha256": used.sha256} if used else None,
         "device": str(pipeline.prior.device.type),
-        "dtype": str(next(pipeline.unet.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(pipeline.prior.dtype).removeprefix("torch."),
         **({"upscaler": load_upscaler(options.upscaler).about} if options.upscaler is not None else {}),
     }
 

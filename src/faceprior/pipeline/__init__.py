@@ -1,4 +1,4 @@
-"""Faces in, faces out: the diffusers pipeline and the workflow over files."""
+"""Aligned faces in, faces out."""
 
 from __future__ import annotations
 

@@ -1,33 +1,21 @@
-"""`FacePriorPipeline`: face restoration as a diffusers pipeline."""
+"""`FacePriorPipeline`: aligned faces in, faces out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput
 from torch import nn
+from tqdm.auto import tqdm
 
-from faceprior.corrector import Correction, Corrector, CorrectorNetwork, save_corrector
-from faceprior.devices import choose_device
+from faceprior.corrector import Correction, Corrector, embedded_corrector_for, load_corrector, save_corrector
 from faceprior.doubt import error_scale, half_width
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import lr_consistency
 from faceprior.images import MIN_SIDE
 from faceprior.methods import DEFAULT_PRESET, Method, Preset, find_method, find_preset
-from faceprior.pipeline.components import (
-    check_component,
-    corrector_for,
-    describe,
-    prediction_type_of,
-    schedule_of,
-    scheduler_for,
-)
 from faceprior.pipeline.conversions import (
     ImageInput,
     OutputType,
@@ -39,9 +27,8 @@ from faceprior.pipeline.conversions import (
     low_resolution,
     plain,
 )
-from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior, load_prior, save_prior
-from faceprior.priors.residual_unet import GaussianResidualUNet
-from faceprior.priors.store import bare, in_own_memory, read_index, write_index
+from faceprior.priors import DEFAULT_PRIOR, ModelCard, Prior, load_prior, save_prior
+from faceprior.priors.store import in_own_memory, index_entry, read_index, resolve, write_index
 from faceprior.sampling import (
     Batch,
     Initial,
@@ -57,11 +44,8 @@ from faceprior.sampling import (
 
 StepCallback = Callable[["FacePriorPipeline", int, int, dict[str, Any]], dict[str, Any]]
 
-_COMPONENTS = ("unet", "scheduler", "corrector")
 
-
-@dataclass
-class FacePriorOutput(BaseOutput):  # type: ignore[misc]
+class FacePriorOutput(NamedTuple):
     """Restored faces: B inputs, N samples of each.
 
     Attributes:
@@ -82,227 +66,122 @@ class FacePriorOutput(BaseOutput):  # type: ignore[misc]
     scales: list[float]
 
 
-class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
+class FacePriorPipeline:
     """Restores aligned low-resolution faces with a diffusion prior, by DPI or any other method.
 
-    What is registered is what counts: prior and corrector are made anew from the components for every call, so
-    that `pipeline.unet = ...`, `torch.compile` and another scheduler act at once.
+    `faceprior.diffusers.FacePriorPipeline` is the same as a diffusers pipeline.
 
     Args:
-        unet: the prior's network, any that `faceprior.priors.load_prior` loads.
-        scheduler: a diffusers scheduler that carries the prior's noise schedule and prediction type; the
-            sampling itself is the presets'.
-        corrector: the CRT; None restores without.
-        card: what the prior is; None takes the card from the folder that the network was loaded from, or else
-            makes one from the network.
-        corrector_card: what the corrector is; None as for the card.
-
-    Raises:
-        WeightsError: the scheduler's noise schedule or the network is not one that a prior can have. Assigning a
-            component raises it too.
+        prior: as `faceprior.priors.load_prior` loads it.
+        crt: the corrector, as `faceprior.corrector.load_corrector` loads it; None restores without.
     """
 
-    model_cpu_offload_seq = "unet->corrector"
-    _optional_components = ("corrector",)
     _callback_tensor_inputs = ("sample", "x0")
 
-    unet: Any
-    scheduler: Any
-    corrector: Any
-
-    def __init__(
-        self,
-        unet: UNet2DModel | GaussianResidualUNet,
-        scheduler: SchedulerMixin,
-        corrector: CorrectorNetwork | None = None,
-        card: ModelCard | None = None,
-        corrector_card: ModelCard | None = None,
-    ) -> None:
-        self._cards: dict[str, ModelCard] = {}
+    def __init__(self, prior: Prior, crt: Corrector | None = None) -> None:
+        self._prior, self._crt = prior, crt
+        self._progress_bar_config: dict[str, Any] = {}
         self._interrupt = False
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, corrector=corrector)
-        for name, own in (("unet", card), ("corrector", corrector_card)):
-            if own is not None and getattr(self, name) is not None:
-                self._cards[name] = own
+        for network in self._networks:
+            in_own_memory(network)
         self.to()  # networks lie in memory as after loading, so results are the same to the last bit
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Register a component, or say at once why it cannot be one."""
-        before = self.__dict__.get(name)
-        if name in _COMPONENTS:
-            check_component(name, value, before)
-            if value is not None and self.config[name][0] is None:
-                self.register_modules(**{name: value})  # diffusers would keep that there is none, and save none
-                return
-        super().__setattr__(name, value)
-        if name in ("unet", "corrector") and value is not None:
-            in_own_memory(value)
-            if before is None or bare(value) is not bare(before):
-                self._cards[name] = describe(value, self._cards.get(name))
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path = DEFAULT_PRIOR,
         *,
-        corrector: str | Path | CorrectorNetwork | None = "auto",
-        unet: nn.Module | None = None,
-        scheduler: SchedulerMixin | None = None,
+        corrector: str | Path | None = "auto",
         adm_config: Path | None = None,
         torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-        device_map: str | None = None,
-        variant: str | None = None,
-        use_safetensors: bool | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        **unknown: Any,
+        **options: Any,
     ) -> FacePriorPipeline:
         """Load a prior and its corrector.
 
         Args:
-            pretrained_model_name_or_path: name of an embedded prior, diffusers folder, hub id or ADM checkpoint
-                file.
-            corrector: name, folder, hub id or network; "auto" takes what was saved with the prior, and where
-                the folder says nothing about a corrector the embedded one of the same resolution and noise schedule,
-                if there is one; None or "none" takes none.
-            unet: a network instead of the saved one.
-            scheduler: a scheduler instead of the saved one.
+            pretrained_model_name_or_path: name of an embedded prior, diffusers folder, hub id or ADM checkpoint file.
+            corrector: name, folder or hub id; "auto" takes what was saved with the prior, and where the folder says
+                nothing about a corrector the embedded one of the same resolution and noise schedule, if there is one;
+                None or "none" takes none.
             adm_config: architecture flags of an ADM checkpoint file.
             torch_dtype: number format to compute in; None is float32.
-            dtype: the same under diffusers' newer name.
-            device_map: device for all networks: "cuda", "cpu", ..., or "balanced" for the best there is.
-            variant: "fp16" and the like: of several sets of weights in the folder, the one with this in its name.
-            use_safetensors: True refuses pickled weights, False takes only them; None takes safetensors where there
-                are both.
-            revision: branch, tag or commit of the hub's repository.
-            cache_dir: where downloads are kept.
-            token: for the hub.
-            local_files_only: don't ask the hub.
-            force_download: download again.
-            **unknown: other options of diffusers are refused by name.
+            **options: see `load_components`; others are a TypeError.
 
         Raises:
             WeightsError: something is not found, not safe, or does not fit.
-            OptionError: the corrector does not fit the prior, or an option is unknown.
-            DeviceError: the device does not exist on this machine.
+            OptionError: the corrector does not fit the prior.
         """
-        if unknown:
-            raise OptionError(f"FacePriorPipeline.from_pretrained has no option {', '.join(sorted(unknown))}")
-        number_format = torch_dtype or dtype or torch.float32
-        if not isinstance(number_format, torch.dtype):
-            raise OptionError(f"torch_dtype is {number_format!r}; give one torch.dtype, such as torch.bfloat16")
-        if not isinstance(device_map, str | None):
-            raise OptionError(f"device_map is {device_map!r}; name one device for all networks, or balanced")
-        device = choose_device("auto" if device_map == "balanced" else device_map) if device_map else None
-
-        source, hub = pretrained_model_name_or_path, {"cache_dir": cache_dir, "token": token}
-        hub |= {"local_files_only": local_files_only, "force_download": force_download}
-        prior = load_prior(
-            source, adm_config, variant=variant, use_safetensors=use_safetensors, revision=revision, **hub
-        )
-        found = corrector_for(prior, source, corrector, variant, use_safetensors, revision, hub)
-        pipeline = cls(
-            prior.network,
-            scheduler_for(prior),
-            found.network if found else None,
-            card=prior.card,
-            corrector_card=found.card if found else None,
-        )
-        if unet is not None:
-            pipeline.unet = unet
-        if scheduler is not None:
-            pipeline.scheduler = scheduler
-        return pipeline.to(device, number_format)
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> FacePriorPipeline:
-        """Make a pipeline of another one's components, as diffusers does, and of the cards that go with them."""
-        if isinstance(pipeline, FacePriorPipeline):
-            for name, card in (("unet", "card"), ("corrector", "corrector_card")):
-                if name not in kwargs:
-                    kwargs.setdefault(card, getattr(pipeline, card))
-        made: FacePriorPipeline = super().from_pipe(pipeline, **kwargs)
-        return made
+        found = load_components(pretrained_model_name_or_path, corrector, adm_config, **options)
+        return cls(*found).to(dtype=torch_dtype)
 
     def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        push_to_hub: bool = False,
-        **hub: Any,
+        self, save_directory: str | Path, *, safe_serialization: bool = True, variant: str | None = None
     ) -> None:
-        """Write prior, scheduler, corrector and cards as a diffusers folder that `from_pretrained` reads.
+        """Write prior, noise schedule, corrector and cards as a diffusers folder that `from_pretrained` reads.
 
         Args:
             save_directory: the folder; made if it is missing.
             safe_serialization: weights as safetensors rather than pickled.
             variant: "fp16" and the like: part of the weights' file names; their numbers stay as they are.
-            push_to_hub: upload it all, too.
-            **hub: `repo_id` (the folder's name without), `commit_message`, `private`, `token`, `create_pr`.
-
-        Raises:
-            OptionError: an option is unknown.
         """
-        if unknown := hub.keys() - {"repo_id", "commit_message", "private", "token", "create_pr"}:
-            raise OptionError(f"FacePriorPipeline.save_pretrained has no option {', '.join(sorted(unknown))}")
-        if hub and not push_to_hub:
-            raise OptionError(f"{', '.join(sorted(hub))} says how to upload; add push_to_hub=True")
-        folder = Path(save_directory)
+        folder, crt = Path(save_directory), self.crt
         how: dict[str, Any] = {"variant": variant, "safe_serialization": safe_serialization}
         save_prior(self.prior, folder, half=False, **how)
-        corrector = self._corrector()
-        if corrector is not None:
-            save_corrector(corrector, folder / "corrector", half=False, **how)
+        if crt is not None:
+            save_corrector(crt, folder / "corrector", half=False, **how)
         components = {name: entry for name, entry in read_index(folder).items() if not name.startswith("_")}
-        write_index(folder, **{**components, "corrector": self.config["corrector"]})
-        if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", folder.resolve().name), **hub, **how)
+        write_index(folder, **{**components, "corrector": index_entry(crt.network) if crt else [None, None]})
 
-    def to(self, *args: Any, silence_dtype_warnings: bool = True, **kwargs: Any) -> FacePriorPipeline:
+    def to(self, *args: Any, **kwargs: Any) -> FacePriorPipeline:
         """Move and cast the networks, as `torch.nn.Module.to` does."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # noqa: SLF001 - as torch and diffusers parse it
-        if device is not None:
-            super().to(device, silence_dtype_warnings=silence_dtype_warnings)  # it knows what is offloaded
-        for network in (self.unet, self.corrector):
-            if network is not None:
-                nn.Module.to(network, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in self._networks:
+            nn.Module.to(network, *args, **kwargs, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def without_corrector(self) -> FacePriorPipeline:
         """Return a pipeline of the same prior, not a copy of it, that restores without a corrector."""
-        return FacePriorPipeline(self.unet, self.scheduler, None, card=self.card)
+        return FacePriorPipeline(self.prior)
 
     @property
     def prior(self) -> Prior:
-        """The registered network under the registered noise schedule."""
-        schedule = NoiseSchedule.from_scheduler_config(self.scheduler.config)
-        return Prior(self.unet, schedule, prediction_type_of(self.scheduler), self.card)
+        """The diffusion model."""
+        return self._prior
+
+    @property
+    def crt(self) -> Corrector | None:
+        """The corrector, if there is one."""
+        return self._crt
 
     @property
     def card(self) -> ModelCard:
-        """What the prior is; of a network that took the place of another, the sha256 is unknown."""
-        return replace(
-            self._cards["unet"],
-            schedule=schedule_of(self.scheduler),
-            prediction_type=prediction_type_of(self.scheduler),
-        )
+        """What the prior is."""
+        return self.prior.card
 
     @property
     def corrector_card(self) -> ModelCard | None:
         """What the corrector is, if there is one."""
-        return None if self.corrector is None else self._cards["corrector"]
+        return self.crt.card if self.crt else None
 
     @property
     def resolution(self) -> int:
         """Side R of restored faces, in pixels."""
-        return self._cards["unet"].resolution
+        return self.card.resolution
+
+    def progress_bar(self, *, total: int) -> Any:
+        """Return a bar of steps, as diffusers' pipelines have it."""
+        return tqdm(total=total, **self._progress_bar_config)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Set options of tqdm for the bar of steps, `disable=True` for none."""
+        self._progress_bar_config = options
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [self.prior.network, *([self.crt.network] if self.crt else [])]
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.prior.device
 
     @property
     def interrupt(self) -> bool:
@@ -315,12 +194,12 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         self._steps(preset)
         method.solver(preset.sampling)
         face = torch.zeros(3, MIN_SIDE, MIN_SIDE)
-        method.begin([face], self.prior, preset.options, self._corrector(method))
+        method.begin([face], self.prior, preset.options, self._crt_for(method))
 
     @torch.no_grad()
     def expected(self, faces: Sequence[torch.Tensor]) -> list[Correction | None]:
         """What the corrector expects of each low-resolution face (3, n, n), as a batch of one; None without one."""
-        corrector, device = self._corrector(), self._execution_device
+        corrector, device = self.crt, self._execution_device
         if corrector is None:
             return [None] * len(faces)
         return self._each(lambda face: corrector.alone(corrector.network.see(face[None].to(device))), faces)
@@ -335,8 +214,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
         Returns:
             (B, R, R), on the scale of [0, 1] pixel values; None where it is not known.
         """
-        card = self.corrector_card if self.corrector is not None else self.card
-        calibration = {} if card is None else card.calibration
+        calibration = (self.corrector_card or self.card).calibration
 
         def width(face: torch.Tensor, own: torch.Tensor, expected: Correction | None) -> torch.Tensor | None:
             scale = error_scale(own[0], expected, own)
@@ -352,12 +230,8 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _steps(self, preset: Preset) -> list[Step]:
         return find_method(preset.method).steps(self.prior.schedule, preset.sampling, preset.options)
 
-    def _corrector(self, method: Method | None = None) -> Corrector | None:
-        """The corrector, if there is one and the method works with it."""
-        card = self.corrector_card
-        if card is None or (method is not None and not method.uses_corrector):
-            return None
-        return Corrector(self.corrector, card)
+    def _crt_for(self, method: Method) -> Corrector | None:
+        return self.crt if method.uses_corrector else None
 
     @torch.no_grad()
     def __call__(
@@ -414,8 +288,10 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise OptionError(f"samples is {num_samples!r} and batch size {batch_size!r}; both must be at least 1")
         if output_type not in ("pil", "np", "pt"):
             raise OptionError(f"output_type is {output_type!r}; choose pil, np or pt")
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        # diffusers' callbacks say themselves which tensors they want
+        callback_on_step_end_tensor_inputs = getattr(
+            callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
+        )
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise OptionError(f"callback tensors {', '.join(sorted(unknown))} are not known; choose sample and x0")
         if "steps" in options:
@@ -448,7 +324,6 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
                 faces, generators_of(generator, len(faces)), num_samples, chosen, batch_size, on_step
             )
         doubt = self.doubt(faces, samples)
-        self.maybe_free_model_hooks()
         output = FacePriorOutput(
             images=as_images(samples.flatten(0, 1), output_type),
             mean=as_images(samples.mean(1), output_type),
@@ -460,8 +335,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             ],
             scales=[self.resolution / face.shape[-1] for face in faces],
         )
-        # not `to_tuple`, which leaves out what is None
-        return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
+        return output if return_dict else tuple(output)
 
     @torch.inference_mode(mode=False)  # inside it there are no gradients, which some methods take
     def restore(
@@ -496,7 +370,7 @@ class FacePriorPipeline(DiffusionPipeline):  # type: ignore[misc]
             OptionError: initial faces are given to a method that cannot start from them.
         """
         method, steps = find_method(preset.method), self._steps(preset)
-        prior, corrector = self.prior, self._corrector(method)
+        prior, corrector = self.prior, self._crt_for(method)
         device, batch_size = self._execution_device, self._batch_size(preset, batch_size)
         each = in_turn if whole_batches else self._each
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
@@ -540,3 +414,56 @@ class _InterruptedError(Exception):
     def __init__(self, x0: torch.Tensor) -> None:
         super().__init__()
         self.x0 = x0
+
+
+def load_components(
+    source: str | Path,
+    corrector: str | Path | None = "auto",
+    adm_config: Path | None = None,
+    *,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> tuple[Prior, Corrector | None]:
+    """Load a prior and the corrector that goes with it.
+
+    Args:
+        source: see `FacePriorPipeline.from_pretrained`.
+        corrector: see there.
+        adm_config: see there.
+        variant: "fp16" and the like: of several sets of weights in the folder, the one with this in its name.
+        use_safetensors: True refuses pickled weights, False takes only them; None takes safetensors where there
+            are both.
+        revision: branch, tag or commit of the prior's repository on the hub.
+        cache_dir: where downloads are kept.
+        token: for the hub.
+        local_files_only: don't ask the hub.
+        force_download: download again.
+
+    Raises:
+        WeightsError: something is not found, not safe, or does not fit.
+        OptionError: the corrector does not fit the prior.
+    """
+    how: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
+    hub: dict[str, Any] = {"cache_dir": cache_dir, "token": token}
+    hub |= {"local_files_only": local_files_only, "force_download": force_download}
+    prior = load_prior(source, adm_config, **how, revision=revision, **hub)
+    if corrector is None or corrector == "none":
+        return prior, None
+    if corrector == "auto":
+        here = {**hub, "local_files_only": True, "force_download": False}  # it was downloaded with the prior
+        folder = resolve(source, "prior", **here, revision=revision)
+        index = read_index(folder)
+        if "corrector" not in index:
+            return prior, embedded_corrector_for(prior.resolution, prior.schedule)
+        if index["corrector"][0] is None:
+            return prior, None
+        crt = load_corrector(folder / "corrector", **how)
+    else:
+        crt = load_corrector(corrector, **hub)
+    crt.check(prior.resolution, prior.schedule, crt.network.stride)
+    return prior, crt

@@ -66,6 +66,11 @@ class Prior:
         """Where the network's parameters lie."""
         return next(self.network.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return next(self.network.parameters()).dtype
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Prior:
         """Move the network, which then computes in `dtype`; its inputs and outputs stay float32."""
         nn.Module.to(self.network, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -80,7 +85,7 @@ class Prior:
         """
         alphas_cumprod = self.schedule.at(t)
         signal, noise = alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt()
-        dtype = getattr(self.network, "input_dtype", None) or next(self.network.parameters()).dtype
+        dtype = getattr(self.network, "input_dtype", self.dtype)
         predicted = self.network(x_t.to(dtype), t).sample.float()
         variance_range = None
         if predicted.shape[1] == 2 * x_t.shape[1]:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from faceprior.networks import ResidualUNet
+from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config
 from faceprior.priors.gaussian import GaussianDenoiser
 from faceprior.priors.noise_schedule import NoiseSchedule
 
 
-class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class Prediction(NamedTuple):
+    """What a network says of x_t, under the name that diffusers' models have for it."""
+
+    sample: torch.Tensor
+
+
+class GaussianResidualUNet(ConfiguredNetwork):
     """Predicts x0 as g(x_t) + s_t · F(x_t, g(x_t), t): Gaussian estimate plus scaled network residual.
 
     g is `GaussianDenoiser` and s_t the root mean square of its error at step t, measured on the training faces,
     so the network's target has unit variance at every noise level. F is a `ResidualUNet` behind a pixel-unshuffle
-    by 2, which quarters the cost of the top level. A diffusers model of prediction type "sample".
+    by 2, which quarters the cost of the top level. Its prediction type is "sample".
 
     Args:
         sample_size: side R of the images, in pixels, divisible by 2 · 2^(levels).
@@ -36,7 +39,7 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     error_std: torch.Tensor  # (T,), s_t
     alphas_cumprod: torch.Tensor  # (T,)
 
-    @register_to_config
+    @keep_config
     def __init__(
         self,
         sample_size: int = 128,
@@ -56,15 +59,6 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.register_buffer("error_std", torch.ones(num_train_timesteps))
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod.float(), persistent=False)
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as diffusers does, but the closed-form part in float32, as `to` leaves it."""
-        dtypes = [kwargs.pop(name, None) for name in ("torch_dtype", "dtype")]
-        dtype = next(filter(None, dtypes), torch.float32)
-        loaded = super().from_pretrained(*args, **kwargs, torch_dtype=torch.float32)
-        torch.nn.Module.to(loaded[0] if isinstance(loaded, tuple) else loaded, dtype=dtype)
-        return loaded
-
     @property
     def input_dtype(self) -> torch.dtype:
         """Noisy images come in as float32 whatever the U-Net computes in: the Gaussian needs their precision."""
@@ -77,13 +71,13 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, return_dict: bool = True
-    ) -> UNet2DOutput | tuple[torch.Tensor]:
+    ) -> Prediction | tuple[torch.Tensor]:
         """Estimate x0 (float32, unclipped).
 
         Args:
             sample: x_t, shape (B, 3, R, R).
             timestep: t, an integer or shape (B,).
-            return_dict: return a `UNet2DOutput` rather than a tuple.
+            return_dict: return a `Prediction` rather than a plain tuple.
         """
         t = torch.as_tensor(timestep, device=sample.device).long().expand(sample.shape[0])
         gaussian = self.gaussian(sample, self.alphas_cumprod[t].view(-1, 1, 1, 1))
@@ -91,4 +85,4 @@ class GaussianResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         features = features.to(self.unet.conv_in.weight.dtype, memory_format=torch.channels_last)
         residual = F.pixel_shuffle(self.unet(features, t).float(), 2)  # (B, 3, R, R)
         x0 = gaussian + self.error_std[t].view(-1, 1, 1, 1) * residual
-        return UNet2DOutput(sample=x0) if return_dict else (x0,)
+        return Prediction(x0) if return_dict else (x0,)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
 
 from faceprior.errors import WeightsError
 from faceprior.hub import Address, check_download, download
+from faceprior.networks import ConfiguredNetwork
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -35,14 +37,23 @@ PRIOR_NETWORKS = {
 
 _PIPELINE_CODE = '''"""Tells `DiffusionPipeline.from_pretrained` which pipeline these weights are for."""
 
-from faceprior import FacePriorPipeline
+from faceprior.diffusers import FacePriorPipeline
 
 __all__ = ["FacePriorPipeline"]
 '''
 
 _ALIGNMENT = 64  # bytes, of what torch allocates on a CPU
 _PUBLIC = Path(__file__).with_name("public")
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 
 def embedded_folder() -> Path | None:
@@ -189,14 +200,19 @@ def save_prior(
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir(parents=True, exist_ok=True)
     scheduler.write_text(json.dumps(prior.card.schedule, indent=2) + "\n", encoding="utf-8")
-    network = type(bare(prior.network))
-    library = "diffusers" if network.__module__.startswith("diffusers.") else network.__module__
     write_index(
         folder,
-        unet=[library, network.__name__],
+        unet=index_entry(prior.network),
         scheduler=["diffusers", prior.card.schedule["_class_name"]],
     )
     return write_card(prior.card, folder, weights)
+
+
+def index_entry(network: nn.Module) -> list[str]:
+    """Return where `DiffusionPipeline.from_pretrained` finds a network's class."""
+    kind = type(bare(network))
+    theirs = kind.__module__.startswith("diffusers.")
+    return ["diffusers" if theirs else "faceprior.diffusers.models", kind.__name__]
 
 
 def write_index(folder: Path, **components: Sequence[str | None]) -> None:
@@ -246,7 +262,7 @@ def read_card(folder: Path, weights: Path) -> ModelCard | None:
 
 def card_beside(network: nn.Module, kind: Literal["prior", "corrector"]) -> ModelCard | None:
     """Return the card in the folder that diffusers loaded a network from, or in the one above; None without any."""
-    source = getattr(getattr(network, "config", None), "_name_or_path", None)
+    source = getattr(network, "config", {}).get("_name_or_path")
     for folder in (Path(source), Path(source).parent) if source else ():
         card = ModelCard.read(folder)
         if card is not None and card.kind == kind:
@@ -291,34 +307,60 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 
 def load_network(weights: Path, kind: type[nn.Module]) -> nn.Module:
-    """Load a diffusers model in float32, refusing missing, unexpected and misshapen keys by name.
+    """Load a network in float32, refusing missing, unexpected and misshapen keys by name.
 
     Args:
         weights: its file, as `find_weights` finds it.
-        kind: its class.
+        kind: its class: one of our own, or a diffusers model.
+
+    Raises:
+        WeightsError: see above, or the file cannot be read.
     """
-    folder, (_, *variant, suffix) = weights.parent, weights.name.split(".")
+    load = _load_configured if issubclass(kind, ConfiguredNetwork) else _load_diffusers
+    folder = weights.parent
     try:
-        network, info = kind.from_pretrained(  # type: ignore[attr-defined]
-            folder,
-            output_loading_info=True,
-            low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
-            variant=".".join(variant) or None,
-            use_safetensors=suffix == "safetensors",
-        )
+        network, faults = load(weights, kind)
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:300] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{folder}: the weights cannot be loaded ({reason})") from error
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if info[fault]:
-            names = ", ".join(str(key) for key in info[fault][:5])
-            more = f" and {len(info[fault]) - 5} more" if len(info[fault]) > 5 else ""
-            raise WeightsError(
-                f"{folder}: {fault.replace('_', ' ')}: {names}{more}; the weights do not fit config.json"
-            )
-    loaded: nn.Module = network.eval().requires_grad_(requires_grad=False)
-    return in_own_memory(loaded)
+    for fault, names in faults.items():
+        if names:
+            named = ", ".join(str(key) for key in names[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise WeightsError(f"{folder}: {fault}: {named}{more}; the weights do not fit config.json")
+    return in_own_memory(network.eval().requires_grad_(requires_grad=False))
+
+
+def _load_configured(weights: Path, kind: type[nn.Module]) -> tuple[nn.Module, dict[str, list[str]]]:
+    config = {name: value for name, value in read_json(weights.parent / "config.json").items() if name[0] != "_"}
+    network = kind(**config)
+    assert isinstance(network, ConfiguredNetwork)  # noqa: S101 - it is of the class that was asked for
+    network.loaded_from = str(weights.parent)
+    own = network.state_dict()
+    pickled = weights.suffix == ".bin"
+    state = torch.load(weights, map_location="cpu", weights_only=True) if pickled else load_file(weights)
+    faults = {
+        "missing keys": [name for name in own if name not in state],
+        "unexpected keys": [name for name in state if name not in own],
+        "mismatched keys": [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    if not any(faults.values()):
+        network.load_state_dict(state)
+    return network, faults
+
+
+def _load_diffusers(weights: Path, kind: type[nn.Module]) -> tuple[nn.Module, dict[str, list[str]]]:
+    _, *variant, suffix = weights.name.split(".")
+    network, info = kind.from_pretrained(  # type: ignore[attr-defined]
+        weights.parent,
+        output_loading_info=True,
+        low_cpu_mem_usage=False,
+        torch_dtype=torch.float32,
+        variant=".".join(variant) or None,
+        use_safetensors=suffix == "safetensors",
+    )
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    return network, {fault.replace("_", " "): info[fault] for fault in kinds}
 
 
 def in_own_memory(network: nn.Module) -> nn.Module:
@@ -335,10 +377,10 @@ def in_own_memory(network: nn.Module) -> nn.Module:
 def save_network(
     network: nn.Module, folder: Path, *, half: bool, variant: str | None = None, safe_serialization: bool = True
 ) -> Path:
-    """Write a diffusers model; returns the weights file.
+    """Write a network as a diffusers model; returns the weights file.
 
     Args:
-        network: the model, compiled or not.
+        network: one of ours or of diffusers', compiled or not.
         folder: where to; made if it is missing.
         half: in float16 rather than as it is.
         variant: "fp16" and the like: the middle of the file's name.
@@ -346,8 +388,9 @@ def save_network(
     """
     network = bare(network)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {key: value for key, value in json.loads(network.to_json_string()).items() if key != "_name_or_path"}  # type: ignore[operator]
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config = {name: value for name, value in network.config.items() if name[0] != "_"}  # type: ignore[operator,union-attr]
+    text = json.dumps({"_class_name": type(network).__name__, **config}, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if half:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

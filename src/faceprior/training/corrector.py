@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from faceprior.corrector import (
     BlindCorrector,
     Correction,
     Corrector,
+    CorrectorNetwork,
     PaperCorrector,
     load_corrector,
     save_corrector,
@@ -73,10 +74,10 @@ class CorrectorTask:
                 )
             network.requires_grad_(requires_grad=True)
         else:
-            kind = BlindCorrector if config.network == "blind" else PaperCorrector
+            kind: Callable[..., CorrectorNetwork] = BlindCorrector if config.network == "blind" else PaperCorrector
             network = build_network(kind, config.network_options, resolution=faces.size)
         self.network: nn.Module = network
-        self.shape: BlindCorrector | PaperCorrector = network
+        self.shape: CorrectorNetwork = network
         betas = {name: network.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
         self.card = ModelCard(
             kind="corrector",
@@ -168,6 +169,6 @@ class CorrectorTask:
 
     def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
         """Write a corrector folder in float16."""
-        assert isinstance(network, BlindCorrector | PaperCorrector)  # noqa: S101 - the trainer hands back our own network
+        assert isinstance(network, CorrectorNetwork)  # noqa: S101 - the trainer hands back our own network
         figures = {name: round(value, 3) for name, value in held_out.items()}
         save_corrector(Corrector(network, replace(self.card, training=training, held_out=figures)), folder)

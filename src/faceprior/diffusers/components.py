@@ -1,20 +1,19 @@
-"""What the components of a pipeline may be, what is known of them, and where those of saved pipelines come from."""
+"""What the components of a diffusers pipeline may be, and what is known of them."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import diffusers
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import nn
 
-from faceprior.corrector import Corrector, CorrectorNetwork, embedded_corrector_for, load_corrector
+from faceprior.corrector import CorrectorNetwork
 from faceprior.errors import WeightsError
 from faceprior.priors import ModelCard, NoiseSchedule, Prior
-from faceprior.priors.store import bare, card_beside, read_index, resolve
+from faceprior.priors.store import bare, card_beside
 
 _OF_THE_PRIOR = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
 """What a scheduler says about the prior; the rest of its configuration is about sampling, which is the presets'."""
@@ -102,47 +101,3 @@ def scheduler_for(prior: Prior) -> SchedulerMixin:
     named = getattr(diffusers, str(prior.card.schedule.get("_class_name")), None)
     kind: Any = named if isinstance(named, type) and issubclass(named, SchedulerMixin) else DDIMScheduler
     return kind.from_config({**prior.card.schedule, "prediction_type": prior.prediction_type})
-
-
-def corrector_for(
-    prior: Prior,
-    source: str | Path,
-    choice: str | Path | nn.Module | None,
-    variant: str | None,
-    use_safetensors: bool | None,
-    revision: str | None,
-    hub: dict[str, Any],
-) -> Corrector | None:
-    """Return the corrector that goes with a prior.
-
-    Args:
-        prior: as it was loaded.
-        source: where from.
-        choice: see `FacePriorPipeline.from_pretrained`.
-        variant: of the prior's folder.
-        use_safetensors: for the prior's folder.
-        revision: of the prior's repository.
-        hub: options for the hub.
-
-    Raises:
-        WeightsError: it is not found, or not safe.
-        OptionError: it does not fit the prior.
-    """
-    if choice is None or choice == "none":
-        return None
-    if isinstance(choice, nn.Module):
-        check_component("corrector", choice, None)
-        found = Corrector(cast("CorrectorNetwork", choice), describe(choice))
-    elif choice == "auto":
-        here = {**hub, "local_files_only": True, "force_download": False}  # it was downloaded with the prior
-        folder = resolve(source, "prior", **here, revision=revision)
-        index = read_index(folder)
-        if "corrector" not in index:
-            return embedded_corrector_for(prior.resolution, prior.schedule)
-        if index["corrector"][0] is None:
-            return None
-        found = load_corrector(folder / "corrector", variant=variant, use_safetensors=use_safetensors)
-    else:
-        found = load_corrector(choice, **hub)
-    found.check(prior.resolution, prior.schedule, found.network.stride)
-    return found
