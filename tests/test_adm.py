@@ -248,7 +248,7 @@ def test_a_misshapen_key_is_an_error_that_names_it_and_both_shapes(tiny):
 def test_flags_of_another_network_are_an_error_that_counts_the_keys_left_out(tiny):
     message = message_of(tiny[1], None)
     assert "missing keys: " in message
-    assert "misshapen keys: time_embed.0.weight (128, 32) instead of (512, 128), " in message
+    assert "misshapen keys: input_blocks.0.0.weight (32, 3, 3, 3) instead of (128, 3, 3, 3), " in message
     assert " more" in message
 
 

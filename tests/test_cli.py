@@ -281,6 +281,20 @@ def test_a_photograph_changes_its_format_with_the_name_of_the_output(tmp_path):
         assert (copy.format, copy.size) == ("WEBP", (200, 150))
 
 
+def test_jpeg_is_for_every_picture_photograph_or_face(prior, face, tmp_path):
+    photo = tmp_path / "sky.png"
+    Image.fromarray(smooth_picture(0, 200)[:150]).save(photo)
+    assert faceprior("restore", photo, "--jpeg", "--output", tmp_path / "out", *EMBEDDED).exit_code == 0
+    own = ("--prior", prior, "--jpeg", *QUICK)
+    assert faceprior("restore", face, "--output", tmp_path / "out", *own).exit_code == 0
+    for name in ("sky.jpg", face.with_suffix(".jpg").name):
+        with Image.open(tmp_path / "out" / name) as result:
+            assert result.format == "JPEG"
+    refused = faceprior("restore", face, "--output", tmp_path / "better.png", *own)
+    assert refused.exit_code == 2
+    assert "--jpeg and --output" in refused.output
+
+
 def test_an_output_that_cannot_be_meant_is_refused(prior, face, tmp_path):
     copies(face, tmp_path / "faces", 2)
     cases = {

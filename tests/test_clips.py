@@ -31,7 +31,8 @@ def clip(tmp_path):
 def test_a_clip_is_known_by_its_suffix():
     assert is_clip("a/B.MP4")
     assert not is_clip("a/b.png")
-    assert output_suffix("b.MP4") == ".mp4"
+    assert output_suffix("b.MP4") == output_suffix("b.MP4", ".jpg") == ".mp4"
+    assert output_suffix("b.mp4", ".MKV") == ".MKV"
     assert output_suffix("b.avi") == output_suffix("b.webm") == ".mkv"
 
 

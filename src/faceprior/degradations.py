@@ -142,13 +142,6 @@ def bicubic_downscale(faces: torch.Tensor, side: int) -> torch.Tensor:
     return to_uint8(resize(faces, side)).float() / 127.5 - 1.0
 
 
-def chain_preset(name: str) -> ChainPreset:
-    """Return a named preset of the real-world chain; raises OptionError for an unknown name."""
-    if name not in CHAIN_PRESETS:
-        raise OptionError(f"degradation {name!r} is not known; choose {', '.join(CHAIN_PRESETS)}")
-    return CHAIN_PRESETS[name]
-
-
 def real_world(face: torch.Tensor, preset: ChainPreset, generator: torch.Generator) -> torch.Tensor:
     """Send one face through the real-world chain, with everything drawn from `generator` (on the CPU).
 

@@ -37,7 +37,7 @@ class Controls:
         eta: η.
         corrector: whether the corrector (CRT) works, where there is one.
         prior: name of the prior; None is the server's first.
-        as_jpeg: write a JPEG, whatever the photograph's own format.
+        as_jpeg: write a JPEG, whatever the picture's own format.
         with_location: leave in the file where the photograph was taken.
 
     Raises:
@@ -104,7 +104,7 @@ class Controls:
             seed=self.seed,
             blend=self.strength,
             upscale=_UPSCALES[self.upscale],
-            as_jpeg=self.as_jpeg,
+            ending=".jpg" if self.as_jpeg else None,
             with_location=self.with_location,
         )
 
@@ -122,8 +122,8 @@ class Controls:
         if options.kind == "photo":
             words += ["--blend", _shown(options.blend)] if options.blend != 1 else []
             words += ["--upscale", str(options.upscale)] if options.upscale != 1 else []
-            words += ["--jpeg"] if options.as_jpeg else []
             words += ["--no-location"] if not options.with_location else []
+        words += ["--jpeg"] if self.as_jpeg else []
         words += ["--scale", self.scale] if self.scale != "auto" else []
         if self.preset != DEFAULT_PRESET:
             words += ["--method", self.preset]

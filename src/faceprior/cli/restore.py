@@ -68,7 +68,7 @@ def restore(
             metavar="FILE", help="Network for that: safetensors that spandrel knows.", show_default="Lanczos"
         ),
     ] = None,
-    jpeg: Annotated[bool, typer.Option("--jpeg", help="Write photographs as JPEG.")] = False,
+    jpeg: Annotated[bool, typer.Option("--jpeg", help="Write pictures as JPEG.")] = False,
     no_location: Annotated[bool, typer.Option("--no-location", help="Leave out where it was taken.")] = False,
     blend: Annotated[float, typer.Option(min=0, max=1, metavar="0..1", help="Share of the restored face.")] = 1.0,
     faces: Annotated[
@@ -129,6 +129,7 @@ def restore(
     from faceprior.errors import OptionError
     from faceprior.folders.inputs import find_inputs
     from faceprior.folders.run import restore_files
+    from faceprior.images import format_of
     from faceprior.photographs import RestoreOptions
     from faceprior.storage import place
 
@@ -142,6 +143,8 @@ def restore(
             raise OptionError(f"{one} and {other} contradict each other; leave one out")
     places = [place(text) for text in pictures]
     folder, name, ending = _target(place(output) if output is not None else None, places, resume=resume)
+    if jpeg and ending is not None and format_of(ending) != "JPEG":
+        raise OptionError(f"--jpeg and --output {output} contradict each other; leave --jpeg out")
     preset = options.make_preset(method, option)
     how = RestoreOptions(
         scale="auto" if scale is ScaleName.auto else float(scale.value),
@@ -160,9 +163,8 @@ def restore(
         blend=blend,
         upscale=_UPSCALES[upscale],
         upscaler=upscaler,
-        as_jpeg=jpeg,
         with_location=not no_location,
-        ending=ending,
+        ending=ending or (".jpg" if jpeg else None),
     )
     skipped = (lambda _text: None) if quiet else partial(say, errors)
     find = partial(_find_detector, None if aligned or degrade else detector or "centerface")

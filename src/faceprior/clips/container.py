@@ -63,8 +63,10 @@ def is_clip(path: str | Path) -> bool:
     return Path(path).suffix.lower() in CLIP_SUFFIXES
 
 
-def output_suffix(path: str | Path) -> str:
-    """Suffix of the rewritten clip: the input's own where its container holds H.264, else ".mkv"."""
+def output_suffix(path: str | Path, wanted: str | None = None) -> str:
+    """Suffix of the rewritten clip: the wanted or the input's own, whichever container holds H.264, else ".mkv"."""
+    if wanted is not None and wanted.lower() in _FORMATS:
+        return wanted
     suffix = Path(path).suffix.lower()
     return suffix if suffix in _FORMATS else _OTHERWISE
 

@@ -380,8 +380,7 @@ class _Run:
             raise OptionError(
                 "is a clip, whose faces must be found, and --aligned and --degrade look for none; leave them out"
             )
-        ending = self._options.ending or output_suffix(path.name)
-        target = self._output / f"{item.name}{ending}"
+        target = self._output / f"{item.name}{output_suffix(path.name, self._options.ending)}"
         make_folder(target.parent)
 
         with as_file(path) as clip, as_file(target, written=True) as restored:

@@ -159,8 +159,8 @@ def _photograph(
     upscale = needed_upscale(faces, prepared.size) if options.upscale == "auto" else options.upscale
     enlarger = enlarge if options.upscaler is None else load_upscaler(options.upscaler)
     same = picture
-    if options.as_jpeg or options.ending is not None:
-        picture = replace(picture, format=format_of(ending) if options.ending is not None else "JPEG")
+    if options.ending is not None:
+        picture = replace(picture, format=format_of(ending))
     if not options.with_location:
         exif, xmp = without_location(picture.exif, picture.xmp)
         picture = replace(picture, exif=exif, xmp=xmp)

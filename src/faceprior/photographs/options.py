@@ -43,12 +43,11 @@ class RestoreOptions:
         upscale: by how much a photograph is enlarged (Lanczos outside the faces): 1, 2 or 4; "auto" for as much as
             its restored faces need.
         upscaler: safetensors file of a network that enlarges the photograph instead (`load_upscaler`).
-        as_jpeg: write a photograph as JPEG, whatever its own format.
         with_location: leave in a photograph where it was taken.
         only_faces: write the faces of a photograph, each for itself, instead of the photograph.
         write_sheet: whether to write `<stem>-sheet.png`, everything side by side.
-        ending: of the results' file names, which says their format; None keeps a photograph's, a clip's, and PNG for
-            a face.
+        ending: of the pictures' file names (a clip's, where it is one of a clip), which says their format; None
+            keeps a photograph's and a clip's, and is PNG for a face.
 
     Raises:
         OptionError: an option is out of its range, or two contradict each other.
@@ -69,7 +68,6 @@ class RestoreOptions:
     blend: float = 1.0
     upscale: Literal[1, 2, 4, "auto"] = 1
     upscaler: Path | None = None
-    as_jpeg: bool = False
     with_location: bool = True
     only_faces: bool = False
     write_sheet: bool = False
@@ -145,7 +143,7 @@ def settings(pipeline: FacePriorPipeline, options: RestoreOptions, detector: str
         "min_face": options.min_face,
         "blend": options.blend,
         "upscale": options.upscale,
-        "as_jpeg": options.as_jpeg,
+        "ending": options.ending,
         "with_location": options.with_location,
         "detector": detector,
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -29,19 +30,41 @@ _IGNORED_FLAGS = {  # they change training, sampling or speed, not what the netw
     *("sigma_small", "timestep_respacing", "use_checkpoint", "use_ddim", "use_fp16", "use_kl"),
 }
 
-# ADM's layers inside a module, and those that take their place in diffusers.
-_SINGLE = {"": ("",)}
-_RESNET = {
-    ".in_layers.0": (".norm1",),
-    ".in_layers.2": (".conv1",),
-    ".emb_layers.1": (".time_emb_proj",),
-    ".out_layers.0": (".norm2",),
-    ".out_layers.3": (".conv2",),
-    ".skip_connection": (".conv_shortcut",),
+# What a parameter of `UNet2DModel` is called in a checkpoint: the first rule that fits names its module, `_LAYERS`
+# its layer. guided-diffusion counts the blocks of each half through, diffusers those of a level: see `_adm_key`.
+_MODULES = {
+    r"time_embedding\.linear_1\.": "time_embed.0.",
+    r"time_embedding\.linear_2\.": "time_embed.2.",
+    r"conv_in\.": "input_blocks.0.0.",
+    r"down_blocks\.(\d+)\.resnets\.(\d+)\.": "input_blocks.{down}.0.",
+    r"down_blocks\.(\d+)\.attentions\.(\d+)\.": "input_blocks.{down}.1.",
+    r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.": "input_blocks.{downsampler}.0.op.",
+    r"down_blocks\.(\d+)\.downsamplers\.0\.": "input_blocks.{downsampler}.0.",
+    r"mid_block\.resnets\.0\.": "middle_block.0.",
+    r"mid_block\.attentions\.0\.": "middle_block.1.",
+    r"mid_block\.resnets\.1\.": "middle_block.2.",
+    r"up_blocks\.(\d+)\.resnets\.(\d+)\.": "output_blocks.{up}.0.",
+    r"up_blocks\.(\d+)\.attentions\.(\d+)\.": "output_blocks.{up}.1.",
+    r"up_blocks\.(\d+)\.upsamplers\.0\.": "output_blocks.{upsampler}.{last}.",
+    r"conv_norm_out\.": "out.0.",
+    r"conv_out\.": "out.2.",
 }
-_ATTENTION = {".norm": (".group_norm",), ".qkv": (".to_q", ".to_k", ".to_v"), ".proj_out": (".to_out.0",)}
-
-_Layers = Mapping[str, tuple[str, ...]]
+_LAYERS = {
+    # of a residual block
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    # of an attention; its query, key and value are one tensor
+    "group_norm": "norm",
+    "to_q": "qkv",
+    "to_k": "qkv",
+    "to_v": "qkv",
+    "to_out.0": "proj_out",
+}
+_CONV1D = ("qkv.weight", "proj_out.weight")  # (out, in, 1); Linear in diffusers: (out, in)
 
 
 def _numbers(value: Any) -> Any:
@@ -227,75 +250,55 @@ def build_unet(config: ADMConfig) -> UNet2DModel:
     )
 
 
-class _Target(NamedTuple):
-    """What a tensor of the checkpoint must be, and which parameters of the `UNet2DModel` it becomes."""
+class _Source(NamedTuple):
+    """A tensor that the checkpoint must hold: its shape, and the parameters of the `UNet2DModel` that it becomes."""
 
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
 
 
-def _modules(config: ADMConfig) -> Iterator[tuple[str, str, _Layers]]:
-    """Name each module in ADM and in diffusers, and how its layers correspond."""
-    yield "time_embed.0", "time_embedding.linear_1", _SINGLE
-    yield "time_embed.2", "time_embedding.linear_2", _SINGLE
-    yield "input_blocks.0.0", "conv_in", _SINGLE
-    block, last = 1, len(config.channel_mult) - 1
-    for level, attends in enumerate(config.has_attention):
-        for layer in range(config.num_res_blocks):
-            yield f"input_blocks.{block}.0", f"down_blocks.{level}.resnets.{layer}", _RESNET
-            if attends:
-                yield f"input_blocks.{block}.1", f"down_blocks.{level}.attentions.{layer}", _ATTENTION
-            block += 1
-        if level < last:
-            yield _resampler(config, f"input_blocks.{block}.0", f"down_blocks.{level}.downsamplers.0", "op")
-            block += 1
-    yield "middle_block.0", "mid_block.resnets.0", _RESNET
-    yield "middle_block.1", "mid_block.attentions.0", _ATTENTION
-    yield "middle_block.2", "mid_block.resnets.1", _RESNET
-    block = 0
-    for level, attends in enumerate(reversed(config.has_attention)):
-        for layer in range(config.num_res_blocks + 1):
-            yield f"output_blocks.{block}.0", f"up_blocks.{level}.resnets.{layer}", _RESNET
-            if attends:
-                yield f"output_blocks.{block}.1", f"up_blocks.{level}.attentions.{layer}", _ATTENTION
-            block += 1
-        if level < last:  # ADM's upsampler closes the level's last block
-            place = f"output_blocks.{block - 1}.{2 if attends else 1}"
-            yield _resampler(config, place, f"up_blocks.{level}.upsamplers.0", "conv")
-    yield "out.0", "conv_norm_out", _SINGLE
-    yield "out.2", "conv_out", _SINGLE
+def _adm_key(parameter: str, config: ADMConfig) -> str:
+    """Name a parameter of the `UNet2DModel` as the checkpoint does."""
+    for pattern, module in _MODULES.items():
+        if found := re.match(pattern, parameter):
+            level, layer = (*map(int, found.groups()), 0, 0)[:2]
+            attends = config.has_attention[::-1][level]
+            first = level * (config.num_res_blocks + 1)  # a level has one block more: a resampler, or a skip's
+            places = {
+                "down": 1 + first + layer,
+                "downsampler": 1 + first + config.num_res_blocks,
+                "up": first + layer,
+                "upsampler": first + config.num_res_blocks,
+                "last": 2 if attends else 1,  # it closes the level's last block
+            }
+            layer_name, _, kind = parameter[found.end() :].rpartition(".")
+            own = _LAYERS.get(layer_name, layer_name)
+            return module.format(**places) + (f"{own}.{kind}" if own else kind)
+    raise LookupError(parameter)
 
 
-def _resampler(config: ADMConfig, adm: str, unet: str, convolution: str) -> tuple[str, str, _Layers]:
-    if config.resblock_updown:
-        return adm, unet, _RESNET
-    return f"{adm}.{convolution}", f"{unet}.conv", _SINGLE
-
-
-def _targets(config: ADMConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Target]:
+def _sources(config: ADMConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Source]:
     """Say what the checkpoint must hold, by its own keys, to fill parameters of these shapes."""
-    targets = {}
-    for adm, unet, layers in _modules(config):
-        for adm_layer, unet_layers in layers.items():
-            for kind in ("weight", "bias"):
-                parameters = tuple(f"{unet}{layer}.{kind}" for layer in unet_layers)
-                if parameters[0] not in shapes:
-                    continue  # a skip connection between equal widths is the identity
-                first, *rest = shapes[parameters[0]]
-                if kind == "weight" and adm_layer in (".qkv", ".proj_out"):
-                    rest.append(1)  # Conv1d in ADM, Linear in diffusers
-                targets[f"{adm}{adm_layer}.{kind}"] = _Target((first * len(parameters), *rest), parameters)
-    return targets
+    parameters: dict[str, tuple[str, ...]] = {}
+    for name in shapes:
+        key = _adm_key(name, config)
+        parameters[key] = (*parameters.get(key, ()), name)
+    sources = {}
+    for key, names in parameters.items():
+        first, *rest = shapes[names[0]]
+        depth = (1,) if key.endswith(_CONV1D) else ()
+        sources[key] = _Source((first * len(names), *rest, *depth), names)
+    return sources
 
 
 def _convert(
     path: Path, state: Mapping[str, torch.Tensor], config: ADMConfig, network: UNet2DModel
 ) -> dict[str, torch.Tensor]:
     shapes = {name: tuple(parameter.shape) for name, parameter in network.state_dict().items()}
-    targets = _targets(config, shapes)
-    _check_fit(path, state, targets)
+    sources = _sources(config, shapes)
+    _check_fit(path, state, sources)
     converted: dict[str, torch.Tensor] = {}
-    for key, (_, parameters) in targets.items():
+    for key, (_, parameters) in sources.items():
         tensor = state[key].detach().float()
         parts = (tensor,) if len(parameters) == 1 else _split_qkv(tensor, config)
         for parameter, part in zip(parameters, parts, strict=True):
@@ -310,19 +313,19 @@ def _split_qkv(qkv: torch.Tensor, config: ADMConfig) -> tuple[torch.Tensor, ...]
     return qkv.chunk(3)
 
 
-def _check_fit(path: Path, state: Mapping[str, torch.Tensor], targets: Mapping[str, _Target]) -> None:
-    if not state.keys() & targets.keys():
+def _check_fit(path: Path, state: Mapping[str, torch.Tensor], sources: Mapping[str, _Source]) -> None:
+    if not state.keys() & sources.keys():
         raise WeightsError(
             f"{path}: is not an ADM (guided-diffusion) checkpoint: its first key is {next(iter(state))} and"
-            f" it has no {next(iter(targets))}; to load a diffusers model, name its folder"
+            f" it has no {next(iter(sources))}; to load a diffusers model, name its folder"
         )
     faults = {
-        "missing keys": [key for key in targets if key not in state],
-        "unexpected keys": [key for key in state if key not in targets],
+        "missing keys": [key for key in sources if key not in state],
+        "unexpected keys": [key for key in state if key not in sources],
         "misshapen keys": [
-            f"{key} {tuple(state[key].shape)} instead of {target.shape}"
-            for key, target in targets.items()
-            if key in state and tuple(state[key].shape) != target.shape
+            f"{key} {tuple(state[key].shape)} instead of {source.shape}"
+            for key, source in sources.items()
+            if key in state and tuple(state[key].shape) != source.shape
         ],
     }
     if any(faults.values()):

@@ -14,7 +14,7 @@ from typing import Any
 
 from faceprior.errors import OptionError, OutputError
 from faceprior.folders.manifest import Record, line_of
-from faceprior.scale.listing import Listing, Photograph, part_name
+from faceprior.scale.listing import Photograph, part_name
 from faceprior.storage import Url, reason
 
 
@@ -143,16 +143,6 @@ class Journal:
     def _trouble(self, error: OSError) -> OutputError:
         where = self._records.parent
         return OutputError(f"{where}: cannot be read or written ({reason(error)}); --resume goes on from here")
-
-
-def read_records(folder: Url, listing: Listing) -> Iterator[Record]:
-    """Yield the records of all parts of a run that have some, in the order of the listing; raises OSError."""
-    names = set((folder / "records").names())
-    for part in range(listing.parts):
-        for name in (part_name(part, "jsonl"), f"{part:05d}-again.jsonl"):
-            if name in names:
-                yield from (line for line in _parsed((folder / "records" / name).read()) if "input" in line)
-                break
 
 
 def _again(name: str) -> bool:
