@@ -39,8 +39,8 @@ class Served:
 
 
 @contextmanager
-def serving(temporary, *options):
-    """Serve the embedded prior on a free port; its temporary files lie in `temporary`."""
+def serving(temporary, *options, ended_by=signal.SIGINT):
+    """Serve the embedded prior on a free port; its temporary files lie in `temporary`, until a signal ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,7 +59,7 @@ def serving(temporary, *options):
             time.sleep(0.2)
         yield Served(address, process, Path(temporary))
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ended_by)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

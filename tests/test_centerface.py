@@ -78,6 +78,19 @@ def test_a_turned_face_is_aligned_as_the_upright_one(detector, astronaut, side, 
     assert np.hypot(*(aligned - expected).T).max() < 0.05 * np.hypot(*(eyes[1] - eyes[0]))
 
 
+@pytest.mark.parametrize("side", [24, 60])
+def test_a_face_that_lies_on_its_side_or_head_is_never_misread_as_upright(detector, astronaut, side):
+    (whole,) = detector(astronaut)
+    factor, known = side / whole.side, np.array(whole.landmarks) @ (1, 1j)
+    size = round(512 * factor)
+    small = astronaut.resize((size, size), Image.Resampling.BICUBIC)
+    middle = complex(size, size) / 2
+    for turn in range(0, 360, 30):
+        (face,) = detector(small.rotate(-turn, Image.Resampling.BICUBIC))
+        true = (known * factor - middle) * np.exp(1j * np.radians(turn)) + middle
+        assert np.abs(np.array(face.landmarks) @ (1, 1j) - true).max() < 0.08 * side, turn
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(OptionError, match="centerface takes no model"):
         load_detector("centerface", tmp_path)
