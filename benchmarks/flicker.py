@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from benchmarks.common import load, show
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceprior.clips import Frame, read_frames, write_clip
+from faceprior.clips import Frame, load_av, read_frames
 from faceprior.clips.restore import ClipRestorer
 from faceprior.clips.tracks import find_cast
 from faceprior.errors import DataError, FacePriorError
@@ -189,8 +189,18 @@ def made_clip(motion: Motion, frames: int, seed: int = 0) -> Iterator[tuple[Path
 
     with tempfile.TemporaryDirectory(prefix="faceprior-") as folder:
         path = Path(folder) / f"{motion}.mp4"
-        write_clip(path, bad(), RATE, quality=23)
+        _write_clip(path, bad())
         yield path, truth
+
+
+def _write_clip(path: Path, frames: Iterable[NDArray[np.uint8]]) -> None:
+    av = load_av()
+    with av.open(str(path), "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=RATE)
+        video.width, video.height, video.pix_fmt, video.options = SIDE, SIDE, "yuv420p", {"crf": "23"}
+        for pixels in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode())
 
 
 def _view(photo: Image.Image, seconds: float) -> Image.Image:

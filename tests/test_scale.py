@@ -218,7 +218,7 @@ def test_a_photograph_that_takes_too_long_is_stopped(pipeline, tmp_path):
     photo = save_photo(tmp_path / "hangs.png", *HANGS)
     job = job_of(tmp_path, detector=PoisonedDetector(), timeout=0.3)
     step, _, _ = prepare_photograph(job, pipeline.prior.card, Photograph(str(photo), "hangs"))
-    assert step.record["error"] == f"{photo}: took longer than 0.3 seconds; allow more with --timeout"
+    assert step.record["error"] == f"{photo}: took longer than 0.3 seconds; allow more with --ray-option timeout=N"
     assert step.record["again"]
 
 
@@ -227,10 +227,13 @@ def test_a_photograph_that_takes_too_long_is_stopped(pipeline, tmp_path):
 
 def test_options_of_a_cluster_are_refused_without_one(tmp_path):
     save_photo(tmp_path / "a.png")
+    cluster = ["--ray", "local", "--output", str(tmp_path / "out")]
     for options, message in (
-        (["--tries", "3"], "--tries is for a cluster; name it with --ray"),
+        (["--ray-option", "tries=3"], "--ray-option is for a cluster; name it with --ray"),
         (["--ray", "local"], "writes into a folder, the same for all machines"),
-        (["--ray", "local", "--tries", "1", "--output", str(tmp_path / "out")], "--tries at least 2"),
+        (["--ray-option", "tries=1", *cluster], "tries at least 2"),
+        (["--ray-option", "gpu=1", *cluster], "--ray-option gpu is not known; choose parts, tries, timeout, gpus"),
+        (["--ray-option", "parts=few", *cluster], "--ray-option parts"),
     ):
         result = CliRunner().invoke(app, ["restore", str(tmp_path / "a.png"), *options])
         assert result.exit_code == 2

@@ -1,7 +1,7 @@
 """What is measured of a restoration: of each image, of the restorations of one face, and of whole sets.
 
 Everything is measured on 8-bit pictures, as they are kept, so that a figure can be added later. What needs weights or
-torchvision is in the extra "metrics"; without it the figure is missing, and `open_meters` says why.
+torchvision is no dependency: without it the figure is missing, and `Meters.missing` says why.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,17 +75,36 @@ def make_preset(name: str, assignments: Sequence[str] | None = None) -> Preset:
     Raises:
         OptionError: there is none of that name, or an option is unknown, out of its range or given twice.
     """
-    from faceprior.errors import OptionError
     from faceprior.methods import find_preset
-    from faceprior.settings import read_assignment
+
+    return find_preset(name).with_options(**read_assignments(assignments or (), "--option"))
+
+
+def read_assignments(texts: Sequence[str], flag: str, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read what was given to a flag as NAME=VALUE, once or more often.
+
+    Args:
+        texts: the assignments.
+        flag: that they were given to.
+        kinds: of the values, by name; None leaves names and kinds to the caller.
+
+    Raises:
+        OptionError: one is no assignment, is given twice, is not known or has a value of another kind.
+    """
+    from faceprior.errors import OptionError
+    from faceprior.settings import as_kind, read_assignment
 
     given = dict[str, Any]()
-    for assignment in assignments or ():
-        option, value = read_assignment(assignment, f"--option {assignment}")
-        if option in given:
-            raise OptionError(f"option {option} is given twice")
-        given[option] = value
-    return find_preset(name).with_options(**given)
+    for text in texts:
+        name, value = read_assignment(text, f"{flag} {text}")
+        if name in given:
+            raise OptionError(f"option {name} is given twice")
+        if kinds is not None:
+            if name not in kinds:
+                raise OptionError(f"{flag} {name} is not known; choose {', '.join(kinds)}")
+            value = as_kind(kinds[name], value, f"{flag} {name}")
+        given[name] = value
+    return given
 
 
 def explained_options(preset: Preset) -> Iterator[tuple[str, Any, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -108,17 +108,8 @@ def restore(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster that does it, or local: docs/scale.md.")
     ] = None,
-    parts: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the listing, with --ray.", show_default="2000")
-    ] = None,
-    tries: Annotated[
-        int | None, typer.Option(metavar="N", help="Of a photograph, with --ray.", show_default="3")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Of a photograph, with --ray.", show_default="120")
-    ] = None,
-    gpus: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Of a GPU for the networks, with --ray.", show_default="1")
+    ray_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="One of the cluster's own: docs/scale.md.")
     ] = None,
 ) -> None:
     """Restore the faces in photographs and clips, or aligned faces.
@@ -169,17 +160,15 @@ def restore(
     skipped = (lambda _text: None) if quiet else partial(say, errors)
     find = partial(_find_detector, None if aligned or degrade else detector or "centerface")
     load = partial(options.load_pipeline, prior, None, corrector, device, dtype, preset)
-    cluster = {"parts": parts, "tries": tries, "timeout": timeout, "gpus": gpus}
-    given = {key: value for key, value in cluster.items() if value is not None}
     tally = _Tally(folder, quiet=quiet, verbose=verbose)
     if ray is not None:
         if folder is None or name is not None:
             raise OptionError("--ray writes into a folder, the same for all machines; name it with --output")
-        _on_ray(ray, places, folder, (how, find, load), given, tally, skipped, resume=resume, quiet=quiet)
+        _on_ray(ray, places, folder, (how, find, load), ray_option or [], tally, skipped, resume=resume, quiet=quiet)
         tally.conclude(strict=strict)
         return
-    if given:
-        raise OptionError(f"--{next(iter(given))} is for a cluster; name it with --ray, or leave that out")
+    if ray_option:
+        raise OptionError("--ray-option is for a cluster; name it with --ray, or leave that out")
     inputs = find_inputs(places, folder, skipped)
     if name is not None and len(inputs) != 1:
         raise OptionError(f"{output}: is a file, but {len(inputs)} inputs are given; give a folder to --output")
@@ -235,7 +224,7 @@ def _on_ray(
     places: list[Place],
     folder: Place,
     work: tuple[RestoreOptions, Callable[[], FaceDetector | None], Callable[[], FacePriorPipeline]],
-    given: dict[str, Any],
+    assignments: list[str],
     tally: _Tally,
     skipped: Callable[[str], object],
     *,
@@ -255,7 +244,7 @@ def _on_ray(
         from faceprior.scale.run import ScaleOptions, new_job, restore_on_ray
     except ImportError as error:
         raise OptionError(f"--ray needs Ray ({error}): pip install 'faceprior[scale]'") from error
-    scale = ScaleOptions(**given)
+    scale = ScaleOptions(**options.read_assignments(assignments, "--ray-option", get_type_hints(ScaleOptions)))
     places, folder = [absolute(where) for where in places], absolute(folder)  # other machines stand elsewhere
     how, find, load = work
     job = new_job(folder, options=how, timeout=scale.timeout, find_detector=find, load_pipeline=load)

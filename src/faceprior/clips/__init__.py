@@ -13,7 +13,6 @@ from faceprior.clips.container import (
     read_clip_metadata,
     read_frames,
     rewrite,
-    write_clip,
 )
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "read_clip_metadata",
     "read_frames",
     "rewrite",
-    "write_clip",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -128,29 +128,6 @@ def rewrite(
                     sink.copy(item)
             sink.finish()
         return (*source.notes, *sink.notes)
-
-
-def write_clip(path: str | Path, frames: Iterable[NDArray[np.uint8]], rate: int, quality: int = QUALITY) -> None:
-    """Write frames as a clip without sound.
-
-    Args:
-        path: where to; an MP4.
-        frames: RGB, (H, W, 3), all of one size, H and W even.
-        rate: frames a second.
-        quality: x264's constant rate factor, 0 to 51.
-
-    Raises:
-        OutputError: the file cannot be written; nothing half-written is left behind.
-    """
-    av = load_av()
-    with _written(Path(path)) as partial, av.open(str(partial), "w", format="mp4") as container:
-        video = container.add_stream(_encoder(), rate=rate)
-        video.pix_fmt, video.options = "yuv420p", {"crf": str(quality)}
-        for pixels in frames:
-            if not video.codec_context.is_open:
-                video.height, video.width = pixels.shape[:2]
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
-        container.mux(video.encode())
 
 
 def read_clip_metadata(path: str | Path) -> dict[str, Any]:

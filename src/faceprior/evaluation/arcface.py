@@ -5,7 +5,6 @@ The network is the IResNet of that repository (`backbones/iresnet.py`): depth an
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from faceprior.errors import WeightsError
 from faceprior.faces import align
 from faceprior.images import to_pil, to_tensor
 from faceprior.priors.card import Landmarks
+from faceprior.priors.checkpoint import read_state_dict
 
 ARCFACE_SAME_PERSON = 0.32
 """Cosine similarity from which two embeddings count as one person: DeepFace's threshold for ArcFace, a cosine
@@ -38,7 +38,6 @@ INPUT_TEMPLATE: Landmarks = tuple(
 """insightface's `arcface_dst`, as fractions of the side."""
 
 _STAGES = 4
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
 
 
 class ArcFaceEmbedder:
@@ -67,21 +66,11 @@ class ArcFaceEmbedder:
 
 def load_iresnet(checkpoint: Path) -> IResNet:
     """Load an IResNet, its depth and widths read off the weights; see `ArcFaceEmbedder`."""
+    weights = {name: value.float() for name, value in read_state_dict(checkpoint).items()}
     try:
-        if checkpoint.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights = load_file(checkpoint)
-        else:
-            weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(f"{checkpoint}: cannot be read as weights ({reason[:200]})") from error
-    try:
-        weights = {name.removeprefix("module."): value.float() for name, value in weights.items()}
         network = IResNet(**_architecture(weights))
         network.load_state_dict(weights)
-    except (*_UNREADABLE, AttributeError) as error:
+    except (RuntimeError, KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
             f"{checkpoint}: is not an IResNet of insightface's arcface_torch ({reason[:300]}); give its backbone.pth"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from faceprior.errors import WeightsError
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
+from faceprior.priors.checkpoint import read_state_dict
 from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 from faceprior.settings import load_settings
 
@@ -206,7 +206,7 @@ def load_adm_checkpoint(path: Path, config_path: Path | None = None) -> Prior:
         OptionError: the flags cannot be read or are not supported.
     """
     config = load_settings(ADMConfig, config_path, {})
-    state = _state_dict(path, _read_checkpoint(path))
+    state = read_state_dict(path)
     with torch.device("meta"):
         network = build_unet(config)
     network.load_state_dict(_convert(path, state, config, network), strict=True, assign=True)
@@ -338,52 +338,6 @@ def _check_fit(path: Path, state: Mapping[str, torch.Tensor], sources: Mapping[s
 
 def _first_few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _read_checkpoint(path: Path) -> Any:
-    if not path.is_file():
-        raise WeightsError(f"{path}: is not a file; name an ADM checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        if isinstance(error, pickle.UnpicklingError):
-            raise WeightsError(
-                f"{path}: is no plain checkpoint: it holds Python code or objects beside tensors, or is"
-                " another kind of file; nothing in it was run; if you trust it, save its state dict alone,"
-                " as .safetensors"
-            ) from error
-        raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}): it is damaged, incomplete or"
-            " another kind of file; get it again"
-        ) from error
-
-
-def _state_dict(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
-    if isinstance(loaded, Mapping) and not _is_state_dict(loaded):
-        wrapped = [name for name, value in loaded.items() if _is_state_dict(value)]
-        if len(wrapped) > 1:
-            raise WeightsError(
-                f"{path}: holds several networks ({', '.join(map(str, wrapped))}); save the one to use alone"
-            )
-        loaded = loaded[wrapped[0]] if wrapped else None
-    if not _is_state_dict(loaded):
-        raise WeightsError(f"{path}: holds no state dict (names and tensors); save the network's state dict alone")
-    prefix = "module."  # of torch's DataParallel
-    if all(key.startswith(prefix) for key in loaded):
-        return {key.removeprefix(prefix): tensor for key, tensor in loaded.items()}
-    return dict(loaded)
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items())
-    )
 
 
 def _schedule(config: ADMConfig) -> dict[str, Any]:

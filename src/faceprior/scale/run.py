@@ -60,9 +60,9 @@ class ScaleOptions:
 
     def __post_init__(self) -> None:
         if self.parts < 1 or self.tries < 2 or self.timeout <= 0:
-            raise OptionError("--parts must be at least 1, --tries at least 2, and --timeout above 0")
+            raise OptionError("--ray-option: parts must be at least 1, tries at least 2, and timeout above 0")
         if self.gpus is not None and not 0 <= self.gpus <= 64:
-            raise OptionError(f"--gpus is {self.gpus:g}; choose a number from 0 to 64")
+            raise OptionError(f"--ray-option gpus is {self.gpus:g}; choose a number from 0 to 64")
 
 
 def restore_on_ray(

@@ -210,7 +210,7 @@ def _limited(seconds: float) -> Iterator[None]:
     """Stop what takes too long: by an error where Python can be reached, else by the end of the process."""
 
     def stop(_signal: int, _frame: object) -> None:
-        raise _TooLongError(f"took longer than {seconds:g} seconds; allow more with --timeout")
+        raise _TooLongError(f"took longer than {seconds:g} seconds; allow more with --ray-option timeout=N")
 
     main = threading.current_thread() is threading.main_thread()
     faulthandler.dump_traceback_later(2 * seconds + 5, exit=True)
