@@ -19,6 +19,9 @@ from faceprior.images import (
     FORMATS,
     MIN_SIDE,
     Picture,
+    decode_image,
+    decode_picture,
+    read_image,
     read_metadata,
     read_picture,
     spread_under,
@@ -162,26 +165,213 @@ def unfiltered_png(values, colour_type, transparent=None):
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_sixteen_bit_colour_in_separate_planes_is_refused_rather_than_misread(tmp_path):
-    pixels = noise((8, 9, 3), np.uint16)
-    write_picture(tmp_path / "x", pixels, in_memory(pixels, kind="TIFF"))
-    content = (tmp_path / "x").read_bytes()
-    predictor, planes = (struct.pack("<HHIHH", *tag, 0) for tag in ((317, 3, 1, 2), (284, 3, 1, 2)))
-    (tmp_path / "x").write_bytes(content.replace(predictor, planes))
-    with pytest.raises(ImageError, match="x: is a 16-bit TIFF with separate colour planes; save it"):
-        read_picture(tmp_path / "x")
+# --- TIFFs of other programs
 
 
-def test_premultiplied_sixteen_bit_colour_is_read_in_eight_bits_and_said_to_be(tmp_path):
-    pixels, alpha = np.full((8, 9, 3), 20_000, np.uint16), np.full((8, 9), 40_000, np.uint16)
-    write_picture(tmp_path / "x", pixels, in_memory(pixels, alpha, "TIFF"))
-    content = (tmp_path / "x").read_bytes()
-    plain, premultiplied = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1))
-    (tmp_path / "x").write_bytes(content.replace(plain, premultiplied))
+def tiff_of(path, samples, **how):
+    """Write samples with tifffile, (H, W, C), or as planes if `planarconfig` says so."""
+    tifffile = pytest.importorskip("tifffile")
+    if how.get("planarconfig") == "separate":
+        samples = np.moveaxis(samples, -1, 0)
+    tifffile.imwrite(path, samples, metadata=None, **how)
+    return path
+
+
+PLAIN, STRIPS, TILES = {}, {"rowsperstrip": 3}, {"tile": (16, 16)}
+DEFLATE = {"compression": "zlib", "predictor": True}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("how", [PLAIN, STRIPS, TILES, DEFLATE, {**STRIPS, **DEFLATE}, {**TILES, **DEFLATE}])
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+def test_sixteen_bit_colour_keeps_every_bit_side_by_side_and_in_planes(layout, how, order, tmp_path):
+    values = noise((21, 34, 3), np.uint16)
+    tiff_of(tmp_path / "x", values, photometric="rgb", planarconfig=layout, byteorder=order, **how)
     picture = read_picture(tmp_path / "x")
-    assert picture.lost == ("16-bit samples scaled to 8 bits",)
-    assert picture.pixels == pytest.approx(np.full((8, 9, 3), 127), abs=2)
-    assert picture.alpha == pytest.approx(np.full((8, 9), 156), abs=1)
+    assert np.array_equal(picture.pixels, values)
+    assert picture.lost == ()
+    assert np.array_equal(np.asarray(read_image(tmp_path / "x")), (values.astype(int) + 128) // 257)
+    assert decode_image((tmp_path / "x").read_bytes(), "x").tobytes() == picture.image.tobytes()
+
+
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_opacity_in_a_sixteen_bit_tiff_is_kept_multiplied_with_the_colours_or_not(layout, order, tmp_path):
+    colours, alpha = noise((13, 19, 3), np.uint16), noise((13, 19, 1), np.uint16)
+    alpha[0, :5], alpha[1, :5], alpha[2, :5] = 0, 65535, 1
+    multiplied = np.rint(colours.astype(float) * alpha / 65535).astype(np.uint16)
+    for extra, stored in (("unassalpha", colours), ("assocalpha", multiplied)):
+        values = np.concatenate([stored, alpha], -1)
+        how = {"photometric": "rgb", "planarconfig": layout, "byteorder": order, "extrasamples": [extra]}
+        picture = read_picture(tiff_of(tmp_path / extra, values, **how))
+        assert np.array_equal(picture.alpha, alpha[..., 0])
+        assert picture.pixels.dtype == np.uint16
+        assert picture.lost == ()
+        if extra == "unassalpha":
+            assert np.array_equal(picture.pixels, colours)
+            continue
+        assert np.array_equal(picture.pixels[1, :5], colours[1, :5])
+        assert (picture.pixels[0, :5] == 0).all()
+        again = np.rint(picture.pixels.astype(float) * alpha / 65535)  # what the file says comes back
+        assert np.array_equal(again, multiplied)
+
+
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_cmyk_becomes_rgb_of_8_bits_and_that_is_said(layout, dtype, tmp_path):
+    most = np.iinfo(dtype).max
+    values = np.array([(0, 0, 0, 0), (most, 0, 0, 0), (0, most, 0, 0), (0, 0, most, 0), (0, 0, 0, most)], dtype)
+    values = values.reshape(1, 5, 4).repeat(4, 0)
+    picture = read_picture(tiff_of(tmp_path / "x", values, photometric="separated", planarconfig=layout))
+    white_cyan_magenta_yellow_black = [(255, 255, 255), (0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0)]
+    assert picture.pixels[0].tolist() == [list(colour) for colour in white_cyan_magenta_yellow_black]
+    depth = ("16-bit samples scaled to 8 bits",) if dtype == np.uint16 else ()
+    assert picture.lost == (*depth, "CMYK turned into RGB without a profile")
+
+
+def test_a_tiff_in_planes_keeps_what_it_says_of_itself(tmp_path):
+    values = noise((13, 19, 3), np.uint16)
+    say = [(274, "H", 1, 6, True), (270, "s", 0, "a scan", True), (271, "s", 0, "a maker", True)]
+    how = {"photometric": "rgb", "planarconfig": "separate", "resolution": (300, 150), "resolutionunit": 2}
+    tiff_of(tmp_path / "x", values, extratags=say, iccprofile=wide_gamut_profile(), **how)
+    picture = read_picture(tmp_path / "x")
+    assert np.array_equal(picture.pixels, np.rot90(values, -1))
+    assert picture.icc_profile == wide_gamut_profile()
+    assert picture.dpi == (300, 150)
+    exif = Image.Exif()
+    exif.load(picture.exif)
+    assert exif[271] == "a maker"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(np.uint8, 8), (np.uint16, 16), (np.float32, 32)], ids=["8 bits", "16 bits", "floating point"]
+)
+def test_grey_whose_zero_is_white_is_no_negative(dtype, bits, tmp_path):
+    values = np.linspace(0, 1 if bits == 32 else np.iinfo(dtype).max, 20 * 30).reshape(20, 30).astype(dtype)
+    light, dark = (
+        read_picture(tiff_of(tmp_path / name, values, photometric=name)).pixels.astype(int)
+        for name in ("minisblack", "miniswhite")
+    )
+    assert light[0, 0, 0] == 0
+    assert np.array_equal(light.max() - light, dark)
+    assert light.max() == (255 if bits == 8 else 65535)
+
+
+def test_twelve_bits_are_spread_over_sixteen(tmp_path):
+    values = np.linspace(0, 4095, 10 * 20).astype(np.uint16).reshape(10, 20)
+    first, second = values.reshape(-1, 2).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8).tobytes()
+    tags = {256: 20, 257: 10, 258: 12, 259: 1, 262: 1, 277: 1, 278: 10, 273: (0,), 279: (len(packed),)}
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        directory[tag] = value
+    with (tmp_path / "x").open("wb") as file:
+        directory.save(file)
+        file.write(packed)
+    assert read_picture(tmp_path / "x").pixels[..., 0] == pytest.approx(values * (65535 / 4095), abs=16)
+    assert read_picture(tmp_path / "x").pixels.max() == 65535
+
+
+def test_what_a_tiff_in_planes_cannot_be_read_from_is_refused_in_one_line(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.moveaxis(noise((13, 19, 3), np.uint16), -1, 0)
+    how = {"photometric": "rgb", "planarconfig": "separate", "metadata": None}
+    for name, own, more in (("big", values, {"bigtiff": True}), ("signed", values.view(np.int16), {})):
+        tifffile.imwrite(tmp_path / name, own, **how, **more)
+        with pytest.raises(ImageError, match=rf"{name}: is ") as caught:
+            read_picture(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+# --- what is left out is counted
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "said"),
+    [
+        (np.uint8, 4, "1 channel left out"),
+        (np.uint8, 5, "2 channels left out"),
+        (np.uint16, 4, "1 channel left out"),
+    ],
+)
+def test_channels_of_a_tiff_that_are_no_colours_are_counted(dtype, channels, said, tmp_path):
+    values = noise((13, 19, channels), dtype)
+    extra = ["unspecified"] * (channels - 3)
+    tiff_of(tmp_path / "x", values, photometric="rgb", extrasamples=extra)
+    picture = read_picture(tmp_path / "x")
+    assert np.array_equal(picture.pixels, values[..., :3])
+    assert picture.alpha is None
+    assert picture.lost == (said,)
+
+
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pages_of_a_tiff_are_counted(layout, dtype, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pages = [noise((13, 19, 3), dtype), *(np.zeros((13, 19, 3), dtype),) * 2]
+    with tifffile.TiffWriter(tmp_path / "x") as file:
+        for page in pages:
+            stored = np.moveaxis(page, -1, 0) if layout == "separate" else page
+            file.write(stored, photometric="rgb", planarconfig=layout, metadata=None)
+    picture = read_picture(tmp_path / "x")
+    assert np.array_equal(picture.pixels, pages[0])
+    assert picture.lost == ("first of 3 pages",)
+    assert "first of 3 pages" in picture.notes
+
+
+def photoshop_file(layers, channels=3):
+    """A flattened red PSD of 8×6 pixels with empty layers in it."""
+    record = (
+        struct.pack(">4iH", 0, 0, 0, 0, 0) + b"8BIMnorm" + bytes([255, 0, 0, 0]) + struct.pack(">I", 12) + bytes(12)
+    )
+    info = struct.pack(">h", -layers) + record * layers
+    info += bytes(-len(info) % 2)
+    section = struct.pack(">I", len(info)) + info + bytes(4)
+    header = b"8BPS" + struct.pack(">H6xHIIHH", 1, channels, 6, 8, 8, 3)
+    planes = bytes([255]) * 48 + bytes(48 * (channels - 1))
+    return header + bytes(8) + struct.pack(">I", len(section)) + section + b"\0\0" + planes
+
+
+@pytest.mark.parametrize(("layers", "said"), [(1, "1 layer left out"), (3, "3 layers left out")])
+def test_layers_of_a_photoshop_file_are_counted_and_its_flat_picture_is_read(layers, said):
+    picture = decode_picture(photoshop_file(layers), "x.psd")
+    assert picture.lost == (said,)
+    assert (picture.pixels == (255, 0, 0)).all()
+    assert picture.notes == ()
+    more = decode_picture(photoshop_file(layers, channels=5), "x.psd")
+    assert more.lost == (said, "2 channels left out")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("count", "said"), [(2, ("2 layers left out",)), (-4, ("4 layers left out",)), (None, ())])
+def test_photoshops_layers_in_a_tiff_are_counted(count, said, order, tmp_path):
+    def block(key, content):
+        signature, key = (b"8BIM", key) if order == ">" else (b"MIB8", key[::-1])
+        return signature + key + struct.pack(f"{order}I", len(content)) + content + bytes(-len(content) % 4)
+
+    blocks = b"Adobe Photoshop Document Data Block\0" + block(b"Patt", b"abcde")
+    if count is not None:
+        blocks += block(b"Layr", struct.pack(f"{order}h", count) + bytes(9))
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[37724] = blocks
+    info.tagtype[37724] = 7
+    Image.new("RGB", (12, 9)).save(tmp_path / "x", "TIFF", tiffinfo=info)
+    assert read_picture(tmp_path / "x").lost == said
+
+
+def test_hidden_pictures_of_a_heic_are_counted(monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.register_heif_opener()
+    Image.new("RGB", (64, 64)).save(file, "HEIF")
+    original = pillow_heif.HeifImageFile._init_from_heif_file
+
+    def with_gain_map(self, *arguments):
+        original(self, *arguments)
+        self.info.update(aux={"urn:com:apple:photo:2020:aux:hdrgainmap": [49]}, depth_images=[object()])
+
+    monkeypatch.setattr(pillow_heif.HeifImageFile, "_init_from_heif_file", with_gain_map)
+    assert decode_picture(file.getvalue(), "x.heic").lost == ("2 hidden pictures left out",)
 
 
 UPRIGHT = {  # EXIF orientation: how the stored samples are turned to stand upright

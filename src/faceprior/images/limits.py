@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from faceprior.errors import ImageError
 
@@ -25,7 +25,6 @@ MIN_SIDE = 4
 _BYTES_A_PIXEL = 25  # of memory that a photograph takes until it is written: measured from 4 to 49 megapixels
 
 _DNG_VERSION, _SUBFILE_TYPE, _REDUCED = 50706, 254, 1
-_SEPARATE = 2  # TIFF's word for planes
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
@@ -60,14 +59,12 @@ def check_size(name: str | Path, width: int, height: int, max_pixels: int = MAX_
 
 
 def check_layout(name: str | Path, image: Image.Image) -> None:
-    """Refuse what Pillow misreads without a word: raw files, and 16-bit colour in planes, one after the other."""
+    """Refuse what Pillow misreads without a word: raw files."""
     tags = getattr(image, "tag_v2", {})
     if _DNG_VERSION in tags or tags.get(_SUBFILE_TYPE, 0) & _REDUCED:
         raise ImageError(
             f"{name}: is a camera's raw file, of which only the small preview can be read; export it as TIFF or JPEG"
         )
-    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE and max(tags[TiffImagePlugin.BITSPERSAMPLE]) > 8:
-        raise ImageError(f"{name}: is a 16-bit TIFF with separate colour planes; save it with interleaved ones")
 
 
 @contextmanager

@@ -15,11 +15,12 @@ from faceprior.errors import ImageError
 from faceprior.images.colour import colour_space
 from faceprior.images.limits import MAX_PIXELS, check_file, check_layout, check_size, opened
 from faceprior.images.metadata import METADATA_KEY, exif_of, without_promises, xmp_of
+from faceprior.images.parts import frames_left_out, parts_left_out
 from faceprior.images.picture import Picture
+from faceprior.images.planes import has_planes, interleaved
 from faceprior.images.png_colour import png_profile
 from faceprior.images.samples import Samples, as_image, eight_bits, samples_of, sixteen_bit_rawmode
 
-_LAYERS = 37724  # Photoshop's tag in a TIFF
 _KEPT_TEXT = {METADATA_KEY, "XML:com.adobe.xmp", "Raw profile type exif"}
 
 
@@ -65,9 +66,14 @@ def decode_picture(content: bytes, name: str | Path, max_pixels: int = MAX_PIXEL
     with opened(content, name) as image:
         check_size(name, *image.size, max_pixels)
         check_layout(name, image)
+        left_out = parts_left_out(image, content)
+        if has_planes(image):
+            frames = tuple(frames_left_out(image))
+            picture = decode_picture(interleaved(content, image), name, max_pixels)
+            return replace(picture, notes=(*frames, *picture.notes), lost=(*frames, *picture.lost))
         ignored = _give_profile(image, content)
         picture = _picture(image, lambda: Image.open(io.BytesIO(content)))
-        picture = replace(picture, lost=(*picture.lost, *ignored))
+        picture = replace(picture, lost=(*picture.lost, *left_out, *ignored))
         return replace(picture, lossless=True) if image.format == "WEBP" and _is_lossless_webp(content) else picture
 
 
@@ -77,11 +83,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: as `read_picture`; the message begins with `name`.
     """
-    with opened(content, name) as image:
-        check_size(name, *image.size)
-        check_layout(name, image)
-        _give_profile(image, content)
-        return to_rgb(image)
+    return decode_picture(content, name).image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -100,8 +102,7 @@ def _give_profile(image: Image.Image, content: bytes) -> list[str]:
 
 
 def _picture(image: Image.Image, open_again: Callable[[], Image.Image] | None) -> Picture:
-    count = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
-    notes = [f"first of {count} {'pages' if image.format == 'TIFF' else 'frames'}"] if count > 1 else []
+    notes = frames_left_out(image)
     lost = list(notes)
     rawmode = sixteen_bit_rawmode(image)
     image.load()
@@ -116,8 +117,6 @@ def _picture(image: Image.Image, open_again: Callable[[], Image.Image] | None) -
     lost += [*samples.lost, *colour_lost, *exif_lost]
     xmp, broken_promises = without_promises(xmp_of(image))
     lost += broken_promises
-    if _LAYERS in getattr(image, "tag_v2", ()) or image.format == "PSD":
-        lost.append("layers left out")
     if image.info.get("photoshop"):
         lost.append("IPTC captions left out")
     if set(getattr(image, "text", ())) - _KEPT_TEXT:
@@ -150,6 +149,8 @@ def _colours(
         depth = ("16-bit samples scaled to 8 bits",) if rawmode else ()
         return Samples(np.asarray(rgb), None, depth), None, (f"CMYK turned into RGB {how}",)
     samples = samples_of(image, rawmode, open_again)
+    if image.mode == "LAB":
+        return samples, None, ("Lab colours turned into sRGB",)
     if icc_profile is None:
         return samples, None, ()
     grey = samples.pixels.shape[-1] == 1

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_WHITE_IS_ZERO = 0
 _OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -35,10 +36,15 @@ def samples_of(image: Image.Image, rawmode: str | None, open_again: Callable[[],
     """
     transparent = image.info.get("transparency")
     upright = ImageOps.exif_transpose(image)
-    if rawmode and open_again and not rawmode.startswith("RGBa"):  # premultiplied: bytes say nothing on their own
+    if rawmode and open_again:
         return _sixteen_bit_colour(upright, rawmode, open_again, transparent)
     if image.mode.startswith("I") or image.mode == "F":
         pixels, lost = _sixteen_bits(np.asarray(upright), image.mode)
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
+            pixels = (pixels << 4 | pixels >> 8).astype(np.uint16)
+        if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:  # Pillow turns 8 bits only
+            pixels = np.invert(pixels)
         return Samples(pixels[..., None], _keyed_alpha(pixels[..., None], transparent), lost)
     lost = ("16-bit samples scaled to 8 bits",) if rawmode else ()
     grey = upright.mode in ("1", "L", "LA", "La")
@@ -97,26 +103,41 @@ def sixteen_bit_rawmode(image: Image.Image) -> str | None:
 
 
 def _sixteen_bit_colour(
-    high: Image.Image, rawmode: str, open_again: Callable[[], Image.Image], transparent: object
+    upright: Image.Image, rawmode: str, open_again: Callable[[], Image.Image], transparent: object
 ) -> Samples:
     # Pillow has no 16-bit colour, and its decoders keep one byte of each sample: the high one. With the other byte
     # order named as the file's, they keep the low one.
+    premultiplied, rawmode = rawmode.startswith("RGBa"), rawmode.replace("RGBa", "RGBA")
+    if rawmode == "LA;16B":  # as RGBA it is all four bytes: grey high and low, opacity high and low
+        both = _decoded(open_again, "RGBA")
+        high, low = both[..., ::2], both[..., 1::2]
+    else:
+        high = _decoded(open_again, rawmode) if premultiplied else np.asarray(upright)
+        low = _decoded(open_again, rawmode[:-1] + _OTHER_BYTE[rawmode[-1]])
+    whole = high.astype(np.uint16) * 256 + low
+    if whole.shape[-1] not in (2, 4):
+        return Samples(whole, _keyed_alpha(whole, transparent))
+    pixels, alpha = np.ascontiguousarray(whole[..., :-1]), np.ascontiguousarray(whole[..., -1])
+    return Samples(_divided(pixels, alpha) if premultiplied else pixels, alpha)
+
+
+def _decoded(open_again: Callable[[], Image.Image], rawmode: str) -> NDArray[np.uint8]:
+    """Decode a file, upright, as if its samples lay as `rawmode` says."""
     with open_again() as image:
         if not isinstance(image, ImageFile.ImageFile):  # what Image.open gives
             raise TypeError(type(image))
-        low_rawmode = "RGBA" if rawmode == "LA;16B" else rawmode[:-1] + _OTHER_BYTE[rawmode[-1]]
         image.tile = [
-            tile._replace(args=(low_rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else low_rawmode)
+            tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
             for tile in image.tile
         ]
-        low = np.asarray(ImageOps.exif_transpose(image))
-    if rawmode == "LA;16B":  # here "low" is all four bytes: grey high and low, opacity high and low
-        whole = low[..., ::2].astype(np.uint16) * 256 + low[..., 1::2]
-    else:
-        whole = np.asarray(high).astype(np.uint16) * 256 + low
-    if whole.shape[-1] in (2, 4):
-        return Samples(np.ascontiguousarray(whole[..., :-1]), np.ascontiguousarray(whole[..., -1]))
-    return Samples(whole, _keyed_alpha(whole, transparent))
+        return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _divided(pixels: NDArray[np.uint16], alpha: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Colours that were multiplied with their opacity; black where there is none."""
+    opacity = np.maximum(alpha, 1).astype(np.uint32)[..., None]
+    divided = (pixels.astype(np.uint32) * 65535 + opacity // 2) // opacity
+    return np.where(alpha[..., None] > 0, np.minimum(divided, 65535), 0).astype(np.uint16)
 
 
 def _keyed_alpha(pixels: NDArray[np.uint16], transparent: object) -> NDArray[np.uint16] | None:
