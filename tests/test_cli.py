@@ -210,7 +210,7 @@ USAGE = {
     "device": (("--device", "tpu"), "'tpu' is not one of"),
     "dtype": (("--dtype", "int8"), "'int8' is not one of"),
     "method": (("--method", "best"), "'best' is neither a preset nor a method; choose one of default"),
-    "degradation": (("--degrade", "rain"), "'rain' is not one of"),
+    "degradation": (("--degrade", "rain"), "degradation 'rain' is not known; choose bicubic, noise-SIGMA"),
     "unknown option": (("--sharpen",), "No such option: --sharpen"),
     "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither a name (faces-128, "),
     "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither a name (corrector-128)"),

@@ -1,4 +1,5 @@
 import errno
+import io
 import itertools
 import json
 import os
@@ -20,10 +21,11 @@ from faceprior.folders.manifest import MANIFEST_NAME
 from faceprior.folders.run import NoWatcher, restore_files
 from faceprior.images import read_image, read_metadata, to_tensor
 from faceprior.methods import PRESETS, find_preset
-from faceprior.photographs import RestoredFace, RestoreOptions
+from faceprior.photographs import RestoredFace, RestoreOptions, prepare
 from faceprior.photographs.results import doubt_picture
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.priors import save_prior
+from faceprior.priors.card import FFHQ_TEMPLATE
 
 SHORT = find_preset("default").with_options(steps=3, eta=0.5)
 OPTIONS = RestoreOptions(preset=SHORT, kind="aligned")
@@ -255,7 +257,7 @@ def test_a_scale_that_does_not_fit_the_prior_is_refused_before_any_work(pipeline
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("degradation", ["bicubic", "gfpgan", "codeformer", "difface", "diffbir"])
+@pytest.mark.parametrize("degradation", ["bicubic", "noise-0.05", "gfpgan", "low-light"])
 def test_a_degraded_experiment_is_measured_against_the_sharp_face(pipeline, degradation, tmp_path):
     picture(32, 32).save(tmp_path / "sharp.png")
     inputs, output = [tmp_path / "sharp.png"], tmp_path / "out"
@@ -269,6 +271,19 @@ def test_a_degraded_experiment_is_measured_against_the_sharp_face(pipeline, degr
     restored, sharp = (np.asarray(read_image(path)).astype(float) for path in (output / "sharp.png", inputs[0]))
     psnr = 10 * np.log10(255**2 / ((restored - sharp) ** 2).mean())
     assert record["psnr"]["restored"] == pytest.approx(psnr, abs=1e-3)
+
+
+def test_an_occlusion_stands_where_the_template_of_the_prior_has_the_face(pipeline):
+    content, card = io.BytesIO(), replace(pipeline.prior.card, template=FFHQ_TEMPLATE)
+    picture(32, 32).save(content, "PNG")
+
+    def seen(degradation):
+        options = RestoreOptions(kind="aligned", degradation=degradation, scale=2.0)
+        return prepare(content.getvalue(), "x.png", card, options, None).conditions[0].low_resolution
+
+    changed = (seen("bicubic") != seen("occlusion-mask")).any(0)  # (16, 16)
+    assert changed[10:].any()
+    assert not changed[:6].any()  # a medical mask leaves the forehead free
 
 
 def test_degradations_differ_and_follow_the_seed(pipeline, tmp_path):

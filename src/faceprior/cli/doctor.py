@@ -17,6 +17,7 @@ EXTRAS = {
     "web": "faceprior serve",
     "heic": "HEIC pictures",
     "video": "clips",
+    "scale": "Ray clusters",
     "research": "training and benchmarks",
 }
 

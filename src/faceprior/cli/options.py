@@ -28,12 +28,6 @@ class DtypeName(str, Enum):
     auto, float32, bfloat16, float16 = "auto", "float32", "bfloat16", "float16"
 
 
-class DegradationName(str, Enum):
-    """Ways to make a bad face out of a sharp one."""
-
-    bicubic, gfpgan, codeformer, difface, diffbir = "bicubic", "gfpgan", "codeformer", "difface", "diffbir"
-
-
 Prior = Annotated[
     str | None,
     typer.Option(

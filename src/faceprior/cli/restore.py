@@ -13,7 +13,7 @@ import typer
 
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, EXIT_STOPPED, console, errors, say
-from faceprior.cli.options import DegradationName, DeviceName, DtypeName
+from faceprior.cli.options import DeviceName, DtypeName
 
 if TYPE_CHECKING:
     from faceprior.faces import FaceDetector
@@ -95,7 +95,7 @@ def restore(
     method: options.Method = "default",
     option: options.MethodOptions = None,
     degrade: Annotated[
-        DegradationName | None, typer.Option(metavar="NAME", help="Spoil sharp aligned faces first, and measure.")
+        str | None, typer.Option(metavar="NAME", help="Spoil sharp aligned faces first, and measure.")
     ] = None,
     prior: options.Prior = None,
     corrector: options.Corrector = "auto",
@@ -144,7 +144,7 @@ def restore(
         samples=samples,
         seed=seed,
         kind="photo" if photo else "aligned" if aligned else "auto",
-        degradation=degrade.value if degrade else None,
+        degradation=degrade,
         write_sheet=sheet,
         only_faces=only_faces,
         faces=faces or "all",

@@ -25,8 +25,8 @@ class RestoreOptions:
 
     Attributes:
         kind: what an input is: an aligned face, a photograph, or what it looks like.
-        degradation: None for real low-resolution faces; "bicubic" or a preset of the real-world chain makes a
-            low-resolution face out of each (sharp, aligned) input first.
+        degradation: None for real low-resolution faces; else what makes a low-resolution face out of each (sharp,
+            aligned) input first, by a name that `faceprior.degradations.make_input` knows.
         scale: R/n of the faces, 2 to 32; "auto" takes what a face's effective resolution says.
         faces: which faces of a photograph: the number of largest ones, or "all".
         chosen: numbers of the faces of a photograph that are restored, from 1, the largest first; none stands for
@@ -74,8 +74,8 @@ class RestoreOptions:
     ending: str | None = None
 
     def __post_init__(self) -> None:
-        if self.degradation is not None and self.kind == "photo":
-            raise OptionError("a degraded experiment wants sharp aligned faces; leave out --photo or --degrade")
+        if self.degradation is not None:
+            _check_experiment(self.degradation, self.kind)
         if self.samples < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise OptionError(f"samples is {self.samples} and batch size {self.batch_size}; both must be at least 1")
         if self.faces != "all" and not (isinstance(self.faces, int) and self.faces >= 1):
@@ -102,6 +102,14 @@ class RestoreOptions:
         if self.write_sheet:
             suffixes.append("-sheet")
         return suffixes
+
+
+def _check_experiment(degradation: str, kind: Kind) -> None:
+    from faceprior.degradations import check_degradation
+
+    if kind == "photo":
+        raise OptionError("a degraded experiment wants sharp aligned faces; leave out --photo or --degrade")
+    check_degradation(degradation)
 
 
 def sample_suffix(number: int) -> str:

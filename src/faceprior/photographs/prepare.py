@@ -93,7 +93,7 @@ def prepare(
                 " load one, or say --aligned if it is one face that fills the picture"
             )
     if aligned:
-        condition, notes = _condition(picture.image, card.resolution, options)
+        condition, notes = _condition(picture.image, card, options)
         return Prepared(name, content, picture.image.size, aligned, found, (), (condition,), (*picture.notes, *notes))
     tone = tone_of(picture.image)
     faces = tuple(find_faces(picture.image, found, card, options))
@@ -120,8 +120,9 @@ def degraded_scale(options: RestoreOptions) -> float:
     return DEFAULT_DEGRADED_SCALE if options.scale == "auto" else options.scale
 
 
-def _condition(image: Image.Image, resolution: int, options: RestoreOptions) -> tuple[Condition, list[str]]:
+def _condition(image: Image.Image, card: ModelCard, options: RestoreOptions) -> tuple[Condition, list[str]]:
     """What the networks see of an aligned face, of an oblong one its central square; and what was done to it."""
+    resolution = card.resolution
     width, height = image.size
     notes = [f"cropped to the central square of {width}×{height}"] if width != height else []
     side = min(width, height)
@@ -134,7 +135,7 @@ def _condition(image: Image.Image, resolution: int, options: RestoreOptions) -> 
         notes += _resized(side, resolution)
         generator = torch.Generator().manual_seed(options.seed)
         to = round(resolution / degraded_scale(options))
-        small = make_input(sharp_face(image, resolution), options.degradation, to, generator)
+        small = make_input(sharp_face(image, resolution), options.degradation, to, generator, card.template)
     return Condition(small, tone=tone_of(image)), notes
 
 
