@@ -8,13 +8,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from faceprior.corrector import PaperCorrector, enlarge_grid, load_corrector, make_condition, save_corrector
+from faceprior.corrector import (
+    PaperCorrector,
+    embedded_corrector_for,
+    enlarge_grid,
+    load_corrector,
+    make_condition,
+    save_corrector,
+)
 from faceprior.errors import FacePriorError, OptionError, WeightsError
 from faceprior.images import resize
 from faceprior.methods import PRESETS, Preset, SamplingOptions, find_preset
 from faceprior.methods.dpi import DPI, Conditions, DPIOptions, adaptive_mask, edge_strength, interpolate
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
+from faceprior.priors.store import embedded_cards
 from faceprior.sampling import Initial, NoiseSource, Sampler, make_solver, noised, sample, spaced_steps
 
 CPU = torch.device("cpu")
@@ -825,6 +833,31 @@ def test_a_corrector_is_loaded_without_a_card_too(saved):
     found = load_corrector(saved)
     assert (found.card.kind, found.card.resolution) == ("corrector", 32)
     assert found.card.sha256 == expected.card.sha256
+
+
+def test_a_variant_of_a_corrector_is_loaded_by_its_name_and_only_so(tiny, tmp_path):
+    save_corrector(tiny.corrector(), tmp_path, half=True, variant="fp16")
+    weight = tiny.corrector().network.unet.conv_in.weight
+    loaded = load_corrector(tmp_path, variant="fp16")
+    assert torch.equal(loaded.network.unet.conv_in.weight, weight.half().float())
+    with pytest.raises(WeightsError):
+        load_corrector(tmp_path)
+
+
+def test_the_embedded_corrector_is_that_of_the_resolution_and_the_schedule(tiny):
+    (card,) = embedded_cards("corrector").values()
+    schedule = NoiseSchedule.from_scheduler_config(card.schedule)
+    assert embedded_corrector_for(card.resolution, schedule).card == card
+    assert embedded_corrector_for(card.resolution // 2, schedule) is None
+    assert embedded_corrector_for(card.resolution, NoiseSchedule.linear(1000, 1e-5, 0.01)) is None
+
+
+@pytest.mark.parametrize("kind", ["blind", "paper"])
+def test_what_a_corrector_sees_stays_in_range_where_the_enlargement_overshoots(tiny, kind):
+    steps = torch.ones(1, 3, 8, 8)
+    steps[..., ::2, :3] = -1
+    seen = tiny.corrector(kind=kind).network.see(steps)
+    assert (seen.min(), seen.max()) == (-1, 1)
 
 
 def test_what_is_not_a_corrector_is_refused(saved, tmp_path):

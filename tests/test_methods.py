@@ -538,6 +538,32 @@ def test_a_method_starts_from_a_face_that_is_known(name, start):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sigma_y", [0.0, 0.05, 0.3])
+def test_ddrm_starts_with_the_noise_that_the_measurement_does_not_bring(sigma_y):
+    step = spaced_steps(SCHEDULE, 20, 0.1)[0]  # where the diffusion is hardly noisier than the measurement
+    method, prior = find_method("ddrm"), gaussian_prior()
+    restoration = method.begin([face()], prior, replace(method.options, sigma_y=sigma_y))
+    found, _ = restoration.start(step, Sampler(prior, method.solver(method.sampling), noise_source(1)))
+    z = noise_source(1).normal(3, SIDE, SIDE)[0].flatten(1).double()
+    y = face().flatten(1).double()
+    expected = reference_start("ddrm", y, step.alphas_cumprod, pure=False, draw=lambda: z, sigma_y=sigma_y)
+    torch.testing.assert_close(found[0].flatten(1).double(), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0])
+def test_the_corrector_alone_is_its_answer_without_a_sample_kept_in_range(tiny, value):
+    corrector, prior = tiny.corrector(), tiny.gaussian_prior()
+    low = value * (1 - 0.2 * face(side=8).abs())
+    method = find_method("corrector")
+    restoration = method.begin([low], prior, method.options, corrector)
+    found = sample(restoration, [], Sampler(None, DDIM(), noise_source(0)))
+    seen = resize(low[None], tiny.side).clamp(-1, 1)
+    nothing = torch.zeros(1, 3, tiny.side, tiny.side)
+    answer = corrector.network(nothing, len(prior.schedule) - 1, seen).x0
+    assert answer.abs().max() > 1
+    torch.testing.assert_close(found, answer.clamp(-1, 1))
+
+
 @pytest.mark.parametrize("name", WITHOUT_PRIOR)
 def test_a_method_without_a_prior_cannot_start_from_a_face(pipeline, name):
     given = Initial(face(3, 32)[None], torch.ones(1, 1, 1, 1))
