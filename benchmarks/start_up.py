@@ -23,8 +23,12 @@ def main(runs: int = 5) -> None:
             "python": lambda: run_python(""),
             "import faceprior": lambda: run_python("import faceprior"),
             "faceprior --help": lambda: run_faceprior("--help"),
+            "import torch": lambda: run_python("import torch"),
             "load the networks": lambda: run_python(
                 "from faceprior import FacePriorPipeline; FacePriorPipeline.from_pretrained()"
+            ),
+            "the same with diffusers": lambda: run_python(
+                "from faceprior.diffusers import FacePriorPipeline; FacePriorPipeline.from_pretrained()"
             ),
             "first face of faceprior restore": lambda: run_faceprior(
                 "restore", str(face), "--aligned", "--output", str(Path(folder) / "restored")

@@ -38,7 +38,11 @@ async function request(path, options) {
   return answer.json();
 }
 
-const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** An error as a sentence; a file's name that it begins with stays as it is. */
+function sentence(text) {
+  const first = /^[^:]+\.\w+: /.test(text) ? text[0] : text[0].toUpperCase();
+  return first + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
 
 /** Call an endpoint; `onUpdate` gets {ahead} while it waits and {data} while it works. */
 async function call(name, values, onUpdate = () => {}, signal = null) {
