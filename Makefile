@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 7860
+WEIGHTS := -e packages/weights -e packages/weights-open
+PROJECTS := pyproject.toml packages/weights/pyproject.toml packages/weights-open/pyproject.toml
 
 .PHONY: help demo serve test test-slow test-browser mutants lint format docs dist clean
 
@@ -60,6 +62,7 @@ dist:
 	rm -rf dist
 	$(PYTHON) -m build --outdir dist .
 	$(PYTHON) -m build --outdir dist packages/weights
+	$(PYTHON) -m build --outdir dist packages/weights-open
 
 clean:
 	rm -rf $(VENV) demo dist site mutants
@@ -68,16 +71,16 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 to 3.14 was found; install one or name it: make demo PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e packages/weights scikit-image
+$(VENV)/.demo: $(VENV)/bin/python $(PROJECTS) constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . $(WEIGHTS) scikit-image
 	@touch $@
 
-$(VENV)/.web: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]' -e packages/weights
+$(VENV)/.web: $(VENV)/bin/python $(PROJECTS) constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]' $(WEIGHTS)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml packages/weights/pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e packages/weights
+$(VENV)/.dev: $(VENV)/bin/python $(PROJECTS) constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(WEIGHTS)
 	@touch $@ $(VENV)/.demo $(VENV)/.web
 
 $(VENV)/.mutants: $(VENV)/.dev

@@ -20,6 +20,7 @@ from faceprior.errors import FacePriorError, OptionError, WeightsError
 from faceprior.images import resize
 from faceprior.methods import PRESETS, Preset, SamplingOptions, find_preset
 from faceprior.methods.dpi import DPI, Conditions, DPIOptions, adaptive_mask, edge_strength, interpolate
+from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.store import embedded_cards
@@ -232,10 +233,10 @@ def test_a_whole_run_of_a_published_preset_is_the_reference_loop(tiny, preset_na
 @pytest.mark.parametrize(
     ("preset_name", "levels"),
     [
-        ("default", (267, 235, 202, 170, 137, 105, 72, 40)),
-        ("faithful", (131, 113, 95, 76, 58, 40)),
-        ("detailed", (461, 423, 385, 346, 308, 270, 231, 193, 155, 116, 78, 40)),
-        ("fast", (93, 66, 40)),
+        ("default", (248, 196, 144, 92, 40)),
+        ("faithful", (122, 95, 67, 40)),
+        ("detailed", (452, 404, 356, 308, 260, 212, 164, 116, 68, 20)),
+        ("fast", (95, 40)),
     ],
 )
 def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels):
@@ -845,11 +846,19 @@ def test_a_variant_of_a_corrector_is_loaded_by_its_name_and_only_so(tiny, tmp_pa
 
 
 def test_the_embedded_corrector_is_that_of_the_resolution_and_the_schedule(tiny):
-    (card,) = embedded_cards("corrector").values()
-    schedule = NoiseSchedule.from_scheduler_config(card.schedule)
-    assert embedded_corrector_for(card.resolution, schedule).card == card
-    assert embedded_corrector_for(card.resolution // 2, schedule) is None
-    assert embedded_corrector_for(card.resolution, NoiseSchedule.linear(1000, 1e-5, 0.01)) is None
+    def serves(schedule=None, licence="", **card):
+        prior = tiny.gaussian_prior()
+        schedule = schedule or NoiseSchedule.linear(1000, 1e-4, 0.02)
+        given = ModelCard(kind="prior", name="given", licence=licence, **card)
+        found = embedded_corrector_for(Prior(prior.network, schedule, "sample", given))
+        return found and found.card
+
+    correctors = embedded_cards("corrector")
+    assert len(correctors) > 1
+    for card in correctors.values():
+        assert serves(resolution=card.resolution, licence=card.licence) == card
+    assert serves(resolution=64) is None
+    assert serves(NoiseSchedule.linear(1000, 1e-5, 0.01), resolution=128) is None
 
 
 @pytest.mark.parametrize("kind", ["blind", "paper"])

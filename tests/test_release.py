@@ -37,7 +37,7 @@ def test_a_release_publishes_what_ci_built():
     assert set(release["publish"]["needs"]) == {"ci", "version"}
 
 
-@pytest.mark.parametrize("folder", ["", "packages/weights"])
+@pytest.mark.parametrize("folder", ["", "packages/weights", "packages/weights-open"])
 def test_on_the_index_every_link_of_a_readme_leads_somewhere(folder):
     page = PAGE["absolute"](read(f"{folder or '.'}/README.md"), Path(folder), REPOSITORY, "v1")
     links = re.findall(r"\]\(([^)]+)\)", page)
@@ -51,7 +51,9 @@ def test_on_the_index_every_link_of_a_readme_leads_somewhere(folder):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
-@pytest.mark.parametrize("project", ["pyproject.toml", "packages/weights/pyproject.toml"])
+@pytest.mark.parametrize(
+    "project", ["pyproject.toml", "packages/weights/pyproject.toml", "packages/weights-open/pyproject.toml"]
+)
 def test_the_project_gets_its_addresses(project):
     import tomllib
 

@@ -12,7 +12,7 @@ from faceprior.errors import WeightsError
 from faceprior.priors import embedded_cards, store
 
 ROOT = Path(__file__).parent.parent
-NOTICE = (ROOT / "packages/weights/NOTICE").read_text(encoding="utf-8")
+NOTICE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "packages").glob("*/NOTICE")))
 CARDS = {**embedded_cards("prior"), **embedded_cards("corrector")}
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from faceprior.errors import OptionError, WeightsError
 from faceprior.images import resize
 from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config
+from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.store import (
@@ -318,9 +319,16 @@ def save_corrector(corrector: Corrector, folder: Path, *, half: bool = True, **h
     return write_card(corrector.card, folder, weights)
 
 
-def embedded_corrector_for(resolution: int, schedule: NoiseSchedule) -> Corrector | None:
-    """Return the embedded corrector that serves a prior of this resolution and schedule, if there is one."""
-    for name, card in embedded_cards("corrector").items():
-        if card.resolution == resolution and NoiseSchedule.from_scheduler_config(card.schedule).equals(schedule):
-            return load_corrector(name)
-    return None
+def embedded_corrector_for(prior: Prior) -> Corrector | None:
+    """Return the embedded corrector that serves a prior's resolution and schedule, if there is one.
+
+    Of several, one under the prior's own licence: what is free stays so.
+    """
+    fitting = [
+        card
+        for card in embedded_cards("corrector").values()
+        if card.resolution == prior.resolution
+        and NoiseSchedule.from_scheduler_config(card.schedule).equals(prior.schedule)
+    ]
+    fitting.sort(key=lambda card: card.licence != prior.card.licence)
+    return load_corrector(fitting[0].name) if fitting else None

@@ -125,7 +125,7 @@ def _shown(value: Any) -> str:
 @priors_app.command("list")
 def priors_list() -> None:
     """List the priors and correctors that have a name: embedded ones, and public ones that are downloaded once."""
-    from faceprior.priors.store import NOT_INSTALLED, embedded_cards, embedded_folder, public_cards
+    from faceprior.priors.store import NOT_INSTALLED, embedded_cards, public_cards
 
     table = Table("kind", "name", "resolution", "weights", "licence")
     for kind in ("prior", "corrector"):
@@ -133,7 +133,7 @@ def priors_list() -> None:
             for name, card in cards.items():
                 table.add_row(kind, name, f"{card.resolution}×{card.resolution}", where, card.licence)
     console.print(table)
-    if embedded_folder() is None:
+    if not embedded_cards("prior"):
         say(console, NOT_INSTALLED)
 
 

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 import faceprior
 
 EXTRAS = {
-    "weights": "the embedded prior and corrector (non-commercial research)",
+    "weights": "the embedded priors and correctors (non-commercial research)",
+    "open": "a prior and a corrector for any use",
     "web": "faceprior serve",
     "heic": "HEIC pictures",
     "video": "clips",

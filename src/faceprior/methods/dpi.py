@@ -240,7 +240,7 @@ METHOD = Method(
     reference="Yang et al., AAAI 2025, arXiv 2412.16552",
     restoration=DPI,
     options=DPIOptions(tau=0.0, late_weight=1.0, crt="always", detail=0.75, smooth=True, rederived=1.0),
-    sampling=SamplingOptions(steps=8, start=0.3, end=0.04),
+    sampling=SamplingOptions(steps=5, start=0.3, end=0.04),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
     uses_corrector=True,
     blind=True,

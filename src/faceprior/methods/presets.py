@@ -80,12 +80,12 @@ class Preset:
 PRESETS = {
     DEFAULT_PRESET: Preset.of(dpi.METHOD),
     "faithful": Preset(
-        "dpi", SamplingOptions(steps=6, start=0.15, end=0.04), replace(dpi.METHOD.options, detail=0.0)
+        "dpi", SamplingOptions(steps=4, start=0.15, end=0.04), replace(dpi.METHOD.options, detail=0.0)
     ),
     "detailed": Preset(
-        "dpi", SamplingOptions(steps=12, start=0.5, end=0.04), replace(dpi.METHOD.options, detail=1.0)
+        "dpi", SamplingOptions(steps=10, start=0.5, end=0.02), replace(dpi.METHOD.options, detail=1.0)
     ),
-    "fast": Preset("dpi", SamplingOptions(steps=3, start=0.12, end=0.04), replace(dpi.METHOD.options, detail=0.5)),
+    "fast": Preset("dpi", SamplingOptions(steps=2, start=0.15, end=0.04), replace(dpi.METHOD.options, detail=0.5)),
     "paper-ddim": Preset(
         "dpi",
         SamplingOptions(solver="ddim", steps=20),

@@ -459,7 +459,7 @@ def load_components(
         folder = resolve(source, "prior", **here, revision=revision)
         index = read_index(folder)
         if "corrector" not in index:
-            return prior, embedded_corrector_for(prior.resolution, prior.schedule)
+            return prior, embedded_corrector_for(prior)
         if index["corrector"][0] is None:
             return prior, None
         crt = load_corrector(folder / "corrector", **how)

@@ -27,9 +27,11 @@ WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model
 INDEX_NAME = "model_index.json"
 DEFAULT_PRIOR = "faces-128"
 NOT_INSTALLED = (
-    "no weights are installed; for non-commercial research run pip install 'faceprior[weights]',"
-    " else name a prior of your own: a folder, file or hub id (owner/name)"
+    "no weights are installed; for non-commercial research run pip install 'faceprior[weights]', for anything else"
+    " pip install 'faceprior[open]' and name faces-128-open, or name a prior of your own: a folder, file or hub id"
+    " (owner/name)"
 )
+_DISTRIBUTIONS = ("faceprior_weights", "faceprior_weights_open")
 PRIOR_NETWORKS = {
     "GaussianResidualUNet": "faceprior.priors.residual_unet",
 }
@@ -56,16 +58,15 @@ _UNREADABLE = (
 )
 
 
-def embedded_folder() -> Path | None:
-    """Folder of the weights that the distribution `faceprior-weights` brings; None where it is not installed."""
-    package = find_spec("faceprior_weights")
-    places = package.submodule_search_locations if package is not None else None
-    return Path(next(iter(places))) if places else None
-
-
 def embedded_cards(kind: str) -> dict[str, ModelCard]:
     """Cards of the embedded weights of a kind ("prior" or "corrector"), by name; none where none are installed."""
-    return _cards_in(embedded_folder(), kind)
+    return {name: card for place in _embedded_places() for name, card in _cards_in(place, kind).items()}
+
+
+def _embedded_places() -> list[Path]:
+    """Folders of the distributions of weights that are installed."""
+    packages = [package for name in _DISTRIBUTIONS if (package := find_spec(name)) is not None]
+    return [Path(place) for package in packages for place in package.submodule_search_locations or ()]
 
 
 def public_cards(kind: str) -> dict[str, ModelCard]:
@@ -76,8 +77,8 @@ def public_cards(kind: str) -> dict[str, ModelCard]:
     return _cards_in(_PUBLIC, kind)
 
 
-def _cards_in(folder: Path | None, kind: str) -> dict[str, ModelCard]:
-    found = {own.name: ModelCard.read(own) for own in sorted(folder.glob("*/"))} if folder is not None else {}
+def _cards_in(folder: Path, kind: str) -> dict[str, ModelCard]:
+    found = {own.name: ModelCard.read(own) for own in sorted(folder.glob("*/"))}
     return {name: card for name, card in found.items() if card is not None and card.kind == kind}
 
 
@@ -92,18 +93,19 @@ def resolve(spec: str | Path, kind: str, **hub: Any) -> Path:
     Raises:
         WeightsError: it is none of these, or the hub cannot deliver it.
     """
-    name, embedded, public = str(spec), embedded_folder(), public_cards(kind)
-    if embedded is not None and name in embedded_cards(kind):
-        return embedded / name
+    name, public = str(spec), public_cards(kind)
+    embedded = {own: place / own for place in _embedded_places() for own in _cards_in(place, kind)}
+    if name in embedded:
+        return embedded[name]
     path = Path(spec).expanduser()
     if name not in public and path.exists():
         return path
     address = Address.read(public[name].source if name in public else name)
     if address is not None:
         return download(address, f"{kind} {name}", **hub)
-    if embedded is None:
+    if not embedded:
         raise WeightsError(f"{kind} {name!r} is not a file, folder or hub id, and {NOT_INSTALLED}")
-    names = ", ".join((*embedded_cards(kind), *public)) or "there are none"
+    names = ", ".join((*embedded, *public))
     raise WeightsError(
         f"{kind} {name!r} is neither a name ({names}) nor an existing file or folder nor a hub id (owner/name)"
     )
