@@ -213,7 +213,7 @@ USAGE = {
     "degradation": (("--degrade", "rain"), "degradation 'rain' is not known; choose bicubic, noise-SIGMA"),
     "unknown option": (("--sharpen",), "No such option: --sharpen"),
     "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither a name (faces-128, "),
-    "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither a name (corrector-128)"),
+    "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither a name (corrector-128, "),
     "corrector of another resolution": (
         ("--corrector", "corrector-128"),
         "corrector corrector-128 is for 128×128 faces, the prior for 32×32; choose another with --corrector, or none",
