@@ -2,7 +2,8 @@
 
     python benchmarks/listing.py --photographs 10000000 --folder /tmp/listing
 
-The keys are made up; what a store takes to tell them is not in it (docs/scale.md).
+The keys are made up, by a file system as s3fs is one; what a real store takes to tell them is not in it
+(docs/scale.md).
 """
 
 import argparse
@@ -11,30 +12,61 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from faceprior.folders.inputs import Input
+import fsspec
+
+from faceprior.folders.inputs import expand
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import read_listing, write_listing
 from faceprior.storage import Url, as_url, place
 
 PER_FOLDER = 1000
 SETTINGS = {"made": "up"}
+CHANGED = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
-def made_up(photographs: int) -> Iterator[Input]:
-    """Keys as a bucket has them; every hundredth has a twin of another format, whose results must not meet."""
-    for number in range(photographs):
-        folder = f"{number // PER_FOLDER:06d}"
-        name = f"IMG_{number - (number % 100 == 1):08d}{'.png' if number % 100 == 1 else '.jpg'}"
-        stamp = {"bytes": 3_000_000 + number, "modified_ns": 1_700_000_000_000_000_000 + number}
-        yield Input(Url(f"s3://bucket/photographs/{folder}/{name}"), folder, stamp=stamp)
+class MadeUp(fsspec.AbstractFileSystem):
+    """A bucket as s3fs tells it; every hundredth key has a twin of another format, whose results must not meet.
+
+    Attributes:
+        photographs: how many it holds.
+        cpu: seconds that telling them took.
+    """
+
+    protocol = "made-up"
+    photographs = 0
+    cpu = 0.0
+
+    def ls(self, path: str, **_: Any) -> list[dict[str, Any]]:
+        """Tell what is in a folder."""
+        started = time.process_time()
+        if path.endswith("photographs"):
+            folders = range(-(-MadeUp.photographs // PER_FOLDER))
+            told = [{"name": f"{path}/{number:06d}", "size": 0, "type": "directory"} for number in folders]
+        else:
+            first = int(path.rpartition("/")[2]) * PER_FOLDER
+            numbers = range(first, min(first + PER_FOLDER, MadeUp.photographs))
+            told = [self._told(path, number) for number in numbers]
+        MadeUp.cpu += time.process_time() - started
+        return told
+
+    def _told(self, path: str, number: int) -> dict[str, Any]:
+        name = f"IMG_{number - 1:08d}.png" if number % 100 == 1 else f"IMG_{number:08d}.jpg"
+        key, size = f"{path}/{name}", 3_000_000 + number
+        about = {"Key": key, "LastModified": CHANGED, "ETag": '"made up"', "Size": size, "StorageClass": "STANDARD"}
+        return {**about, "type": "file", "size": size, "name": key}
 
 
 def write(folder: Url, photographs: int, parts: int) -> None:
-    """Write the listing."""
-    write_listing(made_up(photographs), folder / "listing", place("s3://bucket/out"), [""], parts, SETTINGS)
+    """List the made-up bucket and write the listing."""
+    fsspec.register_implementation("made-up", MadeUp)
+    MadeUp.photographs = photographs
+    output = place("made-up://bucket/out")
+    inputs = expand(place("made-up://bucket/photographs"), output, print)
+    write_listing(inputs, folder / "listing", output, [""], parts, SETTINGS)
 
 
 def pretend(folder: Url) -> None:
@@ -79,6 +111,8 @@ def main() -> None:
             resume(folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         figures = {"seconds": time.monotonic() - started, "cpu": time.process_time() - cpu, "peak_mib": peak}
+        if options.step == "write":
+            figures |= {"cpu_of_the_made_up_store": MadeUp.cpu}
         print(options.step, json.dumps({name: round(value, 1) for name, value in figures.items()}))
     else:
         for step in ("write", "pretend", "resume"):

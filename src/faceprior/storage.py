@@ -23,7 +23,7 @@ from faceprior.images import read_file, write_file
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # a put is seen when all of it is there
 _WHOLE_OR_NOTHING = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"])
-_CHANGED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # as the stores call it
+_CHANGED = ("last_modified", "updated", "mtime", "modified", "created")  # as stores other than S3 call it
 
 
 @dataclass(frozen=True)
@@ -268,11 +268,12 @@ def _protocols(store: Any) -> set[str]:
 
 
 def _stamp(info: Mapping[str, Any]) -> dict[str, int]:
-    changed = next((info[key] for key in _CHANGED if info.get(key)), 0)
+    changed = info.get("LastModified") or next((info[key] for key in _CHANGED if info.get(key)), 0)
     if isinstance(changed, str):
         with suppress(ValueError):
             changed = datetime.fromisoformat(changed.replace("Z", "+00:00"))
     if isinstance(changed, datetime):
         changed = changed.timestamp()
-    seconds = changed if isinstance(changed, int | float) else 0
-    return {"bytes": int(info.get("size") or 0), "modified_ns": round(seconds * 1_000_000) * 1_000}
+    elif not isinstance(changed, (int, float)):
+        changed = 0
+    return {"bytes": int(info.get("size") or 0), "modified_ns": round(changed * 1_000_000) * 1_000}

@@ -42,6 +42,30 @@ class Input:
     stamp: dict[str, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The inputs that lie in one folder, told by its listing: what ten million of them are handed on as.
+
+    Attributes:
+        parent: the folder that they lie in.
+        names: of the files, all with an ending of `SUFFIXES`.
+        stamps: of the files, where listing them has told.
+        folder: as in `Input`.
+    """
+
+    parent: Place
+    names: Sequence[str]
+    stamps: Sequence[dict[str, int]] | None = None
+    folder: str = ""
+
+    @property
+    def inputs(self) -> Iterator[Input]:
+        """The same one by one."""
+        stamps: Sequence[dict[str, int] | None] = self.stamps or [None] * len(self.names)
+        for name, stamp in zip(self.names, stamps, strict=True):
+            yield Input(self.parent / name, self.folder, stamp=stamp)
+
+
 def find_inputs(
     arguments: Sequence[Place], output: Place | None, on_skipped: Callable[[str], object] = lambda _text: None
 ) -> list[Input]:
@@ -67,18 +91,26 @@ def find_inputs(
         if output is None and (isinstance(argument, Url) or argument.is_dir()):
             kind = "URL" if isinstance(argument, Url) else "folder"
             raise OptionError(f"{argument}: is a {kind}; say where its results go, with --output")
-        for candidate in expand(argument, output or Path(), on_skipped):
+        for candidate in _singly(expand(argument, output or Path(), on_skipped)):
             if output is None:
                 candidate = replace(candidate, folder=str(candidate.path.parent))  # noqa: PLW2901
             found.setdefault(_absolute(candidate.path), candidate)
     return list(found.values())
 
 
+def _singly(expanded: Iterable[Input | Files]) -> Iterator[Input]:
+    for own in expanded:
+        if isinstance(own, Files):
+            yield from own.inputs
+        else:
+            yield own
+
+
 def _absolute(path: Place) -> str:
     return str(path) if isinstance(path, Url) else os.path.abspath(path)  # noqa: PTH100 - a link is a picture of its own
 
 
-def expand(argument: Place, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+def expand(argument: Place, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
     """Yield what one argument of `find_inputs` stands for."""
     if isinstance(argument, Url):
         yield from _remote(argument, output, on_skipped)
@@ -90,7 +122,7 @@ def expand(argument: Place, output: Place, on_skipped: Callable[[str], object]) 
         yield Input(argument)
 
 
-def _remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+def _remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
     try:
         if "*" in url.text:
             yield from _match_remote(url, on_skipped)
@@ -107,29 +139,28 @@ def _match_remote(pattern: Url, on_skipped: Callable[[str], object]) -> Iterator
     matches = pattern.matches()
     pictures = [(url, stamp) for url, stamp in matches if PurePath(url.name).suffix.lower() in SUFFIXES]
     others = {url.name for url, _ in matches} - {url.name for url, _ in pictures}
-    _tell(pattern, map(_other, others), on_skipped)
+    _tell(pattern, Counter(map(_other, others)), on_skipped)
     for url, stamp in pictures:
         yield Input(url, _relative(PurePath(url.parent.text), fixed), stamp=stamp)
     if not matches:
         yield Input(pattern, problem=f"{pattern}: matches no file; check the pattern")
 
 
-def _walk_remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+def _walk_remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
     if url == output:
         raise _into_itself(url)
     results = str(output).removeprefix(f"{url}/")  # which, if they lie in the folder, are no pictures of it
-    left_out, empty = list[str](), True
+    left_out, empty = Counter[str](), True
     for below, folders, files in url.walk():
         hidden = [name for name in folders if _is_hidden(name)]
-        left_out += ["hidden folder"] * len(hidden)
+        left_out["hidden folder"] += len(hidden)
         inner = set(folders).difference(hidden)
         folders[:] = sorted(name for name in inner if (f"{below}/{name}" if below else name) != results)
-        for name, stamp in files.items():
-            if not _is_hidden(name) and PurePath(name).suffix.lower() in SUFFIXES:
-                empty = False
-                yield Input(url / (f"{below}/{name}" if below else name), below, stamp=stamp)
-            else:
-                left_out.append(_other(name))
+        names = [name for name in files if _is_picture(name)]
+        if names:
+            empty = False
+            yield Files(url / below if below else url, names, [files[name] for name in names], below)
+        left_out.update(_other(name) for name in sorted(files.keys() - names))
     _tell(url, left_out, on_skipped)
     if empty:
         yield _nothing(url)
@@ -147,42 +178,43 @@ def _nothing(folder: Place, below: str = "") -> Input:
     return Input(folder, below, f"{folder}: holds no pictures and no clips ({kinds})")
 
 
-def _walk(folder: Path, output: Place, on_skipped: Callable[[str], object], below: str = "") -> Iterator[Input]:
+def _walk(
+    folder: Path, output: Place, on_skipped: Callable[[str], object], below: str = ""
+) -> Iterator[Input | Files]:
     skipped = _real(output)
     if os.path.realpath(folder) == skipped:
         raise _into_itself(folder)
-    empty = True
-    left_out = list[str]()
+    left_out, empty = Counter[str](), True
     for parent, folders, files in os.walk(folder):
         place = Path(parent)
         inner = [name for name in folders if os.path.realpath(place / name) != skipped]
         hidden = {name for name in inner if _is_hidden(name)}
         links = {name for name in inner if name not in hidden and (place / name).is_symlink()}
-        left_out += ["hidden folder"] * len(hidden) + ["linked folder"] * len(links)
+        left_out.update({"hidden folder": len(hidden), "linked folder": len(links)})
         folders[:] = sorted(set(inner) - hidden - links)
-        for name in sorted(files):
-            if not _is_hidden(name) and PurePath(name).suffix.lower() in SUFFIXES:
-                empty = False
-                yield Input(place / name, _relative(place, folder, below))
-            else:
-                left_out.append(_other(name))
+        names = sorted(name for name in files if _is_picture(name))
+        if names:
+            empty = False
+            yield Files(place, names, folder=_relative(place, folder, below))
+        left_out.update(_other(name) for name in sorted(set(files).difference(names)))
     _tell(folder, left_out, on_skipped)
     if empty:
         yield _nothing(folder, below)
 
 
-def _match(pattern: Path, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input]:
+def _match(pattern: Path, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
     fixed = Path(*_fixed_parts(pattern))
     everything = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 - no root
     matches = [match for match in everything if _KEPT_BY_SYSTEMS.isdisjoint(match.relative_to(fixed).parts)]
-    left_out = ["hidden file" for match in set(everything).difference(matches) if not match.is_dir()]
+    hidden = [match for match in set(everything).difference(matches) if not match.is_dir()]
+    left_out = Counter({"hidden file": len(hidden)})
     if "**" not in pattern.parts:  # which lists the folders and all that is in them
         for folder in matches:
             if folder.is_dir():
                 yield from _walk(folder, output, on_skipped, _relative(folder, fixed))
     files = [match for match in matches if not match.is_dir()]
     if "**" in pattern.parts and pattern.name == "**":
-        left_out += [_other(match.name) for match in files if match.suffix.lower() not in SUFFIXES]
+        left_out.update(_other(match.name) for match in files if match.suffix.lower() not in SUFFIXES)
         files = [match for match in files if match.suffix.lower() in SUFFIXES]
     _tell(pattern, left_out, on_skipped)
     for path in files:
@@ -195,6 +227,11 @@ def _is_hidden(name: str) -> bool:
     return name[0] == "." or name in _KEPT_BY_SYSTEMS
 
 
+def _is_picture(name: str) -> bool:
+    stem, dot, ending = name.rpartition(".")
+    return bool(stem) and f"{dot}{ending.lower()}" in SUFFIXES and not _is_hidden(name)
+
+
 def _other(name: str) -> str:
     # what to call a file that is left out
     if _is_hidden(name):
@@ -202,10 +239,9 @@ def _other(name: str) -> str:
     return f"{PurePath(name).suffix.lower() or 'other'} file"
 
 
-def _tell(where: Place, left_out: Iterable[str], on_skipped: Callable[[str], object]) -> None:
-    counted = Counter(left_out).most_common()
-    if counted:
-        said = ", ".join(f"{number} {what}{'s' * (number > 1)}" for what, number in counted)
+def _tell(where: Place, left_out: Counter[str], on_skipped: Callable[[str], object]) -> None:
+    said = ", ".join(f"{number} {what}{'s' * (number > 1)}" for what, number in left_out.most_common() if number)
+    if said:
         on_skipped(f"{where}: left out {said}")
 
 

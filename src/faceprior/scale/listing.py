@@ -12,7 +12,6 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from faceprior.errors import OutputError
-from faceprior.folders.inputs import Input, folded, output_names
+from faceprior.folders.inputs import Files, Input, folded, output_names
 from faceprior.storage import Place, Url, place, reason
 
 _ROWS = 50_000  # that are in memory as objects
+_SPOOLED = pa.ipc.IpcWriteOptions(compression="lz4")
 _SCHEMA = pa.schema(
     [
         ("input", pa.string()),
@@ -111,7 +111,7 @@ def read_listing(folder: Url) -> Listing | None:
 
 
 def write_listing(
-    inputs: Iterable[Input],
+    inputs: Iterable[Input | Files],
     folder: Url,
     output: Place,
     suffixes: Sequence[str],
@@ -134,16 +134,16 @@ def write_listing(
         OutputError: it cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="faceprior-") as spool:
-        path = Path(spool, "listing.parquet")
+        path = Path(spool, "listing.arrow")
         places, stems = _spool(inputs, path, suffixes)
-        twice = _marked(places, _repeated(places))
+        repeated, count = _repeated(places)
         meeting, renamed = _renamed(path, stems, output, suffixes)
+        del stems
         total = written = 0
         try:
-            count = len(np.unique(places))
             most = max(1, min(parts, count))
             ends = [(number + 1) * count // most for number in range(most)]
-            for table in _cut(_finished(path, twice, meeting, renamed), ends):
+            for table in _cut(_finished(path, places, repeated, meeting, renamed), ends):
                 (folder / part_name(written, "parquet")).write(_encoded(table))
                 total, written = total + len(table), written + 1
             about = {"parts": written, "photographs": total, "settings": settings}
@@ -154,74 +154,113 @@ def write_listing(
 
 
 def _spool(
-    inputs: Iterable[Input], path: Path, suffixes: Sequence[str]
+    inputs: Iterable[Input | Files], path: Path, suffixes: Sequence[str]
 ) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """Write all inputs to a file.
 
     Returns:
         Hashes of the inputs, and of the stems of all their results, an array for each suffix.
     """
-    places, stems, everything = array("q"), [array("q") for _ in suffixes], iter(inputs)
-    with parquet.ParquetWriter(path, _SCHEMA) as writer:
-        while batch := list(islice(everything, _ROWS)):
-            own = [str(given.path) for given in batch]
-            names = [_own_name(given) for given in batch]
-            stamps = [given.stamp or {} for given in batch]
-            bytes_, changed = ([stamp.get(key) for stamp in stamps] for key in ("bytes", "modified_ns"))
-            problems = [given.problem for given in batch]
-            writer.write_table(pa.table([own, names, bytes_, changed, problems], schema=_SCHEMA))
-            places.extend(map(hash, own))
+    places, stems = array("q"), [array("q") for _ in suffixes]
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA, options=_SPOOLED) as writer:
+        for rows in _rows(inputs):
+            writer.write_batch(pa.record_batch(rows, schema=_SCHEMA))
+            places.extend(map(hash, rows[0]))
+            names = [folded(name) for name in rows[1]]
             for hashes, suffix in zip(stems, suffixes, strict=True):
-                hashes.extend(hash(folded(name) + suffix) for name in names)
+                hashes.extend(map(hash, [name + suffix for name in names] if suffix else names))
     return np.frombuffer(places, np.int64), [np.frombuffer(hashes, np.int64) for hashes in stems]
 
 
-def _own_name(given: Input) -> str:
-    return f"{given.folder}/{given.path.stem}" if given.folder else given.path.stem
+def _rows(inputs: Iterable[Input | Files]) -> Iterator[list[list[Any]]]:
+    """The columns of the schema, for some ten thousand inputs at a time."""
+    rows: list[list[Any]] = [[] for _ in _SCHEMA]
+    for given in inputs:
+        for column, more in zip(rows, _columns(given), strict=True):
+            column.extend(more)
+        if len(rows[0]) >= _ROWS:
+            yield rows
+            rows = [[] for _ in _SCHEMA]
+    yield rows
 
 
-def _repeated(hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _columns(given: Input | Files) -> tuple[Iterable[Any], ...]:
+    if isinstance(given, Input):
+        stamp = given.stamp or {}
+        own_name = f"{given.folder}/{given.path.stem}" if given.folder else given.path.stem
+        return (str(given.path),), (own_name,), (stamp.get("bytes"),), (stamp.get("modified_ns"),), (given.problem,)
+    inside, below = str(given.parent / "_")[:-1], f"{given.folder}/" if given.folder else ""
+    nothing: list[Any] = [None] * len(given.names)
+    bytes_, changed = nothing, nothing
+    if given.stamps is not None:
+        bytes_, changed = ([stamp[key] for stamp in given.stamps] for key in ("bytes", "modified_ns"))
+    inputs = [inside + name for name in given.names]
+    if inside.startswith("http"):
+        names = [below + Url(text).stem for text in inputs]
+    else:
+        names = [below + name[: name.rindex(".")] for name in given.names]
+    return inputs, names, bytes_, changed, nothing
+
+
+def _repeated(hashes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Those that stand there more than once, and how many different ones there are."""
     ordered = np.sort(hashes)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    same = ordered[1:] == ordered[:-1]
+    return np.unique(ordered[1:][same]), len(hashes) - int(np.count_nonzero(same))
 
 
 def _marked(hashes: NDArray[np.int64], some: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return np.isin(hashes, some)
+    """Which are among some, sorted ones."""
+    if not len(some):
+        return np.zeros(len(hashes), np.bool_)
+    return some[np.searchsorted(some, hashes).clip(max=len(some) - 1)] == hashes
 
 
 def _renamed(
     path: Path, stems: list[NDArray[np.int64]], output: Place, suffixes: Sequence[str]
 ) -> tuple[NDArray[np.bool_], dict[str, str]]:
     """Which inputs' results would meet those of others, and the names that those inputs get."""
-    taken = np.concatenate(stems)
-    wanted = _repeated(taken)
+    taken = np.concatenate(stems) if len(stems) > 1 else stems[0]
+    wanted, _ = _repeated(taken)
     while True:
         meeting = np.any([_marked(own, wanted) for own in stems], axis=0)
-        rows = [row for table in _spooled(path, meeting) for row in table.to_pylist()]
+        rows = [
+            row
+            for batch, here in _spooled(path)
+            if meeting[here].any()
+            for row in batch.filter(pa.array(meeting[here])).select(["input", "name"]).to_pylist()
+        ]
         given = {row["input"]: Input(place(row["input"]), row["name"].rpartition("/")[0]) for row in rows}
+        own = {hash(folded(row["name"]) + suffix) for row in rows for suffix in suffixes}
         names = output_names(list(given.values()), output, suffixes)
-        own = {hash(folded(_own_name(one)) + suffix) for one in given.values() for suffix in suffixes}
         new = {hash(folded(name) + suffix) for name in names for suffix in suffixes} - own
-        others = np.intersect1d(taken, np.fromiter(new, np.int64, len(new)))
+        met = np.fromiter(sorted(new), np.int64, len(new))
+        others = np.unique(taken[_marked(taken, met)])
         if not len(others):
             return meeting, dict(zip(given, names, strict=True))
         wanted = np.union1d(wanted, others)  # a new name meets one that met none before
 
 
 def _finished(
-    path: Path, twice: NDArray[np.bool_], meeting: NDArray[np.bool_], renamed: Mapping[str, str]
+    path: Path,
+    places: NDArray[np.int64],
+    repeated: NDArray[np.int64],
+    meeting: NDArray[np.bool_],
+    renamed: Mapping[str, str],
 ) -> Iterator[pa.Table]:
     """All inputs once, with the names of their results."""
-    seen, start = set[str](), 0
-    for table in _spooled(path):
-        rows = slice(start, start + len(table))
-        start = rows.stop
+    seen = set[str]()
+    for batch, rows in _spooled(path):
+        table = pa.Table.from_batches([batch])
         named = meeting[rows]
         if named.any():
             new = [renamed[own] for own in table["input"].filter(named).to_pylist()]
             names = pc.replace_with_mask(table["name"], pa.array(named), pa.array(new, pa.string()))
-            table = table.set_column(1, _SCHEMA.field("name"), names)  # noqa: PLW2901
-        kept = ~twice[rows]
+            table = table.set_column(1, _SCHEMA.field("name"), names)
+        kept = ~_marked(places[rows], repeated)
+        if kept.all():
+            yield table
+            continue
         for row in np.flatnonzero(~kept):
             text = table["input"][row].as_py()
             kept[row] = text not in seen
@@ -229,15 +268,15 @@ def _finished(
         yield table.filter(pa.array(kept))
 
 
-def _spooled(path: Path, some: NDArray[np.bool_] | None = None) -> Iterator[pa.Table]:
+def _spooled(path: Path) -> Iterator[tuple[pa.RecordBatch, slice]]:
+    """What was spooled, and which rows it is."""
     start = 0
-    with parquet.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            rows = slice(start, start + len(table))
-            start = rows.stop
-            if some is None or some[rows].any():
-                yield table if some is None else table.filter(pa.array(some[rows]))
+    with pa.OSFile(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            yield batch, slice(start, start + len(batch))
+            start += len(batch)
 
 
 def _cut(tables: Iterable[pa.Table], ends: Sequence[int]) -> Iterator[pa.Table]:

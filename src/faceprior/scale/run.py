@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any
 
 from faceprior.errors import FacePriorError, OptionError
-from faceprior.folders.inputs import Input
+from faceprior.folders.inputs import Files, Input
 from faceprior.folders.manifest import Record, check_settings
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import Listing, Photograph, read_listing, write_listing
@@ -66,7 +66,7 @@ class ScaleOptions:
 
 
 def restore_on_ray(
-    inputs: Iterable[Input],
+    inputs: Iterable[Input | Files],
     output: Place,
     job: Job,
     options: ScaleOptions = ScaleOptions(),
