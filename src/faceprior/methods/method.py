@@ -58,8 +58,8 @@ class Method:
         reference: its paper: authors, venue, arXiv number.
         restoration: sets it to work on a batch: called with (faces, prior, options), and with the corrector as the
             fourth if `uses_corrector`; faces are (3, n, n) in [-1, 1], of any sides n.
-        options: its options with their default values, an instance of a frozen dataclass; names that
-            `SamplingOptions` has too take those's place.
+        options: its options with their default values, an instance of a frozen dataclass; a name that
+            `SamplingOptions` has too stands for the method's own.
         sampling: default solver, steps, start, end and η; None for a method that uses no prior.
         plan: the sampler's steps for (schedule, sampling, options).
         solvers: solvers that it works with.
