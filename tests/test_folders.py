@@ -159,6 +159,21 @@ def test_a_walk_says_what_it_left_out(tmp_path, monkeypatch):
     assert said == []
 
 
+def test_a_folder_that_cannot_be_read_is_said(tree, monkeypatch):
+    scan = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    Path("in/closed").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    said = []
+    assert find_inputs([Path("in")], Path("out"), said.append)
+    assert any("1 unreadable folder" in text for text in said)
+
+
 def test_results_inside_the_folder_are_no_inputs_and_it_cannot_be_its_own_output(tree):
     (tree / "sub" / "out").mkdir()
     (tree / "sub" / "out" / "a.png").touch()

@@ -18,7 +18,7 @@ from albums import HANGS, KILLS, CornerDetector, PoisonedDetector, save_album, s
 from conftest import s3_environment
 from faceprior.cli.app import app
 from faceprior.errors import ImageError, OptionError, OutputError, UnreachableError
-from faceprior.folders.inputs import Input, find_inputs, output_names
+from faceprior.folders.inputs import Input, Unlisted, expand, find_inputs, output_names
 from faceprior.folders.manifest import MANIFEST_NAME
 from faceprior.folders.run import restore_files
 from faceprior.methods import find_preset
@@ -97,6 +97,28 @@ def test_an_input_with_a_problem_keeps_it(tmp_path):
     assert photograph.given == given
     step, _, _ = prepare_photograph(job_of(tmp_path), None, photograph)
     assert step.record == {"input": "s3://b/none", "status": "failed", "error": given.problem}
+
+
+def test_a_listing_that_breaks_off_is_none(tmp_path):
+    whole = [Input(place("s3://b/in/0.jpg")), Input(place("s3://b/in/1.jpg"))]
+    with pytest.raises(OutputError, match=r"s3://b/in: cannot be listed.*start again"):
+        listed(tmp_path, [*whole, Unlisted(place("s3://b/in"), problem="s3://b/in: cannot be listed (gone)")])
+    assert read_listing(as_url(tmp_path / "run")) is None
+    assert listed(tmp_path, whole)[0].photographs == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_name_that_is_not_text_is_a_problem_of_that_file_alone(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"a.png", b"b\xff.png", b"c.png"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
+    _, photographs = listed(tmp_path, expand(folder, tmp_path / "out", print))
+    assert [one.problem for one in photographs] == [
+        None,
+        f"{folder}/b?.png: its name is not UTF-8; rename it",
+        None,
+    ]
 
 
 # --- the journal

@@ -42,6 +42,10 @@ class Input:
     stamp: dict[str, int] | None = None
 
 
+class Unlisted(Input):
+    """A folder or pattern whose listing failed midway: what else it holds is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """The inputs that lie in one folder, told by its listing: what ten million of them are handed on as.
@@ -131,7 +135,7 @@ def _remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Ite
         else:
             yield from _walk_remote(url, output, on_skipped)
     except OSError as error:
-        yield Input(url, problem=f"{url}: cannot be listed ({reason(error)}); check the address and the access to it")
+        yield Unlisted(url, problem=f"{url}: cannot be listed ({reason(error)}); check the address and the access to it")
 
 
 def _match_remote(pattern: Url, on_skipped: Callable[[str], object]) -> Iterator[Input]:
@@ -185,7 +189,7 @@ def _walk(
     if os.path.realpath(folder) == skipped:
         raise _into_itself(folder)
     left_out, empty = Counter[str](), True
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=lambda _: left_out.update(["unreadable folder"])):
         place = Path(parent)
         inner = [name for name in folders if os.path.realpath(place / name) != skipped]
         hidden = {name for name in inner if _is_hidden(name)}

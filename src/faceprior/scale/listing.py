@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from faceprior.errors import OutputError
-from faceprior.folders.inputs import Files, Input, folded, output_names
+from faceprior.folders.inputs import Files, Input, Unlisted, folded, output_names
 from faceprior.storage import Place, Url, place, reason
 
 _ROWS = 50_000  # that are in memory as objects
@@ -131,7 +131,8 @@ def write_listing(
         settings: all that decides the results.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or an input cannot be listed to its end: a listing is complete or there is
+            none.
     """
     with tempfile.TemporaryDirectory(prefix="faceprior-") as spool:
         path = Path(spool, "listing.arrow")
@@ -164,6 +165,7 @@ def _spool(
     places, stems = array("q"), [array("q") for _ in suffixes]
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA, options=_SPOOLED) as writer:
         for rows in _rows(inputs):
+            _say_what_is_no_text(rows)
             writer.write_batch(pa.record_batch(rows, schema=_SCHEMA))
             places.extend(map(hash, rows[0]))
             names = [folded(name) for name in rows[1]]
@@ -176,12 +178,26 @@ def _rows(inputs: Iterable[Input | Files]) -> Iterator[list[list[Any]]]:
     """The columns of the schema, for some ten thousand inputs at a time."""
     rows: list[list[Any]] = [[] for _ in _SCHEMA]
     for given in inputs:
+        if isinstance(given, Unlisted):
+            raise OutputError(f"{given.problem}; nothing was begun, start again")
         for column, more in zip(rows, _columns(given), strict=True):
             column.extend(more)
         if len(rows[0]) >= _ROWS:
             yield rows
             rows = [[] for _ in _SCHEMA]
     yield rows
+
+
+def _say_what_is_no_text(rows: list[list[Any]]) -> None:
+    """Names that are not UTF-8, which Parquet cannot hold, become problems."""
+    paths, names, *_, problems = rows
+    if "".join(paths).isprintable():
+        return
+    for row, path in enumerate(paths):
+        shown = path.encode("utf-8", "replace").decode()
+        if shown != path:
+            paths[row], names[row] = shown, names[row].encode("utf-8", "replace").decode()
+            problems[row] = f"{shown}: its name is not UTF-8; rename it"
 
 
 def _columns(given: Input | Files) -> tuple[Iterable[Any], ...]:
