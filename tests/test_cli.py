@@ -233,6 +233,26 @@ def test_wrong_usage_is_refused_before_anything_is_written(restore, kind, face, 
         assert one_line_of(result.stderr).startswith("error ")
 
 
+@pytest.mark.parametrize("alone", [("--aligned",), ("--degrade", "bicubic")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--only-faces",
+        "--detector yunet",
+        "--faces 1",
+        "--face 1",
+        "--min-face 30",
+        "--blend 0.5",
+        "--upscale 2",
+    ],
+)
+def test_what_is_of_photographs_alone_is_refused_for_aligned_faces(face, option, alone, tmp_path):
+    result = faceprior("restore", face, "--output", tmp_path / "out", *option.split(), *alone)
+    assert result.exit_code == 2
+    assert f"{option.split()[0]} and {alone[0]} contradict each other" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_input_must_be_named():
     assert faceprior("restore", "--output", "x").exit_code == 2
 

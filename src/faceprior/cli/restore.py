@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from faceprior.storage import Place
 
 
+_MIN_FACE = 24  # `faceprior.faces.MIN_FACE`, without importing what finds them
+
+
 class ScaleName(str, Enum):
     """Scales that `restore` offers."""
 
@@ -77,7 +80,7 @@ def restore(
     face: Annotated[
         list[int] | None, typer.Option(min=1, metavar="N", help="The N-th largest; may be repeated.")
     ] = None,
-    min_face: Annotated[int, typer.Option(min=8, metavar="PIXELS", help="Smallest face.")] = 24,
+    min_face: Annotated[int, typer.Option(min=8, metavar="PIXELS", help="Smallest face.")] = _MIN_FACE,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, metavar="MILLIONS", help="Largest picture that is read.")
     ] = 100,
@@ -124,14 +127,21 @@ def restore(
     from faceprior.photographs import RestoreOptions
     from faceprior.storage import place
 
-    for one, other, both in (
-        ("--photo", "--aligned", photo and aligned),
-        ("--detector", "--aligned", detector is not None and aligned),
-        ("--detector", "--degrade", detector is not None and degrade is not None),
-        ("--quiet", "--verbose", quiet and verbose),
-    ):
-        if both:
-            raise OptionError(f"{one} and {other} contradict each other; leave one out")
+    of_photographs = {
+        "--detector": detector is not None,
+        "--only-faces": only_faces,
+        "--faces": faces is not None,
+        "--face": bool(face),
+        "--min-face": min_face != _MIN_FACE,
+        "--blend": blend != 1,
+        "--upscale": upscale is not UpscaleName.x1,
+    }
+    contradictions = [("--quiet", "--verbose")] if quiet and verbose else []
+    contradictions += [("--photo", "--aligned")] if photo and aligned else []
+    for faces_alone, given in (("--aligned", aligned), ("--degrade", degrade is not None)):
+        contradictions += [(one, faces_alone) for one, asked in of_photographs.items() if asked and given]
+    for one, other in contradictions:
+        raise OptionError(f"{one} and {other} contradict each other; leave one out")
     places = [place(text) for text in pictures]
     folder, name, ending = _target(place(output) if output is not None else None, places, resume=resume)
     if jpeg and ending is not None and format_of(ending) != "JPEG":

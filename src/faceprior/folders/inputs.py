@@ -135,7 +135,8 @@ def _remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Ite
         else:
             yield from _walk_remote(url, output, on_skipped)
     except OSError as error:
-        yield Unlisted(url, problem=f"{url}: cannot be listed ({reason(error)}); check the address and the access to it")
+        problem = f"{url}: cannot be listed ({reason(error)}); check the address and the access to it"
+        yield Unlisted(url, problem=problem)
 
 
 def _match_remote(pattern: Url, on_skipped: Callable[[str], object]) -> Iterator[Input]:
