@@ -744,7 +744,7 @@ PUBLISHED = {
     "dps": (SamplingOptions("ddpm", 1000), 1000),
     "pigdm": (SamplingOptions("ddim", 100, eta=1.0), 100),
     "diffpir": (SamplingOptions("ddim", 100), 100),
-    "dpi": (SamplingOptions("ddim", 8, 0.3, 0.04), 8),
+    "dpi": (SamplingOptions("ddim", 5, 0.3, 0.04), 5),
 }
 
 
