@@ -7,6 +7,7 @@ counter; the limit is a large matrix product or convolution in the same number f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import count
 from typing import Annotated
 
@@ -71,15 +72,16 @@ def measure(
     """Measure a case; yields what `COLUMNS` names."""
     faces = smooth_faces(batch, round(pipeline.resolution / scale))
 
-    def restore() -> None:
+    def restore(*, whole_batches: bool = False) -> None:
         generators = [torch.Generator().manual_seed(number) for number in range(batch)]
-        pipeline.restore(faces, generators, 1, preset, batch, whole_batches=True)
+        pipeline.restore(faces, generators, 1, preset, batch, whole_batches=whole_batches)
 
     restore()
     memory = PeakMemory(pipeline.prior.device)
     timed = Timer("restore()", globals={"restore": restore}, num_threads=torch.get_num_threads())
     found = timed.blocked_autorange(min_run_time=seconds)
-    flops, share = arithmetic(restore) / batch, networks_share(pipeline, restore, profile)
+    on_this_thread = partial(restore, whole_batches=True)  # where operations can be counted
+    flops, share = arithmetic(on_this_thread) / batch, networks_share(pipeline, on_this_thread, profile)
     each = found.median / batch
     yield str(pipeline.evaluations(preset))
     yield f"{each:.3g}"
