@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import pickle
 import tarfile
 
 import numpy as np
@@ -321,3 +322,11 @@ def test_faces_are_kept_by_the_least_value_of_a_label(tmp_path):
         PackedFaces(tmp_path / "packed", "train", at_least={"sharpness": 1.0})
     with pytest.raises(DataError, match=r"0\.png has no number 'size'"):
         PackedFaces(tmp_path / "packed", "train", at_least={"size": 1.0})
+
+
+def test_faces_go_to_other_processes_as_names_of_files(tmp_path):
+    pack(write_faces(tmp_path / "pictures"), tmp_path / "packed", size=32)
+    faces = PackedFaces(tmp_path / "packed", "train")
+    pickled = pickle.dumps(faces)
+    assert len(pickled) < faces.nbytes * len(faces) / 2
+    assert torch.equal(pickle.loads(pickled).pixels([1, 0]), faces.pixels([1, 0]))  # noqa: S301 - our own

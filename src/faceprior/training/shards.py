@@ -11,10 +11,10 @@ import csv
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -233,15 +233,27 @@ class PackedFaces:
         if not self.faces:
             asked = f"{f' and terms {terms}' if terms else ''}{f' with at least {at_least}' if at_least else ''}"
             raise DataError(f"{folder} holds no face of split {split!r}{asked}")
-        self._shards = {}
-        for name in sorted({face.shard for face in self.faces}):
-            try:
-                self._shards[name] = np.memmap(folder / name, mode="r")
-            except (OSError, ValueError) as error:
-                raise DataError(f"{folder / name} cannot be mapped ({error}); pack the data again") from error
+        self._shards = self._mapped({face.shard for face in self.faces})
         for face in self.faces:
             if face.offset + self.nbytes > self._shards[face.shard].size:
                 raise DataError(f"{folder / face.shard} is cut short; pack the data again")
+
+    def _mapped(self, names: Iterable[str]) -> dict[str, np.memmap]:
+        shards = {}
+        for name in sorted(names):
+            try:
+                shards[name] = np.memmap(self.folder / name, mode="r")
+            except (OSError, ValueError) as error:
+                raise DataError(f"{self.folder / name} cannot be mapped ({error}); pack the data again") from error
+        return shards
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes get: the names of the files, which they map again, not the faces."""
+        return {**self.__dict__, "_shards": list(self._shards)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = self._mapped(state["_shards"])
 
     def __len__(self) -> int:
         return len(self.faces)
