@@ -25,9 +25,11 @@ from typer.testing import CliRunner
 
 from adm_reference import ADMUNet, randomise
 from faceprior import __version__
+from faceprior.cli import restore as restore_command
 from faceprior.cli.app import app
 from faceprior.cli.console import progress_bar
 from faceprior.cli.progress import RestoreProgress
+from faceprior.faces.detection import MIN_FACE
 from faceprior.images import read_image, read_metadata
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.priors import load_prior, save_prior
@@ -251,6 +253,10 @@ def test_what_is_of_photographs_alone_is_refused_for_aligned_faces(face, option,
     assert result.exit_code == 2
     assert f"{option.split()[0]} and {alone[0]} contradict each other" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_smallest_face_is_the_detectors():
+    assert restore_command._MIN_FACE == MIN_FACE
 
 
 def test_an_input_must_be_named():
