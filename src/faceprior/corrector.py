@@ -330,5 +330,5 @@ def embedded_corrector_for(prior: Prior) -> Corrector | None:
         if card.resolution == prior.resolution
         and NoiseSchedule.from_scheduler_config(card.schedule).equals(prior.schedule)
     ]
-    fitting.sort(key=lambda card: card.licence != prior.card.licence)
-    return load_corrector(fitting[0].name) if fitting else None
+    best = min(fitting, key=lambda card: card.licence != prior.card.licence, default=None)
+    return load_corrector(best.name) if best else None

@@ -136,12 +136,14 @@ def restore(
         "--blend": blend != 1,
         "--upscale": upscale is not UpscaleName.x1,
     }
-    contradictions = [("--quiet", "--verbose")] if quiet and verbose else []
-    contradictions += [("--photo", "--aligned")] if photo and aligned else []
-    for faces_alone, given in (("--aligned", aligned), ("--degrade", degrade is not None)):
-        contradictions += [(one, faces_alone) for one, asked in of_photographs.items() if asked and given]
-    for one, other in contradictions:
-        raise OptionError(f"{one} and {other} contradict each other; leave one out")
+    of_faces = {"--aligned": aligned, "--degrade": degrade is not None}
+    for one, other, both in (
+        ("--photo", "--aligned", photo and aligned),
+        ("--quiet", "--verbose", quiet and verbose),
+        *((one, other, of_photographs[one] and of_faces[other]) for one in of_photographs for other in of_faces),
+    ):
+        if both:
+            raise OptionError(f"{one} and {other} contradict each other; leave one out")
     places = [place(text) for text in pictures]
     folder, name, ending = _target(place(output) if output is not None else None, places, resume=resume)
     if jpeg and ending is not None and format_of(ending) != "JPEG":
