@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import moody_store
 from albums import HANGS, KILLS, CornerDetector, PoisonedDetector, save_album, save_photo, tiny_pipeline
 from conftest import s3_environment
 from faceprior.cli.app import app
+from faceprior.cli.console import EXIT_STOPPED
 from faceprior.errors import ImageError, OptionError, OutputError, UnreachableError
 from faceprior.folders.inputs import Input, Unlisted, expand, find_inputs, output_names
 from faceprior.folders.manifest import MANIFEST_NAME
@@ -28,7 +32,7 @@ from faceprior.storage import Url, as_url, place
 pytest.importorskip("pyarrow")
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import Photograph, read_listing, write_listing
-from faceprior.scale.run import FOLDER_NAME, ScaleOptions, new_job, restore_on_ray
+from faceprior.scale.run import FOLDER_NAME, ScaleOptions, new_job, ray_lister, restore_on_ray
 from faceprior.scale.work import Restorer, compose_photograph, prepare_photograph
 
 OPTIONS = RestoreOptions(preset=find_preset("default").with_options(steps=2), kind="photo", min_face=8)
@@ -42,8 +46,7 @@ def pipeline(tiny):
 
 def contents(folder):
     if isinstance(folder, Url):
-        walked = [(Path(below, name), folder) for below, _, files in folder.walk() for name in files]
-        return {str(own): (url / own).read() for own, url in walked if FOLDER_NAME not in own.parts}
+        return {name: (folder / name).read() for name, _ in folder.files() if not name.startswith(FOLDER_NAME)}
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -266,14 +269,21 @@ def test_options_of_a_cluster_are_refused_without_one(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cluster(s3_server):
+def cluster(s3_server, tmp_path_factory):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     import albums
 
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    environment |= s3_environment(s3_server)
+    moody = tmp_path_factory.mktemp("moody")
+    moody_store.install(moody)
+    environment = {
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(moody)]),
+        "MOODY": str(moody),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        **s3_environment(s3_server),
+    }
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     ray.cloudpickle.register_pickle_by_value(albums)
@@ -287,11 +297,21 @@ def cluster(s3_server):
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+FAILED = {
+    "kills": "given up after 2 tries (WorkerCrashedError",
+    "hangs": "took longer than 5 seconds",
+    "broken": "is not an image",
+}
+
+
 @pytest.fixture
 def many(tmp_path):
     """Photographs of one and two faces, one that kills, one that hangs, and one that is none."""
-    folder = tmp_path / "many"
-    for number in range(24):
+    return save_many(tmp_path / "many", 24)
+
+
+def save_many(folder, count):
+    for number in range(count):
         save_photo(folder / ("sub" if number % 3 else "") / f"{number:02}.png", 44 - 14 * (number % 2), seed=number)
     save_photo(folder / "kills.png", *KILLS)
     save_photo(folder / "hangs.png", *HANGS)
@@ -299,49 +319,101 @@ def many(tmp_path):
     return folder
 
 
-def expected(pipeline, many, folder):
-    inputs = [given for given in find_inputs([many], folder) if given.path.stem not in ("kills", "hangs", "broken")]
+def expected(pipeline, many, folder, without=FAILED):
+    inputs = [given for given in find_inputs([many], folder) if given.path.stem not in without]
     list(restore_files(pipeline, inputs, folder, OPTIONS, CornerDetector()))
     return contents(folder)
 
 
-def read_records(folder):
-    """Those of all parts, in the order of the listing."""
-    lines = [json.loads(line) for file in sorted(folder.glob("records/*")) for line in file.read_text().splitlines()]
-    return [line for line in lines if "input" in line]
+def lines_of(output, kind):
+    """Those of all records, or of the journal, in order."""
+    folder = as_url(output) / FOLDER_NAME / kind
+    return [json.loads(line) for name in folder.names() for line in (folder / name).read().splitlines()]
 
 
-def check(output, many, want, tries=2):
+def check(output, inputs, want, failed):
+    """Every input has one line and every file of the output one owner, and what failed says why."""
     assert contents(output) == want
-    folder = as_url(output) / FOLDER_NAME
-    records = read_records(Path(output) / FOLDER_NAME)
-    assert [record["input"] for record in records] == [str(own.path) for own in find_inputs([many], output)]
-    failed = {Path(record["input"]).stem: record for record in records if record["status"] == "failed"}
-    assert set(failed) == {"kills", "hangs", "broken"}
-    assert f"given up after {tries} tries (" in failed["kills"]["error"]
-    assert "took longer than 5 seconds" in failed["hangs"]["error"]
-    assert "is not an image" in failed["broken"]["error"]
-    assert (folder / "journal").names() == []
+    records = [line for line in lines_of(output, "records") if "input" in line]
+    assert [record["input"] for record in records] == [str(own.path) for own in inputs]
+    files = [own for record in records for own in record.get("outputs", ())]
+    assert sorted(own["file"] for own in files) == sorted(want)
+    for own in files:
+        content = want[own["file"]]
+        assert (own["bytes"], own["sha256"]) == (len(content), sha256(content).hexdigest())
+    said = {Path(record["input"]).stem: record["error"] for record in records if record["status"] == "failed"}
+    assert said.keys() == failed.keys()
+    for name, why in failed.items():
+        assert why in said[name]
+    assert lines_of(output, "journal") == []
     return records
 
 
-@pytest.mark.slow
-def test_poison_is_named_nodes_are_lost_and_every_result_is_that_of_a_plain_run(pipeline, many, cluster, tmp_path):
-    want, output = expected(pipeline, many, tmp_path / "plain"), tmp_path / "out"
-    job = job_of(output, pipeline, PoisonedDetector(), timeout=5.0)
+def test_whatever_fails_every_other_result_is_that_of_a_plain_run(pipeline, cluster, tmp_path):
+    many, output = save_many(tmp_path / "many", 6), tmp_path / "out"
+    for name in ("throttled", "slow", "forbidden", "full"):
+        save_photo(many / f"{name}.png", seed=len(name))
+    failed = {**FAILED, "forbidden": "cannot be opened (Access Denied)", "full": "No space left on device"}
+    want = expected(pipeline, many, tmp_path / "plain", failed)
+    there = place(f"moody://{output}")
+    job = job_of(there, pipeline, PoisonedDetector(), timeout=5.0)
     node = cluster.add_node(num_cpus=2)
-    seen, lost_at = [], random.randrange(2, 12)  # noqa: S311 - any moment will do
-    running = restore_on_ray(find_inputs([many], output), output, job, ScaleOptions(parts=4, tries=2, timeout=5.0))
-    for record in running:
+    listed = list(expand(place(f"moody://{many}"), there, print, ray_lister()))
+    seen, options = [], ScaleOptions(parts=4, tries=2, timeout=5.0)
+    for record in restore_on_ray(listed, there, job, options):
         seen.append(record["input"])
-        if len(seen) == lost_at:
+        if len(seen) == 3:
             cluster.remove_node(node, allow_graceful=False)
-    records = check(output, many, want)
+    inputs = find_inputs([place(f"moody://{many}")], there)
+    records = check(output, inputs, want, failed)
     assert sorted(seen) == sorted(record["input"] for record in records)
     with pytest.raises(OptionError, match="holds a run; add --resume"):
-        next(restore_on_ray([], output, job))
-    (hangs,) = restore_on_ray([], output, job, ScaleOptions(tries=2), resume=True)
-    assert hangs["again"]  # what may pass is tried again, and nothing else
+        next(restore_on_ray([], there, job))
+    Path(os.environ["MOODY"], moody_store.ROOM).touch()
+    again = {Path(record["input"]).stem: record for record in restore_on_ray([], there, job, options, resume=True)}
+    assert again.keys() == {"hangs", "full"}  # what may pass is tried again, and nothing else
+    assert (again["hangs"]["status"], again["full"]["status"]) == ("failed", "done")
+    del failed["full"]
+    check(output, inputs, expected(pipeline, many, tmp_path / "all", failed), failed)
+
+
+def test_the_folders_of_a_storage_are_listed_by_the_cluster_as_by_one_machine(cluster, bucket, tmp_path):
+    for name in ("b.png", "a.jpg", "trip/c.png", "trip/day/d.png", "zoo/e.webp", "notes.txt", "out/f.png"):
+        place(f"{bucket}/in/{name}").write(name.encode())
+    url, output, said = place(f"{bucket}/in"), place(f"{bucket}/in/out"), []
+    here = list(expand(url, output, said.append))
+    assert list(expand(url, output, said.append, ray_lister())) == here
+    assert [own.folder for own in here] == ["", "trip", "trip/day", "zoo"]
+    assert said == [f"{url}: left out 1 .txt file"] * 2
+    (gone,) = expand(place("s3://no-such-bucket/in"), output, print, ray_lister())
+    assert gone == next(expand(place("s3://no-such-bucket/in"), output, print))
+    assert isinstance(gone, Unlisted)
+
+
+class Slow(CornerDetector):
+    def __call__(self, photo, min_face=24):
+        time.sleep(0.2)
+        return super().__call__(photo, min_face)
+
+
+@pytest.mark.slow
+def test_ten_machines_are_lost_and_nothing_else(pipeline, cluster, tmp_path):
+    many, output = tmp_path / "many", tmp_path / "out"
+    for number in range(120):
+        save_photo(many / f"{number:03}.png", 44 - 14 * (number % 2), seed=number)
+    want = expected(pipeline, many, tmp_path / "plain")
+    nodes, seen = [cluster.add_node(num_cpus=1) for _ in range(2)], []
+    moments = random.sample(range(1, 110), 10)
+    inputs, job = find_inputs([many], output), job_of(output, pipeline, Slow())
+    for record in restore_on_ray(inputs, output, job, ScaleOptions(parts=7, tries=2)):
+        seen.append(record["input"])
+        if len(seen) in moments:
+            cluster.remove_node(nodes.pop(random.randrange(2)), allow_graceful=False)  # noqa: S311
+            nodes.append(cluster.add_node(num_cpus=1))
+    check(output, inputs, want, {})
+    assert sorted(seen) == sorted(str(own.path) for own in inputs)
+    for node in nodes:
+        cluster.remove_node(node)
 
 
 DRIVER = """
@@ -360,9 +432,9 @@ def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, b
     import ray
 
     want, output = expected(pipeline, many, tmp_path / "plain"), place(f"{bucket}/out")
-    job = job_of(output, pipeline, PoisonedDetector(), timeout=5.0)
+    job, inputs = job_of(output, pipeline, PoisonedDetector(), timeout=5.0), find_inputs([many], output)
     options = ScaleOptions(parts=3, tries=3, timeout=5.0)
-    (tmp_path / "job").write_bytes(ray.cloudpickle.dumps((find_inputs([many], output), output, job, options)))
+    (tmp_path / "job").write_bytes(ray.cloudpickle.dumps((inputs, output, job, options)))
     command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path / "job")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:  # noqa: S603
         done = (line for line in driver.stdout if line.startswith(str(many)))  # Ray has things to say, too
@@ -374,4 +446,30 @@ def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, b
     assert len(contents(output)) >= 5
     again = [record["input"] for record in restore_on_ray([], output, job, options, resume=True)]
     assert 0 < len(again) <= 20
-    check(output, many, want, tries=3)
+    check(output, inputs, want, {**FAILED, "kills": "given up after 3 tries ("})
+
+
+@pytest.mark.slow
+def test_a_command_is_interrupted_blames_nobody_and_goes_on(cluster, tmp_path):
+    for number in range(300):
+        save_photo(tmp_path / "in" / f"{number:03}.png", 16, 16, seed=number)
+    how = ["--aligned", "--method", "bicubic", "--device", "cpu", "--dtype", "float32"]
+    command = [sys.executable, "-m", "faceprior", "restore", str(tmp_path / "in"), *how, "--output"]
+    plain, output = tmp_path / "plain", tmp_path / "out"
+    subprocess.run([*command, str(plain)], check=True)  # noqa: S603
+    on_ray = [*command, str(output), "--ray", cluster.address, "--ray-option", "parts=4", "--resume"]
+    with subprocess.Popen(on_ray, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+        while process.poll() is None and len(contents(output)) < 20:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == EXIT_STOPPED
+    assert "the same command with --resume goes on" in " ".join(said.split())
+    tries = Counter[str]()
+    for line in lines_of(output, "journal"):
+        tries.update(line.get("tried", ()))
+        tries.subtract([*line.get("untried", ()), *([line["input"]] if "input" in line else ())])
+    assert set(tries.values()) == {0}
+    assert 20 <= len(contents(output)) < 300
+    subprocess.run(on_ray, check=True)  # noqa: S603
+    check(output, find_inputs([tmp_path / "in"], output), contents(plain), {})

@@ -58,11 +58,8 @@ def upload(folder, url):
 
 
 def contents(url):
-    found = {}
-    for below, _, files in as_url(place(url)).walk():
-        found |= {str(Path(below, name)): (as_url(place(url)) / below.strip("/") / name) for name in files}
-    found = {name: Url(own.text.replace("//", "/").replace(":/", "://", 1)) for name, own in found.items()}
-    return {name: own.read() for name, own in found.items() if name != MANIFEST_NAME}
+    folder = as_url(place(url))
+    return {name: (folder / name).read() for name, _ in folder.files() if name != MANIFEST_NAME}
 
 
 def restored(pipeline, source, output, **changes):

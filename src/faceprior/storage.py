@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,8 @@ from faceprior.images import read_file, write_file
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # a put is seen when all of it is there
 _WHOLE_OR_NOTHING = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"])
-_CHANGED = ("last_modified", "updated", "mtime", "modified", "created")  # as stores other than S3 call it
+_CHANGED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # as stores call it
+_EPOCH, _MICROSECOND = datetime.fromtimestamp(0, timezone.utc), timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Url:
     def write(self, content: bytes) -> None:
         """Write the file so that nobody ever sees a part of it; raises OSError."""
         with _reached(self) as (store, path):
-            if _WHOLE_OR_NOTHING.intersection(_protocols(store)):
+            if _is_whole_or_nothing(store):
                 store.pipe_file(path, content)
                 return
             parent, _, _ = path.rpartition("/")
@@ -93,7 +94,7 @@ class Url:
             Whether it was this call that wrote it.
         """
         with _reached(self) as (store, path):
-            if "file" in _protocols(store):
+            if not _is_whole_or_nothing(store):
                 store.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
                 store.pipe_file(path, content, mode="create")
@@ -120,23 +121,34 @@ class Url:
         with _reached(self) as (store, path):
             return _stamp(store.info(path))
 
-    def walk(self) -> Iterator[tuple[str, list[str], dict[str, dict[str, int]]]]:
-        """Walk a folder as `os.walk` does.
-
-        Yields:
-            Of each folder its place below this one, "" first, the names of its folders, which may be changed, and its
-            files with their stamps.
+    def listed(self) -> tuple[list[str], dict[str, dict[str, int]]]:
+        """Return what is in the folder: the names of its folders, and its files with their stamps, both sorted.
 
         Raises:
             OSError: it cannot be listed.
         """
         with _reached(self) as (store, path):
-            for parent, folders, files in store.walk(path, detail=True, on_error="raise"):
-                below = parent.removeprefix(path).strip("/")
-                inner = sorted(folders)
-                yield below, inner, {name: _stamp(files[name]) for name in sorted(files) if name}
-                for name in set(folders).difference(inner):
-                    del folders[name]
+            folders, files = [], {}
+            for own in store.ls(path, detail=True):
+                inside = own["name"].rstrip("/")
+                if inside == path:  # what stands for the folder itself
+                    continue
+                name = inside.rpartition("/")[2]
+                if own["type"] == "directory":
+                    folders.append(name)
+                else:
+                    files[name] = _stamp(own)
+        return sorted(folders), {name: files[name] for name in sorted(files)}
+
+    def files(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Yield all files in the folder and in those below: their places below it, and stamps; raises OSError."""
+        todo = [""]
+        while todo:
+            below = todo.pop()
+            folders, files = (self / below if below else self).listed()
+            inside = f"{below}/" if below else ""
+            yield from ((inside + name, stamp) for name, stamp in files.items())
+            todo.extend(inside + name for name in reversed(folders))
 
     def matches(self) -> list[tuple[Url, dict[str, int]]]:
         """The files that this address with `*` in it stands for, sorted, and their stamps; raises OSError."""
@@ -263,17 +275,20 @@ def _reached(url: Url) -> Iterator[tuple[Any, str]]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _protocols(store: Any) -> set[str]:
-    return {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
+def _is_whole_or_nothing(store: Any) -> bool:
+    protocols = (store.protocol,) if isinstance(store.protocol, str) else store.protocol
+    return not _WHOLE_OR_NOTHING.isdisjoint(protocols)
 
 
 def _stamp(info: Mapping[str, Any]) -> dict[str, int]:
-    changed = info.get("LastModified") or next((info[key] for key in _CHANGED if info.get(key)), 0)
+    changed = next((info[key] for key in _CHANGED if info.get(key)), 0)
     if isinstance(changed, str):
         with suppress(ValueError):
             changed = datetime.fromisoformat(changed.replace("Z", "+00:00"))
-    if isinstance(changed, datetime):
-        changed = changed.timestamp()
-    elif not isinstance(changed, (int, float)):
-        changed = 0
-    return {"bytes": int(info.get("size") or 0), "modified_ns": round(changed * 1_000_000) * 1_000}
+    if isinstance(changed, (int, float)):
+        changed = _EPOCH + timedelta(seconds=changed)
+    elif not isinstance(changed, datetime):
+        changed = _EPOCH
+    elif changed.tzinfo is None:
+        changed = changed.astimezone()
+    return {"bytes": int(info.get("size") or 0), "modified_ns": (changed - _EPOCH) // _MICROSECOND * 1_000}

@@ -6,10 +6,12 @@ import glob
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path, PurePath
 
 from faceprior.clips.container import CLIP_SUFFIXES
@@ -20,6 +22,7 @@ from faceprior.storage import Place, Url, reason
 SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES
 """File name endings by which pictures and clips are found in a folder."""
 
+_AHEAD = 64  # folders of a storage that are listed while others are waited for
 _IS_PATTERN = re.compile(r"[*?\[]")
 _KEPT_BY_SYSTEMS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX", "Thumbs.db"}  # network drives' too
 _FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-doubt|-sheet)?$")
@@ -53,21 +56,65 @@ class Files:
     Attributes:
         parent: the folder that they lie in.
         names: of the files, all with an ending of `SUFFIXES`.
-        stamps: of the files, where listing them has told.
         folder: as in `Input`.
+        stamps: of the files, the values of each key, where listing them has told.
     """
 
     parent: Place
     names: Sequence[str]
-    stamps: Sequence[dict[str, int]] | None = None
     folder: str = ""
+    stamps: Mapping[str, Sequence[int]] | None = None
 
     @property
     def inputs(self) -> Iterator[Input]:
         """The same one by one."""
-        stamps: Sequence[dict[str, int] | None] = self.stamps or [None] * len(self.names)
-        for name, stamp in zip(self.names, stamps, strict=True):
+        for number, name in enumerate(self.names):
+            stamp = {key: own[number] for key, own in self.stamps.items()} if self.stamps is not None else None
             yield Input(self.parent / name, self.folder, stamp=stamp)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What a restoration wants to know of one folder of a storage.
+
+    Attributes:
+        folders: names of those in it, sorted.
+        pictures: that lie in it, sorted.
+        left_out: of each kind how many.
+    """
+
+    folders: list[str]
+    pictures: Files
+    left_out: Counter[str]
+
+
+Lister = Callable[[Url, str], Callable[[], Folder]]
+"""Begins to do what `list_folder` does, and returns what waits for the result."""
+
+
+def list_folder(url: Url, below: str) -> Folder:
+    """List a folder of a storage.
+
+    Args:
+        url: that is walked.
+        below: the folder's place in it; "" is the whole.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    where = url / below if below else url
+    folders, files = where.listed()
+    names = [name for name in files if _is_picture(name)]
+    stamps = {key: array("q", [files[name][key] for name in names]) for key in ("bytes", "modified_ns")}
+    hidden = [name for name in folders if _is_hidden(name)]
+    left_out = Counter({"hidden folder": len(hidden)})
+    if len(names) < len(files):
+        left_out.update(_other(name) for name in sorted(files.keys() - names))
+    return Folder(sorted(set(folders).difference(hidden)), Files(where, names, below, stamps), left_out)
+
+
+def _when_wanted(url: Url, below: str) -> Callable[[], Folder]:
+    return partial(list_folder, url, below)
 
 
 def find_inputs(
@@ -114,10 +161,19 @@ def _absolute(path: Place) -> str:
     return str(path) if isinstance(path, Url) else os.path.abspath(path)  # noqa: PTH100 - a link is a picture of its own
 
 
-def expand(argument: Place, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
-    """Yield what one argument of `find_inputs` stands for."""
+def expand(
+    argument: Place, output: Place, on_skipped: Callable[[str], object], lister: Lister = _when_wanted
+) -> Iterator[Input | Files]:
+    """Yield what one argument of `find_inputs` stands for.
+
+    Args:
+        argument: a file, a folder or a pattern.
+        output: as in `find_inputs`.
+        on_skipped: as there.
+        lister: lists the folders of a storage; it is called some folders ahead.
+    """
     if isinstance(argument, Url):
-        yield from _remote(argument, output, on_skipped)
+        yield from _remote(argument, output, on_skipped, lister)
     elif argument.is_dir():
         yield from _walk(argument, output, on_skipped)
     elif _IS_PATTERN.search(str(argument)) and not os.path.lexists(argument):
@@ -126,14 +182,14 @@ def expand(argument: Place, output: Place, on_skipped: Callable[[str], object]) 
         yield Input(argument)
 
 
-def _remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
+def _remote(url: Url, output: Place, on_skipped: Callable[[str], object], lister: Lister) -> Iterator[Input | Files]:
     try:
         if "*" in url.text:
             yield from _match_remote(url, on_skipped)
         elif PurePath(url.name).suffix.lower() in SUFFIXES:
             yield Input(url)
         else:
-            yield from _walk_remote(url, output, on_skipped)
+            yield from _walk_remote(url, output, on_skipped, lister)
     except OSError as error:
         problem = f"{url}: cannot be listed ({reason(error)}); check the address and the access to it"
         yield Unlisted(url, problem=problem)
@@ -151,21 +207,26 @@ def _match_remote(pattern: Url, on_skipped: Callable[[str], object]) -> Iterator
         yield Input(pattern, problem=f"{pattern}: matches no file; check the pattern")
 
 
-def _walk_remote(url: Url, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
+def _walk_remote(
+    url: Url, output: Place, on_skipped: Callable[[str], object], lister: Lister
+) -> Iterator[Input | Files]:
     if url == output:
         raise _into_itself(url)
     results = str(output).removeprefix(f"{url}/")  # which, if they lie in the folder, are no pictures of it
     left_out, empty = Counter[str](), True
-    for below, folders, files in url.walk():
-        hidden = [name for name in folders if _is_hidden(name)]
-        left_out["hidden folder"] += len(hidden)
-        inner = set(folders).difference(hidden)
-        folders[:] = sorted(name for name in inner if (f"{below}/{name}" if below else name) != results)
-        names = [name for name in files if _is_picture(name)]
-        if names:
+    todo, asked = deque([""]), dict[str, Callable[[], Folder]]()
+    while todo:
+        for below in islice(todo, _AHEAD):
+            if below not in asked:
+                asked[below] = lister(url, below)
+        below = todo.popleft()
+        found = asked.pop(below)()
+        left_out.update(found.left_out)
+        if found.pictures.names:
             empty = False
-            yield Files(url / below if below else url, names, [files[name] for name in names], below)
-        left_out.update(_other(name) for name in sorted(files.keys() - names))
+            yield found.pictures
+        inner = [f"{below}/{name}" if below else name for name in found.folders]
+        todo.extendleft(own for own in reversed(inner) if own != results)
     _tell(url, left_out, on_skipped)
     if empty:
         yield _nothing(url)
@@ -233,8 +294,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_picture(name: str) -> bool:
-    stem, dot, ending = name.rpartition(".")
-    return bool(stem) and f"{dot}{ending.lower()}" in SUFFIXES and not _is_hidden(name)
+    return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith(".")
 
 
 def _other(name: str) -> str:

@@ -172,11 +172,7 @@ def _is_unchanged(inputs: Sequence[Input], output: Place) -> Callable[[Record], 
 def _sizes(output: Url) -> dict[str, int]:
     """The sizes of all files below a folder, for one listing is cheaper than asking for each."""
     try:
-        return {
-            f"{below}/{name}" if below else name: own["bytes"]
-            for below, _, files in output.walk()
-            for name, own in files.items()
-        }
+        return {name: own["bytes"] for name, own in output.files()}
     except FileNotFoundError:  # a store has no empty folders
         return {}
     except OSError as error:

@@ -10,7 +10,9 @@ import io
 import json
 import tempfile
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from faceprior.folders.inputs import Files, Input, Unlisted, folded, output_name
 from faceprior.storage import Place, Url, place, reason
 
 _ROWS = 50_000  # that are in memory as objects
+_WRITES = 8  # of parts at once, for a store takes its time
 _SPOOLED = pa.ipc.IpcWriteOptions(compression="lz4")
 _SCHEMA = pa.schema(
     [
@@ -144,9 +147,16 @@ def write_listing(
         try:
             most = max(1, min(parts, count))
             ends = [(number + 1) * count // most for number in range(most)]
-            for table in _cut(_finished(path, places, repeated, meeting, renamed), ends):
-                (folder / part_name(written, "parquet")).write(_encoded(table))
-                total, written = total + len(table), written + 1
+            with ThreadPoolExecutor(_WRITES, "faceprior-list") as pool:
+                writes = deque[Future[None]]()
+                for table in _cut(_finished(path, places, repeated, meeting, renamed), ends):
+                    if len(writes) == _WRITES:
+                        writes.popleft().result()
+                    url = folder / part_name(written, "parquet")
+                    writes.append(pool.submit(url.write, _encoded(table)))
+                    total, written = total + len(table), written + 1
+                for write in writes:
+                    write.result()
             about = {"parts": written, "photographs": total, "settings": settings}
             (folder / "about.json").write(json.dumps(about, ensure_ascii=False).encode())  # last: now it is complete
         except OSError as error:
@@ -207,15 +217,13 @@ def _columns(given: Input | Files) -> tuple[Iterable[Any], ...]:
         return (str(given.path),), (own_name,), (stamp.get("bytes"),), (stamp.get("modified_ns"),), (given.problem,)
     inside, below = str(given.parent / "_")[:-1], f"{given.folder}/" if given.folder else ""
     nothing: list[Any] = [None] * len(given.names)
-    bytes_, changed = nothing, nothing
-    if given.stamps is not None:
-        bytes_, changed = ([stamp[key] for stamp in given.stamps] for key in ("bytes", "modified_ns"))
+    stamps = given.stamps or {"bytes": nothing, "modified_ns": nothing}
     inputs = [inside + name for name in given.names]
     if inside.startswith("http"):
         names = [below + Url(text).stem for text in inputs]
     else:
         names = [below + name[: name.rindex(".")] for name in given.names]
-    return inputs, names, bytes_, changed, nothing
+    return inputs, names, stamps["bytes"], stamps["modified_ns"], nothing
 
 
 def _repeated(hashes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
@@ -310,5 +318,5 @@ def _cut(tables: Iterable[pa.Table], ends: Sequence[int]) -> Iterator[pa.Table]:
 
 def _encoded(table: pa.Table) -> bytes:
     with io.BytesIO() as file:
-        parquet.write_table(table, file, compression="zstd")
+        parquet.write_table(table, file, compression="zstd", use_dictionary=False)
         return file.getvalue()

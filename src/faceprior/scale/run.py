@@ -19,12 +19,12 @@ from itertools import count
 from typing import Any
 
 from faceprior.errors import FacePriorError, OptionError
-from faceprior.folders.inputs import Files, Input
+from faceprior.folders.inputs import Files, Folder, Input, Lister, list_folder
 from faceprior.folders.manifest import Record, check_settings
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import Listing, Photograph, read_listing, write_listing
 from faceprior.scale.work import About, Job, Restorer, Stage, compose_photograph, prepare_photograph
-from faceprior.storage import Place, as_url
+from faceprior.storage import Place, Url, as_url
 
 FOLDER_NAME = "restore.parts"
 """Of the listing, the journal and the records, in the output folder."""
@@ -36,6 +36,7 @@ _LOOK = 0.05  # seconds that finished tasks are waited for together
 _FLUSHED_EVERY = 2.0  # seconds until records are in the journal at the latest
 _IDLE = 60.0  # seconds after which a restorer without work gives its machine back
 _BATCHES_AHEAD = 2  # that a restorer has: one under way, one that travels
+_LOSSES = 10  # of machines that a photograph is not blamed for
 _STORE_SHARE = 0.3  # of the memory of Ray's store that photographs under way may take
 
 
@@ -115,6 +116,27 @@ def restore_on_ray(
         restorers.close()
 
 
+def ray_lister() -> Lister:
+    """Return what lists the folders of a storage on the cluster, many at once."""
+    import ray
+
+    task = ray.remote(num_cpus=0.5)(list_folder)
+
+    def begin(url: Url, below: str) -> Callable[[], Folder]:
+        return partial(listed, task.remote(url, below))
+
+    def listed(ref: Ref) -> Folder:
+        try:
+            folder: Folder = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise OSError(_why(error)) from error
+        return folder
+
+    return begin
+
+
 @dataclass(eq=False)
 class _Item:
     """A photograph on its way."""
@@ -122,6 +144,7 @@ class _Item:
     part: int
     photograph: Photograph
     tries: int = 0
+    losses: int = 0  # of machines, that were no tries
     alone: bool = False  # nothing else is under way at its last try, so that it cannot be blamed for another
     stage: Stage = field(default_factory=Stage)
     conditions: Ref | None = None
@@ -273,10 +296,20 @@ class _Driver:
             except self._ray.exceptions.RayError as error:
                 self._restorers.returned(ref, lost=not isinstance(error, self._ray.exceptions.RayTaskError))
                 for item in items:
+                    if self._is_of_the_machine(error) and item.losses < _LOSSES:
+                        item.losses += 1
+                        item.tries -= 1
+                        self._journal.untried(item.part, [item.photograph.input])
                     self._retry(item, _why(error))
             else:
                 self._restorers.returned(ref)
                 then(result)
+
+    def _is_of_the_machine(self, error: Exception) -> bool:
+        """Whether a task was lost with the machine that it ran on or that held what it needs."""
+        errors = self._ray.exceptions
+        lost = (errors.NodeDiedError, errors.ActorUnavailableError, errors.ObjectLostError)
+        return isinstance(error, lost) or "its node has died" in str(error)
 
     def _prepared(self, item: _Item, stage: Stage) -> None:
         if stage.record is not None:
