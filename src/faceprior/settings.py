@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ def load_settings(kind: type[Settings], path: Path | None, flags: Mapping[str, A
     try:
         return kind(**{**values, **given})
     except ValidationError as error:
-        problems = "; ".join(_text(problem, sorted(kind.model_fields)) for problem in error.errors())
+        problems = "; ".join(explained(problem, sorted(kind.model_fields)) for problem in error.errors())
         raise OptionError(f"{path or 'flags'}: {problems}") from error
 
 
@@ -63,7 +63,7 @@ def as_kind(kind: Any, value: Any, name: str) -> Any:
     try:
         return TypeAdapter(kind, config=ConfigDict(strict=isinstance(value, bool))).validate_python(value)
     except ValidationError as error:
-        raise OptionError(_text({**error.errors()[0], "loc": (name,)}, ())) from error
+        raise OptionError(explained({**error.errors()[0], "loc": (name,)})) from error
 
 
 _WANTED = {
@@ -77,7 +77,13 @@ _WANTED = {
 }
 
 
-def _text(problem: ErrorDetails, known: list[str] | tuple[()]) -> str:
+def explained(problem: ErrorDetails, known: Sequence[str] = ()) -> str:
+    """Say in our words what pydantic finds wrong with an option.
+
+    Args:
+        problem: one of the errors; "loc" is the option's name.
+        known: names that it could have.
+    """
     kind, name = problem["type"], ".".join(map(str, problem["loc"]))
     if kind == "extra_forbidden":
         return f"unknown option {name}; known are {', '.join(known)}"

@@ -39,6 +39,11 @@ class Commands(TyperGroup):
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if not error.message:  # there is no value at all
+                raise
+            say(errors, _said(error), label="error")
+            raise typer.Exit(EXIT_USAGE) from error
         except FacePriorError as error:
             say(errors, str(error), label="error")
             raise typer.Exit(EXIT_USAGE) from error
@@ -51,3 +56,18 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             say(errors, "stopped")
             raise typer.Exit(EXIT_STOPPED) from error
+
+
+def _said(error: typer.BadParameter) -> str:
+    """One line of a value that an option cannot have, without the words of the library that found out."""
+    from pydantic import ValidationError
+
+    from faceprior.settings import explained
+
+    names = getattr(error.param, "opts", None) or [error.param_hint or "a value"]
+    name = names[0] if names[0].startswith("-") else str(getattr(error.param, "human_readable_name", names[0]))
+    if isinstance(error.__cause__, ValidationError):
+        problem = error.__cause__.errors()[0]
+        if problem["type"] != "value_error":
+            return explained({**problem, "loc": (name,)})
+    return f"{name}: {error.message.removeprefix('Value error, ')}"
