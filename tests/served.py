@@ -34,6 +34,16 @@ class Served:
         times = psutil.Process(self.process.pid).cpu_times()
         return times.user + times.system
 
+    def falls_idle(self):
+        """Whether it stops to compute: a sampler at work takes all of a core, or its share of a busy one."""
+
+        def rests():
+            before = self.seconds
+            time.sleep(2)
+            return self.seconds - before < 0.3
+
+        return comes_true(rests)
+
     def files(self):
         return [path for path in self.temporary.rglob("*") if path.is_file()]
 
@@ -64,6 +74,14 @@ def serving(temporary, *options, ended_by=signal.SIGINT):
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def comes_true(condition, seconds=90):
+    """Whether a condition holds, at once or before so many seconds have gone by."""
+    deadline = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return holds
 
 
 def answers(address):

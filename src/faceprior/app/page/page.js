@@ -44,7 +44,7 @@ function sentence(text) {
   return first + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
-/** Call an endpoint; `onUpdate` gets {ahead} while it waits and {data} while it works. */
+/** Call an endpoint; `onUpdate` gets {rank} while it waits, 0 for who is next, and {data} from when it works, null at first. */
 async function call(name, values, onUpdate = () => {}, signal = null) {
   const post = (path, body) =>
     request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
@@ -64,7 +64,8 @@ async function call(name, values, onUpdate = () => {}, signal = null) {
     source.onerror = () => end(reject, new Error("The connection to the server was lost. Try again."));
     source.onmessage = ({ data }) => {
       const message = JSON.parse(data);
-      if (message.msg === "estimation") onUpdate({ ahead: message.rank });
+      if (message.msg === "estimation") onUpdate({ rank: message.rank });
+      else if (message.msg === "process_starts") onUpdate({ data: null });
       else if (message.msg === "process_generating" && message.success) onUpdate({ data: message.output.data });
       else if (message.msg === "process_completed" && message.success) end(resolve, message.output.data);
       else if (message.success === false) {
@@ -151,7 +152,7 @@ async function restore(targets, samples) {
   const values = new Map(targets.map((photo) => [photo, chosenValues(photo)])); // before the controls go off
   working = new AbortController();
   const { signal } = working;
-  for (const photo of targets) Object.assign(photo, { state: "running", error: "", message: "Waiting …", progress: {} });
+  for (const photo of targets) Object.assign(photo, { state: "running", error: "", message: "", progress: {} });
   for (const photo of targets) {
     if (targets.length > 1 && !signal.aborted) current = photo;
     draw();
@@ -173,8 +174,9 @@ async function restore(targets, samples) {
   if (current?.result) show($("#result"));
 }
 
-function progressed(photo, { ahead, data }) {
-  if (ahead !== undefined) photo.progress.text = ahead > 0 ? `Waiting: ${ahead} before you` : "Starting …";
+function progressed(photo, { rank, data }) {
+  if (rank !== undefined) photo.progress.text = `Waiting: number ${rank + 1} in line`;
+  else if (data === null) photo.progress.text = "Starting …";
   else if (data[1]?.total) {
     const { done, total, emerging } = data[1];
     photo.progress = { text: `Restoring, ${Math.round((100 * done) / total)} %`, value: done / total, emerging };
