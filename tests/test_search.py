@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -174,3 +176,9 @@ def test_of_candidates_that_show_one_face_the_best_is_kept():
     )
     assert suppress([inside, beside, best]) == [best, beside]
     assert suppress([inside, beside, best], turn=np.radians(45)) == [best, inside, beside]
+
+
+def test_what_is_found_does_not_depend_on_how_many_look_at_once():
+    photo = photo_of((1300, 600), ((310, 230), 60, 0), ((1000, 300), 160, 0))
+    with ThreadPoolExecutor(3) as pool:
+        assert find(look_in_halves, photo, 24, pool.map) == find(look_in_halves, photo, 24)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from faceprior.faces.detection import MIN_FACE, DetectedFace
-from faceprior.faces.search import find
+from faceprior.faces.search import Each, find
 
 _STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))  # channels, blocks, stride
 _JOINED = (0, 1, 3, 5)  # stages whose maps are joined, at strides of 4, 8, 16 and 32
@@ -96,11 +96,16 @@ def _convolution(width: int, channels: int, kernel: int = 1, stride: int = 1, gr
 
 
 class CenterFace:
-    """Finds faces with CenterFace."""
+    """Finds faces with CenterFace.
+
+    Args:
+        each: see `find`.
+    """
 
     name = "centerface"
 
-    def __init__(self) -> None:
+    def __init__(self, each: Each = map) -> None:
+        self._each = each
         network = CenterFaceNetwork().eval().requires_grad_(requires_grad=False)
         weights = load_file(Path(str(files("faceprior"))) / "weights" / self.name / "model.safetensors")
         network.load_state_dict({name: weight.float() for name, weight in weights.items()})
@@ -108,7 +113,7 @@ class CenterFace:
 
     def __call__(self, photo: Image.Image, min_face: int = MIN_FACE) -> list[DetectedFace]:
         """Find the faces of a photograph; see `FaceDetector`."""
-        return find(self.look, photo, min_face)
+        return find(self.look, photo, min_face, self._each)
 
     def look(self, pictures: NDArray[np.uint8]) -> list[list[DetectedFace]]:
         """Find faces that are about upright; see `Look`."""

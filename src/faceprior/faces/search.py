@@ -8,9 +8,12 @@ gives landmarks that do not depend on the face's size and turn.
 from __future__ import annotations
 
 import cmath
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +35,7 @@ TURNED_PIXELS, TURNED_PIXELS_ALONE = 0.06e6, 0.5e6
 TILE, _OVERLAP = 512, 64  # pixels; the overlap holds the faces that only this scale finds
 _COARSER = 3  # from one scale to the next
 _CHIP, _ROUGH, _FACE = 128, 80, 100  # the closer looks: side of the picture, and of the face in the first and second
-_AT_ONCE = 16  # chips that are looked at together
+_AT_ONCE = 4  # chips that are looked at together
 _LEAST_FACE = 8
 _LEAST_SCORE = 0.5
 _UPRIGHT = math.radians(40)  # how far from upright a candidate may be seen once it is held upright
@@ -42,6 +45,9 @@ _STEPS = 64  # of a pixel, to which landmarks are rounded: not even the last bit
 
 Look = Callable[[NDArray[np.uint8]], list[list[DetectedFace]]]
 """A network that sees upright faces: RGB pictures of one size, (B, H, W, 3), to the faces of each."""
+
+Each = Callable[..., Iterable[Any]]
+"""How a function is called with the first of each column, with the second, ...: `map`, or one that has more hands."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,14 @@ class Candidate:
         return factor, complex(_CHIP, _CHIP) / 2 - factor * self.centre
 
 
-def find(look: Look, photo: Image.Image, min_face: int) -> list[DetectedFace]:
+def find(look: Look, photo: Image.Image, min_face: int, each: Each = map) -> list[DetectedFace]:
     """Find the faces of a photograph; see `FaceDetector`.
+
+    Args:
+        look: the network.
+        photo: any mode.
+        min_face: smallest face to look for, side of its box in pixels.
+        each: calls the network with each tile; the result does not depend on it.
 
     Raises:
         OptionError: `min_face` is less than 8 pixels.
@@ -73,20 +85,22 @@ def find(look: Look, photo: Image.Image, min_face: int) -> list[DetectedFace]:
     if min_face < _LEAST_FACE:
         raise OptionError(f"the smallest face is {min_face} pixels; choose {_LEAST_FACE} or more")
     photo = photo.convert("RGB")
-    upright = list(_search(look, photo, _scale(photo, SMALLEST / min_face, UPRIGHT_PIXELS), [0]))
+    upright = _search(look, photo, _scale(photo, SMALLEST / min_face, UPRIGHT_PIXELS), [0], each)
     most = TURNED_PIXELS if any(one.score > _LEAST_SCORE for one in upright) else TURNED_PIXELS_ALONE
-    turned = _search(look, photo, _scale(photo, SMALLEST / min_face, most), [1, 2, 3])
+    turned = _search(look, photo, _scale(photo, SMALLEST / min_face, most), [1, 2, 3], each)
     # a turned face may be seen more surely than an upright one where it is misread: which turn is right shows upright
-    candidates = suppress(list(_held_upright(look, photo, suppress([*upright, *turned], _SAME_TURN))))
-    return sorted(_measured(look, photo, candidates), key=lambda face: -face.side)
+    seen = suppress([*upright, *turned], _SAME_TURN)
+    candidates = suppress(list(_held_upright(look, photo, seen, each)))
+    return sorted(_measured(look, photo, candidates, each), key=lambda face: -face.side)
 
 
 def _scale(photo: Image.Image, wanted: float, most: float) -> float:
     return min(wanted, math.sqrt(most / (photo.width * photo.height)))
 
 
-def _search(look: Look, photo: Image.Image, scale: float, quarters: Sequence[int]) -> Iterator[Candidate]:
-    """Yield what is seen at a scale and at coarser ones, in copies that are turned by quarters."""
+def _search(look: Look, photo: Image.Image, scale: float, quarters: Sequence[int], each: Each) -> list[Candidate]:
+    """What is seen at a scale and at coarser ones, in copies that are turned by quarters."""
+    tiles, places = list[NDArray[np.uint8]](), list[tuple[complex, complex]]()
     level = photo
     while level is photo or max(level.size) > TILE / 2:
         size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
@@ -94,21 +108,29 @@ def _search(look: Look, photo: Image.Image, scale: float, quarters: Sequence[int
         for quarter in quarters:
             turned = np.rot90(np.asarray(level), quarter)
             middle, back = complex(turned.shape[1], turned.shape[0]) / 2, 1j**quarter / scale
-            for left, top in _corners(turned.shape[1], turned.shape[0]):
-                (faces,) = look(turned[None, top : top + TILE, left : left + TILE])
-                for seen in map(_seen, faces):
-                    off = (complex(left, top) + seen.centre - middle) * back
-                    centre = complex(photo.width, photo.height) / 2 + off
-                    yield Candidate(centre, seen.across * back, seen.score)
+            for left, top, right, bottom in _tiles(turned.shape[1], turned.shape[0]):
+                tiles.append(turned[None, top:bottom, left:right])
+                places.append((complex(left, top) - middle, back))
         scale /= _COARSER
+    centre = complex(photo.width, photo.height) / 2
+    return [
+        Candidate(centre + (corner + seen.centre) * back, seen.across * back, seen.score)
+        for (faces,), (corner, back) in zip(each(look, tiles), places, strict=True)
+        for seen in map(_seen, faces)
+    ]
 
 
-def _corners(width: int, height: int) -> Iterator[tuple[int, int]]:
-    """Left top corners of the tiles that cover a picture."""
-    step = TILE - _OVERLAP
-    for top in range(0, max(1, height - _OVERLAP), step):
-        for left in range(0, max(1, width - _OVERLAP), step):
-            yield left, top
+def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of the tiles that cover a picture, all about as large."""
+    for top, bottom in _parts(height):
+        for left, right in _parts(width):
+            yield left, top, right, bottom
+
+
+def _parts(side: int) -> list[tuple[int, int]]:
+    count = max(1, math.ceil((side - _OVERLAP) / (TILE - _OVERLAP)))
+    starts = [index * (side - _OVERLAP) // count for index in range(count + 1)]
+    return [(start, min(side, stop + _OVERLAP)) for start, stop in itertools.pairwise(starts)]
 
 
 def _seen(face: DetectedFace) -> Candidate:
@@ -122,23 +144,24 @@ def _seen(face: DetectedFace) -> Candidate:
     return Candidate(complex(left + right, top + bottom) / 2, cmath.rect(side, turn), face.score)
 
 
-def _held_upright(look: Look, photo: Image.Image, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+def _held_upright(look: Look, photo: Image.Image, candidates: Sequence[Candidate], each: Each) -> Iterator[Candidate]:
     """Hold each candidate upright and yield it as it is seen then, if it is."""
     candidates = [one for one in candidates if _is_inside(one.centre, photo)]
-    for candidate, faces in zip(candidates, _looked(look, _chips(photo, candidates, _ROUGH)), strict=True):
+    for candidate, faces in zip(
+        candidates, _looked(look, _chips(photo, candidates, _ROUGH, each), each), strict=True
+    ):
         factor, shift = candidate.upright(_ROUGH)
         if seen := _central(faces, _ROUGH):
             square = _seen(seen)
             yield Candidate((square.centre - shift) / factor, square.across / factor, seen.score)
 
 
-def _measured(look: Look, photo: Image.Image, candidates: Sequence[Candidate]) -> Iterator[DetectedFace]:
+def _measured(look: Look, photo: Image.Image, candidates: Sequence[Candidate], each: Each) -> Iterator[DetectedFace]:
     """Look closely at candidates that are upright, and at their mirror images; yield those that are seen in both."""
     candidates = [one for one in candidates if _is_inside(one.centre, photo)]
-    chips = _chips(photo, candidates, _FACE)
-    for candidate, faces, mirrored in zip(
-        candidates, _looked(look, chips), _looked(look, chips[:, :, ::-1]), strict=True
-    ):
+    chips = _chips(photo, candidates, _FACE, each)
+    both = _looked(look, np.concatenate([chips, chips[:, :, ::-1]]), each)
+    for candidate, faces, mirrored in zip(candidates, both[: len(chips)], both[len(chips) :], strict=True):
         seen, other = _central(faces, _FACE), _central(mirrored, _FACE)
         if seen is None or other is None or (score := (seen.score + other.score) / 2) < _LEAST_SCORE:
             continue
@@ -157,25 +180,31 @@ def _is_inside(place: complex, photo: Image.Image) -> bool:
     return 0 <= place.real < photo.width and 0 <= place.imag < photo.height
 
 
-def _chips(photo: Image.Image, candidates: Sequence[Candidate], face: int) -> NDArray[np.uint8]:
-    """Candidates, upright in the middle of a picture each, (N, 128, 128, 3); black where the photograph ends.
+def _chips(photo: Image.Image, candidates: Sequence[Candidate], face: int, each: Each) -> NDArray[np.uint8]:
+    """Candidates, upright in the middle of a picture each, (N, 128, 128, 3)."""
+    chips = list(each(partial(_chip, photo, face), candidates))
+    return np.stack(chips) if chips else np.empty((0, _CHIP, _CHIP, 3), np.uint8)
+
+
+def _chip(photo: Image.Image, face: int, candidate: Candidate) -> NDArray[np.uint8]:
+    """A candidate, upright in the middle of a picture, (128, 128, 3); black where the photograph ends.
 
     Reflected there, a face that the frame cuts would have a second eye in its mirror image.
     """
-    chips = np.empty((len(candidates), _CHIP, _CHIP, 3), np.uint8)
-    for chip, candidate in zip(chips, candidates, strict=True):
-        reach = math.ceil(abs(candidate.across) * _CHIP / face / math.sqrt(2)) + 2  # to the corners of a turned chip
-        left, top = math.floor(candidate.centre.real) - reach, math.floor(candidate.centre.imag) - reach
-        part = photo.crop((left, top, left + 2 * reach + 1, top + 2 * reach + 1))
-        factor, shift = candidate.upright(face)
-        shift += factor * complex(left, top)
-        matrix = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
-        chip[:] = np.asarray(cut_out(part, matrix, _CHIP))
-    return chips
+    reach = math.ceil(abs(candidate.across) * _CHIP / face / math.sqrt(2)) + 2  # to the corners of a turned chip
+    left, top = math.floor(candidate.centre.real) - reach, math.floor(candidate.centre.imag) - reach
+    part = photo.crop((left, top, left + 2 * reach + 1, top + 2 * reach + 1))
+    factor, shift = candidate.upright(face)
+    shift += factor * complex(left, top)
+    coarse = max(1, int(1 / abs(factor)))  # what is reduced anyway is cheaper to turn afterwards
+    part, factor = part.reduce(coarse), factor * coarse
+    matrix = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
+    return np.asarray(cut_out(part, matrix, _CHIP))
 
 
-def _looked(look: Look, chips: NDArray[np.uint8]) -> list[list[DetectedFace]]:
-    return [faces for start in range(0, len(chips), _AT_ONCE) for faces in look(chips[start : start + _AT_ONCE])]
+def _looked(look: Look, chips: NDArray[np.uint8], each: Each) -> list[list[DetectedFace]]:
+    batches = [chips[start : start + _AT_ONCE] for start in range(0, len(chips), _AT_ONCE)]
+    return [faces for batch in each(look, batches) for faces in batch]
 
 
 def _central(faces: Sequence[DetectedFace], side: int) -> DetectedFace | None:
