@@ -23,7 +23,7 @@ from faceprior.images import read_file, write_file
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # a put is seen when all of it is there
 _WHOLE_OR_NOTHING = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"])
-_CHANGED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # as stores call it
+_CHANGED = ("last_modified", "updated", "mtime", "modified", "created")  # as stores other than S3 call it
 _EPOCH, _MICROSECOND = datetime.fromtimestamp(0, timezone.utc), timedelta(microseconds=1)
 
 
@@ -281,7 +281,7 @@ def _is_whole_or_nothing(store: Any) -> bool:
 
 
 def _stamp(info: Mapping[str, Any]) -> dict[str, int]:
-    changed = next((info[key] for key in _CHANGED if info.get(key)), 0)
+    changed = info.get("LastModified") or next((info[key] for key in _CHANGED if info.get(key)), 0)
     if isinstance(changed, str):
         with suppress(ValueError):
             changed = datetime.fromisoformat(changed.replace("Z", "+00:00"))
