@@ -449,7 +449,8 @@ def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, b
 
 
 @pytest.mark.slow
-def test_a_command_is_interrupted_blames_nobody_and_goes_on(cluster, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_is_interrupted_blames_nobody_and_goes_on(cluster, tmp_path, stop):
     for number in range(300):
         save_photo(tmp_path / "in" / f"{number:03}.png", 16, 16, seed=number)
     how = ["--aligned", "--method", "bicubic", "--device", "cpu", "--dtype", "float32"]
@@ -460,7 +461,7 @@ def test_a_command_is_interrupted_blames_nobody_and_goes_on(cluster, tmp_path):
     with subprocess.Popen(on_ray, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         while process.poll() is None and len(contents(output)) < 20:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         _, said = process.communicate()
     assert process.returncode == EXIT_STOPPED
     assert "the same command with --resume goes on" in " ".join(said.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -267,6 +268,7 @@ def _on_ray(
         raise OptionError(
             f"--ray {address}: no cluster is there ({error}); check the address, or say local"
         ) from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of `ray job stop`, Kubernetes and systemd
     listed = [0]
     try:
         with restore_progress(0, 1, quiet=quiet) as watcher:
