@@ -9,6 +9,8 @@ from faceprior.clips import frame_count, is_clip, output_suffix, read_clip_metad
 from faceprior.errors import FacePriorError, OutputError, VideoError  # noqa: E402
 from synthetic_clips import REGULAR, sound_of, timing, write_clip  # noqa: E402
 
+TAGS = {"movflags": "use_metadata_tags"}
+
 
 def pictures(count=10, height=48, width=64):
     """A bright square that moves to the right, red in the top left corner."""
@@ -110,6 +112,27 @@ def test_colours_of_a_tagged_clip_do_not_shift(tmp_path, monkeypatch):
     assert abs(before - after)[:10, :14].max() <= 4
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert container.streams.video[0].codec_context.colorspace == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("tag", ["location", "com.apple.quicktime.location.ISO6709"])
+def test_where_a_clip_was_taken_is_left_out_if_that_is_wanted(clip, tag, suffix, tmp_path):
+    placed = tmp_path / f"placed{suffix}"
+    with (
+        av.open(str(clip)) as source,
+        av.open(str(placed), "w", options=TAGS if suffix != ".mkv" else {}) as container,
+    ):
+        copy = container.add_stream_from_template(source.streams.video[0])
+        container.metadata.update({tag: "+27.5916+086.5640/", "title": "a clip"})
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copy
+                container.mux(packet)
+    for kept in (True, False):
+        rewrite(placed, tmp_path / f"out{suffix}", unchanged, with_location=kept)
+        assert (b"+27.5916" in (tmp_path / f"out{suffix}").read_bytes()) is kept
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            assert "a clip" in container.metadata.values()
 
 
 def test_tags_are_kept_and_how_it_was_made_is_added(clip, tmp_path):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CLIP_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".dv", ".mpg", ".mpeg", ".m2v"}
-    | {".vob", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".mxf"}
+    | {".vob", ".ts", ".m2t", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".mxf"}
 )
 """Endings of files that are taken for clips."""
 
@@ -99,6 +99,8 @@ def rewrite(
     output: str | Path,
     change: Callable[[Frame], NDArray[np.uint8]],
     metadata: dict[str, Any] | None = None,
+    *,
+    with_location: bool = True,
 ) -> tuple[str, ...]:
     """Write a clip anew with every frame changed; all else of it is kept.
 
@@ -110,6 +112,7 @@ def rewrite(
         output: where to; its suffix must be `output_suffix(path)`.
         change: the new frame, (H', W', 3) uint8, of one size for all.
         metadata: stored in the file as JSON under the key "faceprior".
+        with_location: keep the tags that say where it was taken.
 
     Returns:
         What could not be kept, in words.
@@ -120,7 +123,8 @@ def rewrite(
     """
     path, output = Path(path), Path(output)
     with _opened(path) as source, _written(output) as partial:
-        with closing(_Sink(partial, _FORMATS[output.suffix.lower()], source, metadata)) as sink:
+        with closing(_Sink(partial, _FORMATS[output.suffix.lower()], source)) as sink:
+            sink.tag(metadata, with_location=with_location)
             for item in source.items(copied=True):
                 if isinstance(item, _Decoded):
                     sink.write(item, change(item.frame))
@@ -284,18 +288,24 @@ class _Source:
 class _Sink:
     """A clip that is being written."""
 
-    def __init__(self, path: Path, format_: str, source: _Source, metadata: dict[str, Any] | None) -> None:
+    def __init__(self, path: Path, format_: str, source: _Source) -> None:
         av = load_av()
         self.notes, self._source = list[str](), source
         # the index goes to the front, as players on the web want it; tags of any name are kept
         flags = {} if format_ == "matroska" else {"movflags": "faststart+use_metadata_tags"}
         self.container = av.open(str(path), "w", format=format_, options=flags)
-        self.container.metadata.update(source.container.metadata)
-        if metadata is not None:
-            self.container.metadata[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
         self.video = self.container.add_stream(_encoder(), rate=source.rate)
         self._copies, self._durations = self._add_copies(), dict[int, int]()
         self._started, self._waiting, self._last = False, list[Any](), -(2**62)
+
+    def tag(self, metadata: dict[str, Any] | None, *, with_location: bool) -> None:
+        """Take over the file's own tags, and add how it was made."""
+        tags = self._source.container.metadata
+        # phones write location, location-eng or com.apple.quicktime.location.ISO6709
+        kept = {name: text for name, text in tags.items() if with_location or "location" not in name.lower()}
+        self.container.metadata.update(kept)
+        if metadata is not None:
+            self.container.metadata[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
 
     def close(self) -> None:
         self.container.close()

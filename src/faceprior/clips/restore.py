@@ -105,7 +105,7 @@ def restore_clip(
         "content": "video",
         "quality": QUALITY,
     }
-    notes = rewrite(path, output, change, metadata=made)
+    notes = rewrite(path, output, change, metadata=made, with_location=options.with_location)
     return {
         "kind": "clip",
         "seed": options.seed,
