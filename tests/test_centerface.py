@@ -96,3 +96,13 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
         load_detector("centerface", tmp_path)
     with pytest.raises(OptionError, match="choose centerface or yunet"):
         load_detector("retina")
+
+
+@pytest.mark.parametrize(("side", "period"), [(1536, 9), (1536, 14), (768, 6)])
+def test_a_face_is_found_behind_the_dots_of_a_coarse_print(detector, astronaut, side, period):
+    face = np.asarray(astronaut.resize((side, side), Image.Resampling.BICUBIC).convert("L"))
+    y, x = np.mgrid[:side, :side] * 2 * np.pi / period
+    dots = face > 255 * (0.5 + np.cos((x + y) / 2**0.5) / 4 + np.cos((x - y) / 2**0.5) / 4)
+    (found,) = detector(Image.fromarray(dots).convert("RGB"))
+    left, top, right, bottom = (value * 512 / side for value in found.box)
+    assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((225, 118), abs=8)

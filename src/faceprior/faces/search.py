@@ -11,7 +11,7 @@ import cmath
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ TILE, _OVERLAP = 512, 64  # pixels; the overlap holds the faces that only this s
 _COARSER = 3  # from one scale to the next
 _CHIP, _ROUGH, _FACE = 128, 80, 100  # the closer looks: side of the picture, and of the face in the first and second
 _AT_ONCE = 4  # chips that are looked at together
+_BEHIND_DOTS = 1.5  # how much more than where it was seen a photograph is reduced in which dots might hide a face
 _LEAST_FACE = 8
 _LEAST_SCORE = 0.5
 _UPRIGHT = math.radians(40)  # how far from upright a candidate may be seen once it is held upright
@@ -58,11 +59,13 @@ class Candidate:
         centre: of the square.
         across: from its image-left to its image-right side, as the face stands.
         score: of the network.
+        coarse: by how much the photograph is reduced, at least, in which it is looked for.
     """
 
     centre: complex
     across: complex
     score: float
+    coarse: float = 1.0
 
     def upright(self, face: float) -> tuple[complex, complex]:
         """Factor and shift that put it upright into the middle of a chip, this many pixels large."""
@@ -90,8 +93,17 @@ def find(look: Look, photo: Image.Image, min_face: int, each: Each = map) -> lis
     turned = _search(look, photo, _scale(photo, SMALLEST / min_face, most), [1, 2, 3], each)
     # a turned face may be seen more surely than an upright one where it is misread: which turn is right shows upright
     seen = suppress([*upright, *turned], _SAME_TURN)
-    candidates = suppress(list(_held_upright(look, photo, seen, each)))
-    return sorted(_measured(look, photo, candidates, each), key=lambda face: -face.side)
+    found = _looked_closely(look, photo, [replace(one, coarse=1) for one in seen], each)
+    # the dots of a print hide from near what was seen from afar: it is looked at from afar once more
+    missed = [one for one in seen if not any(_shared(one, _square(face)) > 0.5 for face in found)]
+    hidden = [replace(one, coarse=_BEHIND_DOTS * one.coarse) for one in missed if one.coarse > 2]
+    return sorted([*found, *_looked_closely(look, photo, hidden, each)], key=lambda face: -face.side)
+
+
+def _looked_closely(
+    look: Look, photo: Image.Image, candidates: Sequence[Candidate], each: Each
+) -> list[DetectedFace]:
+    return list(_measured(look, photo, suppress(list(_held_upright(look, photo, candidates, each))), each))
 
 
 def _scale(photo: Image.Image, wanted: float, most: float) -> float:
@@ -114,7 +126,7 @@ def _search(look: Look, photo: Image.Image, scale: float, quarters: Sequence[int
         scale /= _COARSER
     centre = complex(photo.width, photo.height) / 2
     return [
-        Candidate(centre + (corner + seen.centre) * back, seen.across * back, seen.score)
+        Candidate(centre + (corner + seen.centre) * back, seen.across * back, seen.score, abs(back))
         for (faces,), (corner, back) in zip(each(look, tiles), places, strict=True)
         for seen in map(_seen, faces)
     ]
@@ -147,13 +159,13 @@ def _seen(face: DetectedFace) -> Candidate:
 def _held_upright(look: Look, photo: Image.Image, candidates: Sequence[Candidate], each: Each) -> Iterator[Candidate]:
     """Hold each candidate upright and yield it as it is seen then, if it is."""
     candidates = [one for one in candidates if _is_inside(one.centre, photo)]
-    for candidate, faces in zip(
-        candidates, _looked(look, _chips(photo, candidates, _ROUGH, each), each), strict=True
-    ):
+    chips = _chips(photo, candidates, _ROUGH, each)
+    for candidate, faces in zip(candidates, _looked(look, chips, each), strict=True):
         factor, shift = candidate.upright(_ROUGH)
         if seen := _central(faces, _ROUGH):
             square = _seen(seen)
-            yield Candidate((square.centre - shift) / factor, square.across / factor, seen.score)
+            centre, across = (square.centre - shift) / factor, square.across / factor
+            yield Candidate(centre, across, seen.score, candidate.coarse)
 
 
 def _measured(look: Look, photo: Image.Image, candidates: Sequence[Candidate], each: Each) -> Iterator[DetectedFace]:
@@ -176,6 +188,11 @@ def _measured(look: Look, photo: Image.Image, candidates: Sequence[Candidate], e
         yield DetectedFace((x - half, y - half, x + half, y + half), [tuple(p) for p in landmarks.tolist()], score)
 
 
+def _square(face: DetectedFace) -> Candidate:
+    left, top, right, bottom = face.box
+    return Candidate(complex(left + right, top + bottom) / 2, complex(face.side), face.score)
+
+
 def _is_inside(place: complex, photo: Image.Image) -> bool:
     return 0 <= place.real < photo.width and 0 <= place.imag < photo.height
 
@@ -196,8 +213,9 @@ def _chip(photo: Image.Image, face: int, candidate: Candidate) -> NDArray[np.uin
     part = photo.crop((left, top, left + 2 * reach + 1, top + 2 * reach + 1))
     factor, shift = candidate.upright(face)
     shift += factor * complex(left, top)
-    coarse = max(1, int(1 / abs(factor)))  # what is reduced anyway is cheaper to turn afterwards
-    part, factor = part.reduce(coarse), factor * coarse
+    coarse = max(1.0, 1 / abs(factor), candidate.coarse)  # what is reduced anyway is cheaper to turn afterwards
+    side = math.ceil(part.width / coarse)
+    part, factor = part.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0), factor * part.width / side
     matrix = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
     return np.asarray(cut_out(part, matrix, _CHIP))
 
