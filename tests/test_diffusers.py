@@ -258,6 +258,15 @@ def test_from_pipe_and_components_give_the_same_pipeline(pipeline):
     assert without.corrector_card is None
 
 
+@pytest.mark.parametrize("kind", ["blind", "paper"])
+def test_from_pipe_takes_over_what_was_saved_and_loaded(tiny, kind, tmp_path):
+    build(tiny.gaussian_prior(), tiny.corrector(kind=kind)).save_pretrained(tmp_path)
+    loaded = quiet(FacePriorPipeline.from_pretrained(tmp_path))
+    twin = quiet(FacePriorPipeline.from_pipe(loaded))
+    assert (twin.unet, twin.corrector) == (loaded.unet, loaded.corrector)
+    assert same(restore(twin), restore(loaded))
+
+
 def test_from_pipe_takes_a_plain_pipeline_of_diffusers(tiny):
     found = FacePriorPipeline.from_pipe(DDPMPipeline(tiny.epsilon_network(), DDPMScheduler()))
     assert same(restore(quiet(found)), restore(quiet(FacePriorPipeline(tiny.epsilon_network(), DDPMScheduler()))))

@@ -13,6 +13,7 @@ from torch import nn
 
 from faceprior.corrector import Corrector, CorrectorNetwork
 from faceprior.devices import choose_device
+from faceprior.diffusers import models
 from faceprior.diffusers.components import (
     check_component,
     describe,
@@ -59,9 +60,10 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
 
     def __init__(
         self,
-        unet: UNet2DModel | GaussianResidualUNet,
+        # all classes by name: diffusers' from_pipe takes over only those
+        unet: UNet2DModel | GaussianResidualUNet | models.GaussianResidualUNet,
         scheduler: SchedulerMixin,
-        corrector: CorrectorNetwork | None = None,
+        corrector: CorrectorNetwork | models.BlindCorrector | models.PaperCorrector | None = None,
         card: ModelCard | None = None,
         corrector_card: ModelCard | None = None,
     ) -> None:
