@@ -32,8 +32,8 @@ def urls(repository: str) -> str:
 
 
 def main(repository: str, ref: str) -> None:
-    """Change the README and `pyproject.toml` of both distributions, in the working copy of a build."""
-    for project in (Path(), Path("packages/weights")):
+    """Change the README and `pyproject.toml` of every distribution, in the working copy of a build."""
+    for project in (Path(), *sorted(Path("packages").iterdir())):
         readme, settings = project / "README.md", project / "pyproject.toml"
         text = readme.read_text(encoding="utf-8")
         readme.write_text(absolute(text, project, repository, ref), encoding="utf-8")

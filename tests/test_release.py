@@ -37,7 +37,10 @@ def test_a_release_publishes_what_ci_built():
     assert set(release["publish"]["needs"]) == {"ci", "version"}
 
 
-@pytest.mark.parametrize("folder", ["", "packages/weights", "packages/weights-open"])
+PROJECTS = ["", *(f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir())]
+
+
+@pytest.mark.parametrize("folder", PROJECTS)
 def test_on_the_index_every_link_of_a_readme_leads_somewhere(folder):
     page = PAGE["absolute"](read(f"{folder or '.'}/README.md"), Path(folder), REPOSITORY, "v1")
     links = re.findall(r"\]\(([^)]+)\)", page)
@@ -51,11 +54,25 @@ def test_on_the_index_every_link_of_a_readme_leads_somewhere(folder):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
-@pytest.mark.parametrize(
-    "project", ["pyproject.toml", "packages/weights/pyproject.toml", "packages/weights-open/pyproject.toml"]
-)
-def test_the_project_gets_its_addresses(project):
+def test_every_project_gets_its_addresses(tmp_path, monkeypatch):
     import tomllib
 
-    settings = tomllib.loads(f"{read(project)}\n{PAGE['urls'](REPOSITORY)}")
-    assert settings["project"]["urls"]["Issues"] == f"{REPOSITORY}/issues"
+    for folder in PROJECTS:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("README.md", "pyproject.toml"):
+            (tmp_path / folder / name).write_text(read(f"{folder or '.'}/{name}"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    PAGE["main"](REPOSITORY, "v1")
+    for folder in PROJECTS:
+        settings = tomllib.loads((tmp_path / folder / "pyproject.toml").read_text(encoding="utf-8"))
+        assert settings["project"]["urls"]["Issues"] == f"{REPOSITORY}/issues"
+        assert f"]({REPOSITORY}/blob/v1/" in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_licence_of_the_wheel_is_in_it_once():
+    settings = read("pyproject.toml")
+    files = re.search(r"license-files = \[(.*)\]", settings)[1]
+    [excluded] = re.findall(r'exclude = \["/(.*)"\]', settings)
+    shipped = [file.relative_to(ROOT).as_posix() for file in ROOT.glob(excluded)]
+    assert shipped
+    assert all(f'"{file}"' in files for file in shipped)
