@@ -8,9 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 7860
 WEIGHTS := -e packages/weights -e packages/weights-open
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
+WITHOUT_TORCH := $(patsubst %,tests/test_%.py,clips doctor faces house paste release search tracking without_torch yunet)
 PROJECTS := pyproject.toml packages/weights/pyproject.toml packages/weights-open/pyproject.toml
 
-.PHONY: help demo serve test test-slow test-browser mutants lint format docs dist clean
+.PHONY: help demo serve test test-slow test-browser test-pythons mutants lint format docs dist clean
 
 help:
 	@echo "make demo       restore a photograph on the embedded prior; pictures in demo/"
@@ -18,6 +20,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests too"
 	@echo "make test-browser  drive the page with Chromium"
+	@echo "make test-pythons  what needs no torch, on each of $(PYTHONS) (needs uv); others with make test-pythons PYTHONS=3.13"
 	@echo "make mutants    change the core's code in small ways and see which changes no test notices (an hour);"
 	@echo "                those of one module with make mutants OF='faceprior.sampling.steps.*'"
 	@echo "make lint       ruff and mypy"
@@ -40,6 +43,14 @@ test-slow: $(VENV)/.dev
 
 test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest -m browser tests/test_app_browser.py
+
+test-pythons:
+	@set -e; for python in $(PYTHONS); do \
+		uv venv --quiet --clear --python $$python $(VENV)/without-torch; \
+		uv pip install --quiet --python $(VENV)/without-torch --constraints constraints.txt \
+			--overrides tests/without-torch.txt -e '.[video]' hypothesis pytest; \
+		$(VENV)/without-torch/bin/python -m pytest --noconftest -q $(WITHOUT_TORCH); \
+	done
 
 mutants: $(VENV)/.mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(OF)

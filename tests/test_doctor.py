@@ -28,6 +28,7 @@ def installed(monkeypatch):
 
 
 def test_a_complete_machine_needs_nothing(installed):
+    pytest.importorskip("torch")
     findings = installed(numpy="2.1", gradio="6.31", av="18.0")
     assert findings["packages"].found == "numpy 2.1"
     assert findings["extra web"].advice == findings["extra video"].advice == ""
@@ -49,6 +50,7 @@ def test_an_old_package_is_fatal(installed):
 
 
 def test_the_command_prints_devices_and_licences():
+    pytest.importorskip("torch")
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
     for word in ("device", "cpu", "JPEG", "cache"):

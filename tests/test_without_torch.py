@@ -1,4 +1,4 @@
-"""What computes nothing needs no torch; `pytest --noconftest tests/test_without_torch.py` runs without it."""
+"""What computes nothing needs no torch; `make test-pythons` runs this and more without it."""
 
 import subprocess
 import sys
