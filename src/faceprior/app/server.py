@@ -7,7 +7,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,8 +106,13 @@ def make_server(studio: Studio, options: ServeOptions, folder: Path) -> ASGIApp:
     return Guard(server, options, folder, interface.check_call)
 
 
-def serve(studio: Studio, options: ServeOptions) -> None:
+def serve(studio: Studio, options: ServeOptions, on_ready: Callable[[], object]) -> None:
     """Serve until Ctrl-C, SIGTERM or SIGHUP; nothing is left behind then.
+
+    Args:
+        studio: does the work.
+        options: address and limits.
+        on_ready: called when nothing stands in the way any more.
 
     Raises:
         FacePriorError: the extra "web" is not installed.
@@ -118,6 +123,7 @@ def serve(studio: Studio, options: ServeOptions) -> None:
         import uvicorn
 
         _check_port(options)
+        on_ready()
         uvicorn.run(
             app,
             host=options.host,

@@ -88,8 +88,9 @@ def serve(
     pipelines = {name: options.load_pipeline(name, None, corrector, device, dtype) for name in names}
     if chosen.auth is None and not _is_private(host):
         say(errors, f"everyone who reaches {host}:{port} may use this page; --auth user:password asks for a password")
-    say(console, f"http://{'localhost' if _is_private(host) else host}:{port}{chosen.root_path}  (Ctrl-C ends it)")
-    run(Studio(pipelines, detector, chosen, DEFAULT_PRIOR), chosen)
+    address = f"http://{'localhost' if _is_private(host) else host}:{port}{chosen.root_path}"
+    studio = Studio(pipelines, detector, chosen, DEFAULT_PRIOR)
+    run(studio, chosen, lambda: say(console, f"{address}  (Ctrl-C ends it)"))
 
 
 def _is_private(host: str) -> bool:
