@@ -797,6 +797,28 @@ def test_training_writes_weights_that_restore_and_goes_on_only_when_asked(train,
         assert faceprior("restore", face, "--output", tmp_path / "out", *QUICK, *arguments).exit_code == 0
 
 
+def test_any_option_of_a_configuration_is_set_by_its_name(train, tmp_path):
+    assert train("prior", "--steps", 1, "--set", "learning-rate=3e-4", "--set", "seed=5", seed=4).exit_code == 0
+    used = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (used["learning_rate"], used["seed"], used["steps"]) == (3e-4, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--set", "seed"), "--set seed: write NAME=VALUE"),
+        (("--set", "seed=1", "--set", "seed=2"), "option seed is given twice"),
+        (("--steps", "1", "--set", "steps=2"), "option steps is given twice"),
+        (("--set", "decay=3"), "decay is 3; it must be at most 1"),
+    ],
+)
+def test_what_is_set_wrongly_is_a_usage_error(train, words, message, tmp_path):
+    result = train("prior", *words)
+    assert result.exit_code == 2
+    assert message in one_line_of(result.stderr)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

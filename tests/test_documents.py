@@ -209,7 +209,7 @@ def test_the_toy_of_the_documents_is_trained_from_photographs_that_packages_brin
     for line in toy:
         words = [re.sub(r"\$\w+", lambda match: places[match[0]], word) for word in shlex.split(line)[1:]]
         if words[0] == "train":
-            words += ["--steps", "2", "--evaluate-every", "2"]
+            words += ["--steps", "2", "--set", "evaluate_every=2"]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
     assert list((tmp_path / "out").glob("*-sheet.png"))

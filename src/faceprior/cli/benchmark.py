@@ -54,12 +54,6 @@ CorrectorName = Annotated[
     str | None, typer.Option(help="auto, none, embedded name, folder or hub id.", show_default="auto")
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Samples computed together.", show_default="8")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Any other option of the YAML file, NAME=VALUE; repeat for several.", show_default="none"
-    ),
-]
 
 
 def benchmark(
@@ -79,7 +73,7 @@ def benchmark(
     prior: options.Prior = None,
     corrector: CorrectorName = None,
     batch_size: BatchSize = None,
-    settings: Settings = None,
+    settings: options.Settings = None,
     device: options.Device = DeviceName.auto,
     dtype: options.Dtype = DtypeName.auto,
 ) -> None:
@@ -99,7 +93,6 @@ def benchmark(
     from faceprior.benchmark.sets import SetMeters
     from faceprior.benchmark.summary import summarise
     from faceprior.errors import OptionError
-    from faceprior.settings import read_assignment
 
     flags = {
         "data": data,
@@ -114,9 +107,8 @@ def benchmark(
         "prior": prior,
         "corrector": corrector,
         "batch_size": batch_size,
-        **dict(read_assignment(setting, f"--set {setting}") for setting in settings or ()),
     }
-    chosen = load_benchmark(config, {name: value for name, value in flags.items() if value is not None})
+    chosen = load_benchmark(config, options.with_settings(flags, settings))
     check_names(chosen.metrics)
     require_matplotlib()
     if any(output.resolve().is_relative_to(Path(folder).resolve()) for folder in chosen.data):

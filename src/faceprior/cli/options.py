@@ -53,6 +53,15 @@ MethodOptions = Annotated[
         metavar="NAME=VALUE",
     ),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any other option of the YAML file, NAME=VALUE; repeat for several.",
+        metavar="NAME=VALUE",
+        show_default="none",
+    ),
+]
 Samples = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Restorations of each face.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Another seed, another face.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
@@ -99,6 +108,21 @@ def read_assignments(texts: Sequence[str], flag: str, kinds: Mapping[str, Any] |
             value = as_kind(kinds[name], value, f"{flag} {name}")
         given[name] = value
     return given
+
+
+def with_settings(flags: Mapping[str, Any], settings: Sequence[str] | None) -> dict[str, Any]:
+    """Return the flags that were given, and beside them what was given to --set.
+
+    Raises:
+        OptionError: one of --set is no assignment, or is given twice, or as a flag too.
+    """
+    from faceprior.errors import OptionError
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    added = read_assignments(settings or (), "--set")
+    if twice := given.keys() & added.keys():
+        raise OptionError(f"option {min(twice)} is given twice")
+    return given | added
 
 
 def explained_options(preset: Preset) -> Iterator[tuple[str, Any, str]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
 
 data_app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
@@ -108,17 +109,6 @@ MinutesOption = Annotated[
     typer.Option(min=0, help="Stop earlier, after so much computing; 0 is none.", show_default="config"),
 ]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")]
-RateOption = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="config")]
-DecayOption = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Last part of the run, of falling learning rate.", show_default="config"),
-]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed.", show_default="config")]
-PrecisionOption = Annotated[str | None, typer.Option(help="no, bf16 or fp16.", show_default="config")]
-EvaluateOption = Annotated[int | None, typer.Option(min=1, help="Steps between evaluations.", show_default="config")]
-CheckpointOption = Annotated[
-    int | None, typer.Option(min=1, help="Steps between checkpoints.", show_default="config")
-]
 WorkersOption = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that prepare the faces.", show_default="all other cores on a GPU, else none"),
@@ -139,29 +129,12 @@ def _training(what: str) -> Callable[..., None]:
         steps: StepsOption = None,
         minutes: MinutesOption = None,
         batch_size: BatchOption = None,
-        learning_rate: RateOption = None,
-        decay: DecayOption = None,
-        seed: SeedOption = None,
-        mixed_precision: PrecisionOption = None,
-        evaluate_every: EvaluateOption = None,
-        checkpoint_every: CheckpointOption = None,
         workers: WorkersOption = None,
         sources: SourcesOption = None,
+        settings: options.Settings = None,
     ) -> None:
-        flags = {
-            "steps": steps,
-            "minutes": minutes,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "decay": decay,
-            "seed": seed,
-            "mixed_precision": mixed_precision,
-            "evaluate_every": evaluate_every,
-            "checkpoint_every": checkpoint_every,
-            "workers": workers,
-            "terms": sources,
-        }
-        _train(what, config, flags, data, output, resume, start_from)
+        flags = {"steps": steps, "minutes": minutes, "batch_size": batch_size, "workers": workers, "terms": sources}
+        _train(what, config, options.with_settings(flags, settings), data, output, resume, start_from)
 
     command.__doc__ = f"Train a {what} on packed faces; the result is OUTPUT/weights, which --{what} takes."
     return command
