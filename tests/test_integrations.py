@@ -117,9 +117,12 @@ def test_the_example_restores_a_folder(pipeline, tmp_path, monkeypatch, capsys):
 
 def test_the_container_and_the_space_use_one_port():
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    space = (ROOT / "integrations" / "spaces" / "Dockerfile").read_text(encoding="utf-8")
     front, *_ = (ROOT / "integrations" / "spaces" / "README.md").read_text(encoding="utf-8").split("---")[1:]
     assert f"EXPOSE {yaml.safe_load(front)['app_port']}\n" in dockerfile
+    assert f"EXPOSE {yaml.safe_load(front)['app_port']}\n" in space
     assert "USER 1000" in dockerfile
+    assert "USER 1000" in space
     services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     prefix = services["services"]["faceprior"]["command"][-1]
     assert f"reverse_proxy {prefix}* faceprior:7860" in services["configs"]["caddyfile"]["content"]
