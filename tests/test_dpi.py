@@ -18,8 +18,9 @@ from faceprior.corrector import (
 )
 from faceprior.errors import FacePriorError, OptionError, WeightsError
 from faceprior.images import resize
-from faceprior.methods import PRESETS, Preset, SamplingOptions, find_preset
-from faceprior.methods.dpi import DPI, Conditions, DPIOptions, adaptive_mask, edge_strength, interpolate
+from faceprior.methods import PRESETS, Preset, SamplingOptions, find_method, find_preset
+from faceprior.methods.dpi import DPI, Conditions, DPIOptions, adaptive_mask, coarser, edge_strength, interpolate
+from faceprior.networks import without_grid
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -231,19 +232,23 @@ def test_a_whole_run_of_a_published_preset_is_the_reference_loop(tiny, preset_na
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("preset_name", "levels"),
+    ("preset_name", "levels", "told"),
     [
-        ("default", (248, 196, 144, 92, 40)),
-        ("faithful", (122, 95, 67, 40)),
-        ("detailed", (452, 404, 356, 308, 260, 212, 164, 116, 68, 20)),
-        ("fast", (95, 40)),
+        ("default", (244, 188, 132, 76, 20), (212, 164, 115, 66, 20)),
+        ("faithful", (122, 95, 67, 40), (122, 95, 67, 40)),
+        (
+            "detailed",
+            (452, 404, 356, 308, 260, 212, 164, 116, 68, 20),
+            (384, 343, 303, 262, 221, 180, 139, 99, 58, 20),
+        ),
+        ("fast", (115, 30), (98, 30)),
     ],
 )
-def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels):
+def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels, told):
     preset = find_preset(preset_name)
     prior, corrector, low = tiny.gaussian_prior(), tiny.corrector(), faces(2, 8)
     method = DPI(list(low), prior, preset.options, corrector)
-    steps = spaced_steps(prior.schedule, preset.sampling.steps, preset.sampling.start, preset.sampling.end)
+    steps = find_method(preset.method).steps(prior.schedule, preset.sampling, preset.options)
     solver = make_solver(preset.sampling.solver, preset.sampling.eta)
     found = sample(method, steps, Sampler(prior, solver, NoiseSource(generators(3, 4), CPU)))
 
@@ -254,8 +259,8 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels)
         z = torch.randn(1, 3, 32, 32, generator=own)
         x = (math.sqrt(schedule[levels[0]]) * face + math.sqrt(1 - schedule[levels[0]]) * z).double()
         held = first = face.double()
-        for t, after in zip(levels, (*levels[1:], None), strict=True):
-            clean = prior.network(x.float(), torch.tensor([t])).sample.double().clamp(-1, 1)
+        for t, said, after in zip(levels, told, (*levels[1:], None), strict=True):
+            clean = prior.network(x.float(), torch.tensor([said])).sample.double().clamp(-1, 1)
             eps = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
             clean = clean + resize(resize(held - clean, 16), 32)
             if after is None:
@@ -266,7 +271,9 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels)
             x = math.sqrt(schedule[after]) * clean + math.sqrt(1 - schedule[after]) * eps
             if preset.options.crt == "always":
                 seen = corrector.network(x.float(), torch.tensor([after]), bad).x0
-                held = torch.lerp(first, seen.double(), preset.options.detail)
+                news = seen.double() - first
+                news -= resize(resize(news, min(32, 2 * preset.options.detail_above)), 32)
+                held = first + preset.options.detail * news
         assert (x - bad).abs().mean() > 0.01
         torch.testing.assert_close(result.double(), x[0], atol=2e-4, rtol=1e-3)
 
@@ -510,6 +517,29 @@ def test_a_new_condition_lies_between_the_first_and_what_the_corrector_says_of_t
 
 
 @torch.no_grad()
+def test_what_is_coarser_than_its_detail_stays_what_the_corrector_said_first(tiny):
+    low, step = faces(1, 8), spaced_steps(SCHEDULE, 10, 0.5)[2]
+    held = {}
+    for cycles in (0, 4, 16):
+        options = DPIOptions(tau=0.0, crt="always", smooth=True, detail_above=cycles)
+        method = dpi(tiny, low, options, tiny.corrector())
+        x, conditions = method.start(step, sampler_of(tiny, 1))
+        _, _, (held[cycles], first) = method.step(x, conditions, step, sampler_of(tiny, 1))
+    torch.testing.assert_close(held[16], first)
+    news = held[0] - first
+    torch.testing.assert_close(held[4] - first, news - resize(resize(news, 8), 32))
+    assert news.abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("cycles", "coarse", "fine"), [(8, 3, 13), (4, 1, 7)])
+def test_coarser_keeps_slow_waves_and_drops_fast_ones(cycles, coarse, fine):
+    place = (torch.arange(32) + 0.5) / 32
+    for frequency, share in ((coarse, 1.0), (fine, 0.0)):
+        wave = torch.cos(2 * math.pi * frequency * place).expand(1, 3, 32, 32)
+        torch.testing.assert_close(coarser(wave, cycles).square().mean().item(), 0.5 * share, atol=0.06, rtol=0)
+
+
+@torch.no_grad()
 def test_a_condition_on_all_pixels_moves_what_is_coarser_than_the_grid_alone(rng):
     images = torch.randn(2, 3, 32, 32, generator=rng)
     across = torch.arange(32.0).expand(32, 32)
@@ -721,14 +751,15 @@ def test_the_blind_corrector_mixes_sample_and_network_by_the_samples_noise(tiny,
     nn.init.zeros_(network.unet.conv_out.weight)  # F is the bad face
     nn.init.zeros_(network.unet.conv_out.bias)
     x, seen = torch.randn(1, 3, 32, 32, generator=rng), torch.rand(1, 3, 32, 32, generator=rng)
+    between = without_grid(seen)
     for t in (0, 40, 300, 999):
         level = network.schedule.alphas_cumprod[t].item()
         variance = (1 - level) / level
         g = variance / (variance + 0.01)
         found = network(x, t, seen).x0
-        expected = (1 - g) * x[..., ::2, ::2] / math.sqrt(level) + g * seen[..., ::2, ::2]
+        expected = (1 - g) * x[..., ::2, ::2] / math.sqrt(level) + g * between[..., ::2, ::2]
         torch.testing.assert_close(found[..., ::2, ::2], expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(found[..., 1::2, 1::2], seen[..., 1::2, 1::2])
+        torch.testing.assert_close(found[..., 1::2, 1::2], between[..., 1::2, 1::2])
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 import itertools
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faceprior.networks import without_grid
 from faceprior.priors.gaussian import GaussianDenoiser, fold, haar, inverse_haar, unfold
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.residual_unet import GaussianResidualUNet
@@ -134,6 +136,26 @@ def test_every_image_of_a_batch_is_denoised_at_its_own_level():
         torch.testing.assert_close(row.flatten().double(), expected[0], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pattern", ["rows", "columns", "chess"])
+def test_a_wide_grid_is_halved(pattern):
+    signs = 1.0 - 2 * (torch.arange(128) % 2)
+    down, across = {"rows": (signs, signs.abs()), "columns": (signs.abs(), signs), "chess": (signs, signs)}[pattern]
+    grid = (down[:, None] * across).expand(1, 3, 128, 128)
+    share = 0.25 if pattern == "chess" else 0.5  # halved in both directions
+    filtered = without_grid(grid)[..., 48:80, 48:80] / grid[..., 48:80, 48:80]
+    torch.testing.assert_close(filtered, torch.full_like(filtered, share), atol=0.03, rtol=0)
+
+
+def test_what_is_no_grid_passes_the_grid_filter():
+    place = (torch.arange(128) + 0.5) / 128
+    for cycles in (0, 5, 31, 58):
+        wave = torch.cos(2 * math.pi * cycles * place).expand(1, 3, 128, 128).contiguous()
+        torch.testing.assert_close(without_grid(wave), wave, atol=1e-3, rtol=0)
+    spot = torch.zeros(1, 3, 128, 128)
+    spot[..., 64, 64] = 1
+    assert without_grid(spot)[..., 64, 64].min() > 0.95
+
+
 def test_the_residual_network_starts_at_the_gaussian_estimate():
     network = GaussianResidualUNet(SIDE, 4, (16, 32), (1, 1))
     network.gaussian.load_state_dict(fitted(4, (0.4, 0.15))[0].state_dict())
@@ -148,9 +170,9 @@ def test_the_residual_is_scaled_by_the_error_at_its_step(tiny):
     network = tiny.gaussian_network()
     x_t, t = noise(2, 3, tiny.side, tiny.side).float(), torch.tensor([10, 900])
     gaussian = network.gaussian(x_t, NoiseSchedule.linear().at(t))
-    once = network(x_t, t).sample - gaussian
+    once = network(x_t, t).sample - without_grid(gaussian)
     network.error_std[900] *= 3
-    again = network(x_t, t).sample - gaussian
+    again = network(x_t, t).sample - without_grid(gaussian)
     assert once.std() > 1e-3
     torch.testing.assert_close(again[0], once[0])
     torch.testing.assert_close(again[1], 3 * once[1], atol=1e-5, rtol=1e-4)
@@ -176,4 +198,4 @@ def test_the_gaussian_part_of_a_bfloat16_network_keeps_its_precision(tiny):
     x_t, t = noise(1, 3, tiny.side, tiny.side).float(), torch.tensor([500])
     found = network(x_t, t).sample
     assert found.dtype == torch.float32
-    assert torch.equal(found, network.gaussian(x_t, NoiseSchedule.linear().at(t)))
+    assert torch.equal(found, without_grid(network.gaussian(x_t, NoiseSchedule.linear().at(t))))

@@ -494,7 +494,7 @@ def test_time_travel_visits_what_repaints_schedule_does(count, length, visits):
 def test_a_step_that_goes_up_noises_the_image_and_asks_nothing():
     low, high = 100, 700
     levels = SCHEDULE.alphas_cumprod[low], SCHEDULE.alphas_cumprod[high]
-    up = Step(0, low, high, 0.1, float(levels[0]), float(levels[1]), pure_noise=False)
+    up = Step(0, low, low, high, 0.1, float(levels[0]), float(levels[1]), pure_noise=False)
     asked = []
     x = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 

@@ -98,6 +98,27 @@ def test_an_end_that_is_not_below_the_start_is_refused(end):
         spaced_steps(SCHEDULE, 1, 0.5, end)
 
 
+@pytest.mark.parametrize("shift", [-0.1, 1.0, math.nan])
+def test_a_shift_out_of_range_is_refused(shift):
+    with pytest.raises(OptionError, match="shift is"):
+        spaced_steps(SCHEDULE, 4, 0.5, shift=shift)
+
+
+def test_the_prior_is_told_a_lower_level_in_every_step_but_the_last(tiny):
+    steps = spaced_steps(SCHEDULE, 4, 0.4, 0.1, shift=0.2)
+    assert [step.t for step in steps] == [325, 250, 175, 100]
+    assert [step.told for step in steps] == [260, 200, 140, 100]
+    prior, x = tiny.gaussian_prior(), torch.randn(1, 3, 32, 32)
+    told = []
+    prior.network.register_forward_hook(lambda module, args, output: told.append(args[1].item()))
+    sampler = Sampler(prior, make_solver("ddim"), NoiseSource([torch.Generator()], torch.device("cpu")))
+    estimates = [sampler.estimate(x, step) for step in steps]
+    assert told == [260, 200, 140, 100]
+    for step, estimate in zip(steps, estimates, strict=True):  # ε is that of the level that the image has
+        again = math.sqrt(step.alphas_cumprod) * estimate.x0 + math.sqrt(1 - step.alphas_cumprod) * estimate.eps
+        torch.testing.assert_close(again, x)
+
+
 # --- one step of a solver against diffusers and the equations ---
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from faceprior.errors import OptionError, WeightsError
 from faceprior.images import resize
-from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config
+from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config, without_grid
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.noise_schedule import NoiseSchedule
@@ -136,7 +136,7 @@ class BlindCorrector(ConfiguredNetwork):
         inputs = torch.cat([level.sqrt() * grid, F.pixel_unshuffle(seen, self.stride)], dim=1)
         inputs = inputs.to(self.unet.conv_in.weight.dtype, memory_format=torch.channels_last)
         outputs = F.pixel_shuffle(self.unet(inputs, t).float(), self.stride)  # (B, 4, R, R)
-        x0 = seen + outputs[:, :3]
+        x0 = without_grid(seen + outputs[:, :3])
         variance = (1 - level) / level
         trust = _TRUSTED_VARIANCE / (variance + _TRUSTED_VARIANCE)  # 1 − g
         known = x0[..., :: self.stride, :: self.stride]

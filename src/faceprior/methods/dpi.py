@@ -48,6 +48,8 @@ class DPIOptions:
             sample, as in the paper; "always", both.
         detail: how far the corrector follows the sample, 0 to 1: where a new condition lies between what it
             said first and what it says of the sample. 1 is the paper's; the less, the nearer to the expectation.
+        detail_above: lowest frequency at which it does, in cycles a face: what is coarser stays what it said first.
+            0, the paper's, is all of them.
         smooth: whether the condition is the whole face, and moves all that is coarser than the grid, in the last step
             too; in the paper it is the grid's pixels, the others stay, and the last step is the prior's.
         rederived: share of the noise estimate that is derived again from the moved x0, 0 to 1. The paper's, 0, keeps
@@ -64,6 +66,7 @@ class DPIOptions:
     placement: Placement = "sampled"
     crt: CRTUse = "after"
     detail: float = 1.0
+    detail_above: int = 0
     smooth: bool = False
     rederived: float = 0.0
 
@@ -80,6 +83,8 @@ class DPIOptions:
             raise OptionError(f"placement is {self.placement!r}; choose resized or sampled")
         if self.crt not in get_args(CRTUse):
             raise OptionError(f"crt is {self.crt!r}; choose {', '.join(get_args(CRTUse))}")
+        if self.detail_above < 0:
+            raise OptionError(f"detail above is {self.detail_above}; it must be at least 0, in cycles a face")
         for name in ("detail", "rederived"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
@@ -169,6 +174,8 @@ class DPI(Enlarged):
         # CRT looks at x_{t−1}
         if self.corrector is not None and options.crt in ("after", "always"):
             corrected = self.conditioned(self.corrected(self.corrector, x_prev, step).x0)
+            if options.detail_above:
+                corrected = corrected - coarser(corrected - conditions.first, options.detail_above)
             conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
         return x_prev, x0, conditions
 
@@ -202,6 +209,12 @@ def interpolate(
     moved = images.clone()
     moved[..., ::stride, ::stride] += weight * (condition - images[..., ::stride, ::stride])
     return moved
+
+
+def coarser(images: torch.Tensor, cycles: int) -> torch.Tensor:
+    """What of images, (B, 3, h, h), is coarser than so many cycles a side: a bicubic reduction and back."""
+    side = images.shape[-1]
+    return resize(resize(images, 2 * cycles), side) if 2 * cycles < side else images
 
 
 def edge_strength(condition: torch.Tensor) -> torch.Tensor:
@@ -239,8 +252,8 @@ METHOD = Method(
     summary="interpolate the estimate towards a condition on a sparse grid, and correct the condition",
     reference="Yang et al., AAAI 2025, arXiv 2412.16552",
     restoration=DPI,
-    options=DPIOptions(tau=0.0, late_weight=1.0, crt="always", detail=0.75, smooth=True, rederived=1.0),
-    sampling=SamplingOptions(steps=5, start=0.3, end=0.04),
+    options=DPIOptions(tau=0.0, late_weight=1.0, crt="always", detail_above=16, smooth=True, rederived=1.0),
+    sampling=SamplingOptions(steps=5, start=0.3, end=0.02, shift=0.13),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
     uses_corrector=True,
     blind=True,

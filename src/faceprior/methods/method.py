@@ -29,6 +29,9 @@ class SamplingOptions:
         end: noise level of the last step, from which the sampler goes straight to the clean image, as a fraction
             of T, at least 0 and below start. The higher, the smoother; 0 is ADM's.
         eta: η of DDIM, share of ancestral noise, 0 to 1.
+        shift: share of t by which the prior is told a lower level than the image has, in every step but the last,
+            at least 0 and below 1. A network's estimates are too smooth, all the more of a face that is smooth
+            already; told less, it leaves more (time-shifted sampling, Li et al., ICLR 2024, arXiv 2305.15583).
     """
 
     solver: SolverName = "ddim"
@@ -36,6 +39,7 @@ class SamplingOptions:
     start: float = 1.0
     end: float = 0.0
     eta: float = 0.0
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class NoOptions:
 
 def evenly_spaced(schedule: NoiseSchedule, sampling: SamplingOptions, options: Any) -> list[Step]:  # noqa: ARG001
     """Return the steps of most methods (`faceprior.sampling.spaced_steps`)."""
-    return spaced_steps(schedule, sampling.steps, sampling.start, sampling.end)
+    return spaced_steps(schedule, sampling.steps, sampling.start, sampling.end, sampling.shift)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Method:
         """Return the sampler's steps; none for a method without a prior.
 
         Raises:
-            OptionError: steps, start or end is out of its range.
+            OptionError: steps, start, end or shift is out of its range.
         """
         return [] if sampling is None else self.plan(schedule, sampling, options)
 

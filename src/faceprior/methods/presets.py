@@ -83,9 +83,11 @@ PRESETS = {
         "dpi", SamplingOptions(steps=4, start=0.15, end=0.04), replace(dpi.METHOD.options, detail=0.0)
     ),
     "detailed": Preset(
-        "dpi", SamplingOptions(steps=10, start=0.5, end=0.02), replace(dpi.METHOD.options, detail=1.0)
+        "dpi",
+        SamplingOptions(steps=10, start=0.5, end=0.02, shift=0.15),
+        replace(dpi.METHOD.options, detail_above=8),
     ),
-    "fast": Preset("dpi", SamplingOptions(steps=2, start=0.15, end=0.04), replace(dpi.METHOD.options, detail=0.5)),
+    "fast": Preset("dpi", SamplingOptions(steps=2, start=0.2, end=0.03, shift=0.15), dpi.METHOD.options),
     "paper-ddim": Preset(
         "dpi",
         SamplingOptions(solver="ddim", steps=20),

@@ -275,9 +275,9 @@ class FacePriorPipeline:
                 ends at its next step, and what x0 was then is returned.
             callback_on_step_end_tensor_inputs: the tensors that it gets: "sample" (x_{t−1}) and "x0" (the
                 corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
-            **options: options of the preset by name: `solver`, `start`, `end`, `eta`, and the method's own, for DPI
-                `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`, `detail`, `smooth`,
-                `rederived`; None leaves them to the preset.
+            **options: options of the preset by name: `solver`, `start`, `end`, `eta`, `shift`, and the method's own,
+                for DPI `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`, `detail`,
+                `detail_above`, `smooth`, `rederived`; None leaves them to the preset.
 
         Raises:
             ImageError: an input is not an image that can be restored.

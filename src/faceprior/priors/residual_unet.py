@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config
+from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config, without_grid
 from faceprior.priors.gaussian import GaussianDenoiser
 from faceprior.priors.noise_schedule import NoiseSchedule
 
@@ -84,5 +84,5 @@ class GaussianResidualUNet(ConfiguredNetwork):
         features = F.pixel_unshuffle(torch.cat([sample.float(), gaussian], dim=1), 2)  # (B, 24, R/2, R/2)
         features = features.to(self.unet.conv_in.weight.dtype, memory_format=torch.channels_last)
         residual = F.pixel_shuffle(self.unet(features, t).float(), 2)  # (B, 3, R, R)
-        x0 = gaussian + self.error_std[t].view(-1, 1, 1, 1) * residual
+        x0 = without_grid(gaussian + self.error_std[t].view(-1, 1, 1, 1) * residual)
         return Prediction(x0) if return_dict else (x0,)

@@ -43,7 +43,7 @@ class Sampler:
 
     def estimate(self, x_t: torch.Tensor, step: Step) -> Denoised:
         """Ask the prior about x_t, (B, 3, R, R). Under `torch.enable_grad` the estimates are functions of x_t."""
-        t = torch.full((len(x_t),), step.t, device=x_t.device)
+        t = torch.full((len(x_t),), step.told, device=x_t.device)
         estimate = self.prior(x_t, t)
         x0, eps = estimate.x0, estimate.eps
         if self.clip:

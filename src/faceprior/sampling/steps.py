@@ -19,6 +19,7 @@ class Step:
     Attributes:
         index: 0 for the first (noisiest) step.
         t: noise level of x_t, 0 … T−1.
+        told: noise level that the prior is told, at most t.
         t_prev: noise level of the result; −1 for the clean image.
         fraction: t / T.
         alphas_cumprod: ᾱ_t.
@@ -28,6 +29,7 @@ class Step:
 
     index: int
     t: int
+    told: int
     t_prev: int
     fraction: float
     alphas_cumprod: float
@@ -45,11 +47,15 @@ class Step:
         return self.t_prev > self.t
 
 
-CLEAN = Step(index=0, t=-1, t_prev=-1, fraction=0.0, alphas_cumprod=1.0, alphas_cumprod_prev=1.0, pure_noise=False)
+CLEAN = Step(
+    index=0, t=-1, told=-1, t_prev=-1, fraction=0.0, alphas_cumprod=1.0, alphas_cumprod_prev=1.0, pure_noise=False
+)
 """Where a sampler without any step starts, and ends."""
 
 
-def spaced_steps(schedule: NoiseSchedule, count: int, start: float = 1.0, end: float = 0.0) -> list[Step]:
+def spaced_steps(
+    schedule: NoiseSchedule, count: int, start: float = 1.0, end: float = 0.0, shift: float = 0.0
+) -> list[Step]:
     """Spread `count` steps evenly from below the noise level `start` · T down to `end` · T ("leading" spacing).
 
     With start = 1, end = 0 and a count that divides T this is ADM's `ddim<count>`.
@@ -59,9 +65,11 @@ def spaced_steps(schedule: NoiseSchedule, count: int, start: float = 1.0, end: f
         count: number of steps, 1 … (start − end) · T.
         start: where the sampler starts, as a fraction of T, in (0, 1].
         end: level of the last step, as a fraction of T, at least 0 and below `start`.
+        shift: share of t by which the prior is told a lower level than the image has, in every step but the last,
+            at least 0 and below 1 (see `faceprior.methods.SamplingOptions`).
 
     Raises:
-        OptionError: count, start or end is out of its range.
+        OptionError: count, start, end or shift is out of its range.
     """
     total = len(schedule)
     if not 0 < start <= 1:
@@ -72,18 +80,22 @@ def spaced_steps(schedule: NoiseSchedule, count: int, start: float = 1.0, end: f
     bottom = round(end * total)
     if not 1 <= count <= top - bottom:
         raise OptionError(f"steps is {count}; it must lie in 1 to {top - bottom} ((start − end) · T)")
+    if not 0 <= shift < 1:
+        raise OptionError(f"shift is {shift}; it must be at least 0 and below 1")
     levels = [bottom + i * (top - bottom) // count for i in range(count)]
     steps = []
     for index, t in enumerate(reversed(levels)):
-        t_prev = levels[count - index - 2] if index < count - 1 else -1
+        last = index == count - 1
+        t_prev = -1 if last else levels[count - index - 2]
         steps.append(
             Step(
                 index=index,
                 t=t,
+                told=t if last else round((1 - shift) * t),
                 t_prev=t_prev,
                 fraction=t / total,
                 alphas_cumprod=float(schedule.alphas_cumprod[t]),
-                alphas_cumprod_prev=float(schedule.alphas_cumprod[t_prev]) if t_prev >= 0 else 1.0,
+                alphas_cumprod_prev=1.0 if last else float(schedule.alphas_cumprod[t_prev]),
                 pure_noise=index == 0 and start == 1,
             )
         )
