@@ -531,8 +531,8 @@ class Inception(nn.Module):
 
 @pytest.fixture
 def inception(monkeypatch):
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Inception)  # imports it, without the stub
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.SimpleNamespace())
-    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Inception)
 
 
 def test_fid_kid_and_inception_score_are_computed_from_the_features(inception, rng):
