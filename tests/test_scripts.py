@@ -2,13 +2,19 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
-from benchmarks import growth, mutants, photographs, rivals, speed, start_up
+from benchmarks import gallery, growth, mutants, photographs, rivals, speed, start_up
 from benchmarks.common import ProcessRun, run_faceprior, run_python
+from PIL import Image
+
+from faceprior import FacePriorPipeline
+from faceprior.priors.card import TIGHT_TEMPLATE
 
 
 def cells(output):
@@ -111,6 +117,27 @@ def test_photographs_are_measured(capsys):
     photographs.main()
     rows = cells(capsys.readouterr().out)
     assert float(next(row[1] for row in rows if row[0] == "n = 16")) == pytest.approx(16, abs=3)
+
+
+def test_the_gallery_shows_every_damage_and_its_restorations(tiny, tmp_path):
+    pytest.importorskip("skimage")
+    prior = tiny.gaussian_prior()
+    prior.card = replace(prior.card, template=TIGHT_TEMPLATE)
+    FacePriorPipeline(prior, tiny.corrector()).save_pretrained(tmp_path / "prior")
+    gallery.main(tmp_path, str(tmp_path / "prior"))
+    for name, rows in gallery.SHEETS.items():
+        with Image.open(tmp_path / f"gallery-{name}.webp") as picture:
+            width, height = picture.size
+        assert (width // 200, height // 222) == (len(gallery.METHODS) + 3, len(rows))
+
+
+def test_every_damage_of_the_gallery_damages_in_its_own_way():
+    face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).resize((128, 128))
+    damages = [damage for rows in gallery.SHEETS.values() for damage in rows.values()]
+    seen = [np.asarray(damage(face).resize((128, 128))) for damage in damages]
+    for number, one in enumerate(seen):
+        assert np.abs(one - np.asarray(face, float)).mean() > 5
+        assert all(np.abs(one - other.astype(float)).mean() > 2 for other in seen[:number])
 
 
 def test_a_missing_rival_is_named(monkeypatch):
