@@ -709,7 +709,11 @@ WRONG = [
     ("dps", {"zeta": -1.0}, "zeta is -1.0"),
     ("pigdm", {"weight": math.inf}, "weight is inf"),
     ("diffpir", {"lam": 0.0}, "lam is 0.0"),
-    ("diffpir", {"tau": 0.5}, "diffpir has no option tau; it has solver, steps, start, end, eta, lam, zeta, sigma_n"),
+    (
+        "diffpir",
+        {"tau": 0.5},
+        "diffpir has no option tau; it has solver, steps, start, end, eta, shift, lam, zeta, sigma_n",
+    ),
 ]
 
 
@@ -744,7 +748,7 @@ PUBLISHED = {
     "dps": (SamplingOptions("ddpm", 1000), 1000),
     "pigdm": (SamplingOptions("ddim", 100, eta=1.0), 100),
     "diffpir": (SamplingOptions("ddim", 100), 100),
-    "dpi": (SamplingOptions("ddim", 5, 0.3, 0.04), 5),
+    "dpi": (SamplingOptions("ddim", 5, 0.3, 0.02, shift=0.13), 5),
 }
 
 
@@ -959,7 +963,7 @@ def test_a_method_is_chosen_and_written_into_the_metadata(command, tmp_path):
     found = metadata(tmp_path)
     assert (found["method"], found["preset"], found["corrector"]) == ("ddnm", "ddnm", None)
     assert found["prior"]["name"]
-    expected = {"solver": "ddim", "steps": 3, "start": 1.0, "end": 0.0, "eta": 0.85, "sigma_y": 0.1}
+    expected = {"solver": "ddim", "steps": 3, "start": 1.0, "end": 0.0, "eta": 0.85, "shift": 0.0, "sigma_y": 0.1}
     assert found["options"] == {**expected, "travel_length": 1, "travel_repeat": 2}
 
 

@@ -211,6 +211,7 @@ CHANGES = [
     {"eta": 0.5},
     {"start": 0.7},
     {"end": 0.1},
+    {"shift": 0.3},
     {"solver": "ddpm"},
     {"placement": "resized"},
     {"smooth": True},
@@ -232,7 +233,11 @@ def test_every_option_changes_the_result(request, name, change):
 
 
 def test_no_option_is_left_out_of_the_test_above():
-    tested = {name for change in CHANGES for name in change} | {"crt", "detail"}  # they need a corrector
+    tested = {name for change in CHANGES for name in change} | {
+        "crt",
+        "detail",
+        "detail_above",
+    }  # they need a corrector
     assert tested == {*asdict(PRESET.sampling), *asdict(PRESET.options)}
 
 
@@ -242,6 +247,7 @@ def test_the_corrector_acts_when_the_option_says(plain, corrected):
     assert all(not torch.equal(images[one], images[other]) for one, other in combinations(images, 2))
     assert torch.equal(restore(plain, crt="first").images, restore(plain, crt="always").images)
     followed = [restore(corrected, crt="always", detail=detail).images for detail in (0.0, 0.5, 1.0)]
+    followed += [restore(corrected, crt="always", detail_above=cycles).images for cycles in (2, 4)]
     assert all(not torch.equal(one, other) for one, other in combinations(followed, 2))
     assert torch.equal(followed[0], images["first"])
 
@@ -801,5 +807,5 @@ def test_a_card_without_a_hash_gets_one(folder):
 def test_a_small_run_gives_the_values_that_it_always_gave(corrected):
     face = torch.linspace(0, 1, 8).expand(3, 8, 8) * torch.tensor([1.0, 0.8, 0.6]).view(3, 1, 1)
     found = restore(corrected, face, start=0.5, num_inference_steps=6, output_type="np").images
-    expected = [0.43256, 0.60269, 0.53701, 0.59701, 0.67511, 0.72713, 0.6312, 0.64935, 0.67317]
+    expected = [0.43265, 0.60269, 0.53764, 0.59701, 0.67511, 0.72713, 0.63152, 0.64888, 0.67331]
     assert found[0, -3:, -3:, -1].flatten().tolist() == pytest.approx(expected, abs=1e-4)

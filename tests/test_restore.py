@@ -180,6 +180,8 @@ CHANGES = {
     "corrector first": {"crt": "first"},
     "corrector always": {"crt": "always"},
     "detail": {"detail": 0.5},
+    "detail above": {"detail_above": 4},
+    "shift": {"shift": 0.3},
     "smooth": {"smooth": True},
     "rederived": {"rederived": 0.5},
 }
@@ -187,7 +189,7 @@ CHANGES = {
 
 def test_every_option_changes_the_result(pipeline, face, tmp_path):
     options = {"steps": 6, "start": 0.5, "end": 0.02, "tau": 0.3}  # levels on both sides of tau
-    preset = SHORT.with_options(**options, crt="after", smooth=False, rederived=0.0)
+    preset = SHORT.with_options(**options, crt="after", smooth=False, rederived=0.0, detail_above=0)
     base = replace(OPTIONS, preset=preset)
     runs = {"base": base}
     runs |= {name: replace(base, preset=preset.with_options(**change)) for name, change in CHANGES.items()}
