@@ -15,13 +15,12 @@ from PIL import Image
 from skimage import data
 
 from faceprior.faces import load_detector
-from faceprior.sampling import on_cores
 
 arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("--threads", type=int, default=2)
 torch.set_num_threads(arguments.parse_args().threads)
 
-detector, astronaut, rng = load_detector(each=on_cores), Image.fromarray(data.astronaut()), np.random.default_rng(0)
+detector, astronaut, rng = load_detector(), Image.fromarray(data.astronaut()), np.random.default_rng(0)
 for width, height in ((4000, 3000), (1632, 1224), (816, 612)):
     scene = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC

@@ -13,14 +13,13 @@ from skimage import data
 
 from faceprior.faces import load_detector
 from faceprior.photographs import RestoreOptions, compose, how_made, prepare, restore
-from faceprior.sampling import on_cores
 
 
 def main(width: int = 4032, height: int = 3024, prior: str = "") -> None:
     """Prepare, restore and compose scikit-image's astronaut, once to warm up and once measured."""
     file = io.BytesIO()
     Image.fromarray(data.astronaut()).resize((width, height)).save(file, "JPEG", quality=90)
-    pipeline, detector, options = load(prior), load_detector(each=on_cores), RestoreOptions()
+    pipeline, detector, options = load(prior), load_detector(), RestoreOptions()
     clock = list[float]()
     for _ in range(2):
         clock = [time.process_time()]

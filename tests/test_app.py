@@ -220,7 +220,7 @@ def test_the_command_line_makes_the_same_files(
         return pipeline if corrector == "auto" else pipeline.without_corrector()
 
     monkeypatch.setattr("faceprior.cli.options.load_pipeline", load)
-    monkeypatch.setattr("faceprior.faces.load_detector", lambda **_: TwoFaces())
+    monkeypatch.setattr("faceprior.faces.load_detector", lambda *_: TwoFaces())
     monkeypatch.chdir(path.parent)
     program, *arguments = shlex.split(run.command)
     result = CliRunner().invoke(command_line, arguments)

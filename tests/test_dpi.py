@@ -531,12 +531,12 @@ def test_what_is_coarser_than_its_detail_stays_what_the_corrector_said_first(tin
     assert news.abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("cycles", "coarse", "fine"), [(8, 3, 13), (4, 1, 7)])
-def test_coarser_keeps_slow_waves_and_drops_fast_ones(cycles, coarse, fine):
+@pytest.mark.parametrize(("pixels", "coarse", "fine"), [(16, 3, 13), (8, 1, 7)])
+def test_coarser_keeps_slow_waves_and_drops_fast_ones(pixels, coarse, fine):
     place = (torch.arange(32) + 0.5) / 32
     for frequency, share in ((coarse, 1.0), (fine, 0.0)):
         wave = torch.cos(2 * math.pi * frequency * place).expand(1, 3, 32, 32)
-        torch.testing.assert_close(coarser(wave, cycles).square().mean().item(), 0.5 * share, atol=0.06, rtol=0)
+        torch.testing.assert_close(coarser(wave, pixels).square().mean().item(), 0.5 * share, atol=0.06, rtol=0)
 
 
 @torch.no_grad()

@@ -156,6 +156,15 @@ def test_what_is_no_grid_passes_the_grid_filter():
     assert without_grid(spot)[..., 64, 64].min() > 0.95
 
 
+def test_the_grid_filter_lets_gradients_through_after_its_first_use_without_them():
+    images = torch.randn(1, 3, 6, 6)  # of a side that has no filter yet
+    with torch.inference_mode():
+        without_grid(images)
+    images.requires_grad_()
+    without_grid(images).sum().backward()
+    assert images.grad.abs().max() > 0
+
+
 def test_the_residual_network_starts_at_the_gaussian_estimate():
     network = GaussianResidualUNet(SIDE, 4, (16, 32), (1, 1))
     network.gaussian.load_state_dict(fitted(4, (0.4, 0.15))[0].state_dict())

@@ -8,7 +8,7 @@ import faceprior
 ROOT = Path(faceprior.__file__).parent
 ROOMS = [  # from the ground upwards; those of one line do not know each other
     {"errors"},
-    {"images", "networks", "devices", "operators", "settings", "hub"},
+    {"images", "networks", "devices", "cores", "operators", "settings", "hub"},
     {"priors", "faces", "degradations", "storage"},
     {"corrector", "sampling", "evaluation"},
     {"doubt", "methods"},

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from faceprior.cores import on_cores
 from faceprior.errors import OptionError, WeightsError
 from faceprior.methods.dpi import DPI, Conditions, DPIOptions
 from faceprior.priors.adapter import Prior
@@ -25,7 +26,6 @@ from faceprior.sampling import (
     Sampler,
     face_generator,
     make_solver,
-    on_cores,
     sample,
     sample_batches,
     spaced_steps,

@@ -303,7 +303,7 @@ def test_made_clips_hold_the_face_in_view_and_move_as_they_say():
 def command(pipeline, monkeypatch, tmp_path):
     folder = tmp_path / "weights"
     pipeline.save_pretrained(folder)
-    monkeypatch.setattr("faceprior.faces.load_detector", lambda **_: NoseDetector())
+    monkeypatch.setattr("faceprior.faces.load_detector", lambda *_: NoseDetector())
     quick = ("--prior", str(folder), "--device", "cpu", "--dtype", "float32", "--option", "steps=2")
     return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments), *quick])
 

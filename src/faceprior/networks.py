@@ -70,6 +70,7 @@ def without_grid(images: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)  # a tensor of that mode, kept, would later stop gradients with an error
 def _grid_filter(side: int, device: torch.device) -> torch.Tensor:
     """The filter of one direction, (R, R): a discrete cosine transform, its gains and the way back."""
     frequency, place = torch.arange(side, dtype=torch.float64), torch.arange(side, dtype=torch.float64) + 0.5

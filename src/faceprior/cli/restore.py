@@ -291,12 +291,11 @@ def _on_ray(
 
 def _find_detector(name: str | None) -> FaceDetector | None:
     from faceprior.faces import load_detector
-    from faceprior.sampling import on_cores
 
     if name is None:
         return None
     if name == "centerface":
-        return load_detector(each=on_cores)
+        return load_detector()
     return load_detector("yunet", None if name == "yunet" else name)
 
 

@@ -79,9 +79,8 @@ def serve(
         from faceprior.app.server import serve as run
         from faceprior.app.studio import Studio
         from faceprior.faces import load_detector
-        from faceprior.sampling import on_cores
 
-        detector = load_detector(each=on_cores)
+        detector = load_detector()
     except ImportError as error:
         raise FacePriorError("the page needs the extra web: pip install 'faceprior[web]'") from error
     names = prior or [DEFAULT_PRIOR]

@@ -35,7 +35,6 @@ def data_align(
     from faceprior.faces import load_detector
     from faceprior.folders.inputs import find_inputs, output_names
     from faceprior.images import IMAGE_SUFFIXES
-    from faceprior.sampling import on_cores
     from faceprior.storage import place
     from faceprior.training.cut import cut_faces
 
@@ -45,9 +44,7 @@ def data_align(
     names = output_names(readable, output, [""])
     with _counting("aligning", "photographs") as count:
         given = ((one.path, name, one.path.parent.name) for one, name in zip(readable, names, strict=True))
-        report = cut_faces(
-            given, output, load_detector(each=on_cores), size=size, min_detail=min_detail, on_photograph=count
-        )
+        report = cut_faces(given, output, load_detector(), size=size, min_detail=min_detail, on_photograph=count)
     for line in report.left_out:
         say(errors, f"left out {line}")
     say(console, f"{output}: {report.faces} faces; say in index.csv what they may be used for (terms, licence)")

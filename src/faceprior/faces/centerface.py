@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from faceprior.cores import on_cores
 from faceprior.faces.detection import MIN_FACE, DetectedFace
-from faceprior.faces.search import Each, find
+from faceprior.faces.search import find
 
 _STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))  # channels, blocks, stride
 _JOINED = (0, 1, 3, 5)  # stages whose maps are joined, at strides of 4, 8, 16 and 32
@@ -96,16 +97,11 @@ def _convolution(width: int, channels: int, kernel: int = 1, stride: int = 1, gr
 
 
 class CenterFace:
-    """Finds faces with CenterFace.
-
-    Args:
-        each: see `find`.
-    """
+    """Finds faces with CenterFace, the parts of a photograph side by side on the cores of a CPU."""
 
     name = "centerface"
 
-    def __init__(self, each: Each = map) -> None:
-        self._each = each
+    def __init__(self) -> None:
         network = CenterFaceNetwork().eval().requires_grad_(requires_grad=False)
         weights = load_file(Path(str(files("faceprior"))) / "weights" / self.name / "model.safetensors")
         network.load_state_dict({name: weight.float() for name, weight in weights.items()})
@@ -113,7 +109,7 @@ class CenterFace:
 
     def __call__(self, photo: Image.Image, min_face: int = MIN_FACE) -> list[DetectedFace]:
         """Find the faces of a photograph; see `FaceDetector`."""
-        return find(self.look, photo, min_face, self._each)
+        return find(self.look, photo, min_face, on_cores)
 
     def look(self, pictures: NDArray[np.uint8]) -> list[list[DetectedFace]]:
         """Find faces that are about upright; see `Look`."""

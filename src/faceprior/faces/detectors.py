@@ -7,21 +7,16 @@ from typing import Literal, get_args
 
 from faceprior.errors import OptionError
 from faceprior.faces.detection import FaceDetector
-from faceprior.faces.search import Each
 
 DetectorName = Literal["centerface", "yunet"]
 
 
-def load_detector(
-    name: DetectorName = "centerface", model: str | Path | None = None, each: Each = map
-) -> FaceDetector:
+def load_detector(name: DetectorName = "centerface", model: str | Path | None = None) -> FaceDetector:
     """Load a face detector.
 
     Args:
         name: "centerface", whose network comes inside the package, or "yunet" (OpenCV).
         model: of YuNet: an ONNX file or a hub id; None takes the published one. CenterFace has its own.
-        each: calls CenterFace with each part of a photograph: `faceprior.sampling.on_cores` does so on every core of
-            a CPU. YuNet has threads of its own.
 
     Raises:
         OptionError: the name is unknown, or CenterFace was given a model.
@@ -38,4 +33,4 @@ def load_detector(
         raise OptionError("the detector centerface takes no model file; choose the detector yunet for one")
     from faceprior.faces.centerface import CenterFace
 
-    return CenterFace(each)
+    return CenterFace()

@@ -175,7 +175,7 @@ class DPI(Enlarged):
         if self.corrector is not None and options.crt in ("after", "always"):
             corrected = self.conditioned(self.corrected(self.corrector, x_prev, step).x0)
             if options.detail_above:
-                corrected = corrected - coarser(corrected - conditions.first, options.detail_above)
+                corrected = corrected - coarser(corrected - conditions.first, 2 * options.detail_above)
             conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
         return x_prev, x0, conditions
 
@@ -205,16 +205,16 @@ def interpolate(
     """
     side = images.shape[-1]
     if condition.shape[-1] == side:
-        return images + resize(resize(weight * (condition - images), side // stride), side)
+        return images + coarser(weight * (condition - images), side // stride)
     moved = images.clone()
     moved[..., ::stride, ::stride] += weight * (condition - images[..., ::stride, ::stride])
     return moved
 
 
-def coarser(images: torch.Tensor, cycles: int) -> torch.Tensor:
-    """What of images, (B, 3, h, h), is coarser than so many cycles a side: a bicubic reduction and back."""
+def coarser(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """What so many pixels a side hold of images, (B, 3, h, h): a bicubic reduction, if it is one, and back."""
     side = images.shape[-1]
-    return resize(resize(images, 2 * cycles), side) if 2 * cycles < side else images
+    return resize(resize(images, pixels), side) if pixels < side else images
 
 
 def edge_strength(condition: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from faceprior.cores import in_turn, on_cores
 from faceprior.corrector import Correction, Corrector, embedded_corrector_for, load_corrector, save_corrector
 from faceprior.doubt import error_scale, half_width
 from faceprior.errors import OptionError
@@ -36,8 +37,6 @@ from faceprior.sampling import (
     OnStep,
     Sampler,
     Step,
-    in_turn,
-    on_cores,
     sample_batches,
     spawn_generators,
 )

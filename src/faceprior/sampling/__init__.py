@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from faceprior.sampling.cores import in_turn, on_cores
 from faceprior.sampling.loop import (
     Batch,
     Initial,
@@ -31,10 +30,8 @@ __all__ = [
     "Step",
     "Stepped",
     "face_generator",
-    "in_turn",
     "make_solver",
     "noised",
-    "on_cores",
     "sample",
     "sample_batches",
     "spaced_steps",

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from faceprior.cores import in_turn
 from faceprior.priors.adapter import Prior
-from faceprior.sampling.cores import in_turn
 from faceprior.sampling.noise import NoiseSource, noised
 from faceprior.sampling.solvers import Denoised, Solver
 from faceprior.sampling.steps import CLEAN, Step, noise_of_rise
