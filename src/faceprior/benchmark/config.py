@@ -130,13 +130,13 @@ class BenchmarkConfig(BaseModel):
         before = {name: find_preset(name) for name in references if name not in chosen}
         return {name: preset for name, preset in before.items() if preset not in chosen.values()} | chosen
 
-    def conditions(self) -> list[Condition]:
+    def damages(self) -> list[Damage]:
         """Every input × seed, in the order of the run."""
-        return [Condition(*own) for own in product(self.degradations, self.scales, self.seeds)]
+        return [Damage(*own) for own in product(self.degradations, self.scales, self.seeds)]
 
 
 @dataclass(frozen=True)
-class Condition:
+class Damage:
     """How inputs are made.
 
     Attributes:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -32,7 +30,7 @@ _TEST_PART = "2"  # of CelebA's list_eval_partition.txt
 
 
 @dataclass(frozen=True)
-class Face:
+class SetFace:
     """One face of a set.
 
     Attributes:
@@ -82,7 +80,7 @@ class FaceSet:
     """
 
     name: str
-    faces: Sequence[Face]
+    faces: Sequence[SetFace]
 
 
 def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "val") -> FaceSet:
@@ -99,7 +97,7 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "v
     """
     if not folders:
         raise DataError("no faces were named; give a folder with --data")
-    faces: list[Face] = []
+    faces: list[SetFace] = []
     published = False
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -117,8 +115,8 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "v
 
 
 def choose_faces(
-    faces: Sequence[Face], count: int = 0, subset: str = "", pose: Callable[[Face], float] | None = None
-) -> list[Face]:
+    faces: Sequence[SetFace], count: int = 0, subset: str = "", pose: Callable[[SetFace], float] | None = None
+) -> list[SetFace]:
     """Choose a part of a set.
 
     Args:
@@ -149,16 +147,10 @@ def choose_faces(
     return [chosen[index * len(chosen) // count] for index in range(count)]
 
 
-def pixels_sha256(face: torch.Tensor) -> str:
-    """Hex SHA-256 of the pixels of a face, (3, n, n) in [-1, 1], as 8-bit RGB."""
-    pixels = np.asarray(to_pil(face))
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-
-
-def _measured_pose() -> Callable[[Face], float]:
+def _measured_pose() -> Callable[[SetFace], float]:
     meter = PoseMeter()
 
-    def measure(face: Face) -> float:
+    def measure(face: SetFace) -> float:
         # the place of the landmarks decides only where the predictor looks
         picture = face.picture(CHIP_TEMPLATE, CHIP_SIDE)
         return meter(resize(picture[None], CHIP_SIDE)[0])
@@ -166,10 +158,12 @@ def _measured_pose() -> Callable[[Face], float]:
     return measure
 
 
-def _packed(folder: Path, split: str) -> list[Face]:
+def _packed(folder: Path, split: str) -> list[SetFace]:
     packed = PackedFaces(folder, split)
     return [
-        Face(own.name, partial(_packed_picture, packed, index), labels=face_labels(own.source, own.terms, own.labels))
+        SetFace(
+            own.name, partial(_packed_picture, packed, index), labels=face_labels(own.source, own.terms, own.labels)
+        )
         for index, own in enumerate(packed.faces)
     ]
 
@@ -184,21 +178,21 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _faces_of(
     folder: Path, paths: Sequence[Path], landmarks: Points = (), labels: dict[str, str] | None = None
-) -> list[Face]:
+) -> list[SetFace]:
     return [
-        Face(path.relative_to(folder).as_posix(), partial(read_image, path), landmarks, True, labels or {})  # noqa: FBT003
+        SetFace(path.relative_to(folder).as_posix(), partial(read_image, path), landmarks, True, labels or {})  # noqa: FBT003
         for path in paths
     ]
 
 
-def _plain(folder: Path) -> list[Face]:
+def _plain(folder: Path) -> list[SetFace]:
     paths = _pictures(folder)
     if not paths:
         raise DataError(f"{folder} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) and no {MANIFEST}")
     return _faces_of(folder, paths)
 
 
-def _celeba(folder: Path) -> list[Face]:
+def _celeba(folder: Path) -> list[SetFace]:
     """CelebA's aligned pictures with their landmarks (Liu et al. 2015), or CelebA-HQ's (Karras et al. 2018)."""
     high_quality = _first_folder(folder, "CelebA-HQ-img", "CelebAMask-HQ/CelebA-HQ-img", "celeba_hq_256")
     if high_quality is not None:
@@ -221,7 +215,7 @@ def _celeba(folder: Path) -> list[Face]:
     nested = pictures / pictures.name
     root = nested if nested.is_dir() else pictures
     faces = [
-        Face(name, partial(read_image, root / name), points, labels=attributes.get(name, {}))
+        SetFace(name, partial(read_image, root / name), points, labels=attributes.get(name, {}))
         for name, points in sorted(landmarks.items())
         if parts.get(name, _TEST_PART) == _TEST_PART and (root / name).is_file()
     ]
@@ -230,7 +224,7 @@ def _celeba(folder: Path) -> list[Face]:
     return faces
 
 
-def _ffhq(folder: Path) -> list[Face]:
+def _ffhq(folder: Path) -> list[SetFace]:
     """FFHQ (Karras et al. 2019): images1024x1024/ or thumbnails128x128/, in folders of a thousand."""
     pictures = _first_folder(folder, "images1024x1024", "images512x512", "images256x256", "thumbnails128x128")
     paths = _pictures(pictures) if pictures else sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9]/*.png"))
@@ -239,7 +233,7 @@ def _ffhq(folder: Path) -> list[Face]:
     return _faces_of(folder, paths, FFHQ_TEMPLATE)
 
 
-def _lfw(folder: Path) -> list[Face]:
+def _lfw(folder: Path) -> list[SetFace]:
     """LFW-Test, the aligned crops of blind face restoration (Wang et al. 2021), or LFW itself (Huang et al. 2007)."""
     crops = _crops(folder, "lfw_cropped_faces", "LFW-Test", "lfw_test")
     if crops:
@@ -249,7 +243,7 @@ def _lfw(folder: Path) -> list[Face]:
     if not paths:
         raise DataError(f"{folder} is not laid out as LFW: it needs lfw_cropped_faces/, or lfw/NAME/NAME_0001.jpg")
     return [
-        Face(path.relative_to(folder).as_posix(), partial(_lfw_face, path), CHIP_TEMPLATE, True)  # noqa: FBT003
+        SetFace(path.relative_to(folder).as_posix(), partial(_lfw_face, path), CHIP_TEMPLATE, True)  # noqa: FBT003
         for path in paths
     ]
 
@@ -258,31 +252,31 @@ def _lfw_face(path: Path) -> Image.Image:
     return PoseMeter().chip(read_image(path), path)
 
 
-def _webphoto(folder: Path) -> list[Face]:
+def _webphoto(folder: Path) -> list[SetFace]:
     """WebPhoto-Test (Wang et al. 2021): 407 aligned crops."""
     return _needed(
         _crops(folder, "WebPhoto-Test", "WebPhoto_cropped_faces", "cropped_faces"), folder, "WebPhoto-Test"
     )
 
 
-def _wider(folder: Path) -> list[Face]:
+def _wider(folder: Path) -> list[SetFace]:
     """WIDER-Test (Zhou et al. 2022): 970 aligned crops of WIDER FACE."""
     return _needed(_crops(folder, "WIDER-Test", "Wider-Test", "wider_test"), folder, "WIDER-Test")
 
 
-def _needed(faces: list[Face], folder: Path, name: str) -> list[Face]:
+def _needed(faces: list[SetFace], folder: Path, name: str) -> list[SetFace]:
     if not faces:
         raise DataError(f"{folder} is not laid out as {name}: it needs {name}/ with aligned pictures")
     return faces
 
 
-def _crops(folder: Path, *names: str) -> list[Face]:
+def _crops(folder: Path, *names: str) -> list[SetFace]:
     """Aligned crops in one of the folders, or in the folder itself if it has one of the names."""
     found = _first_folder(folder, *names) or (folder if folder.name in names else None)
     return _faces_of(folder, _pictures(found), FFHQ_TEMPLATE) if found else []
 
 
-LAYOUTS: dict[str, Callable[[Path], list[Face]]] = {
+LAYOUTS: dict[str, Callable[[Path], list[SetFace]]] = {
     "celeba": _celeba,
     "ffhq": _ffhq,
     "lfw": _lfw,

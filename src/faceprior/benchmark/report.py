@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from faceprior import __version__
 from faceprior.benchmark.metrics import METRICS, Metric
 from faceprior.benchmark.plots import QUALITY, write_plots
 from faceprior.benchmark.results import Row
+from faceprior.benchmark.run import Benchmark
 from faceprior.benchmark.summary import MethodSummary
 from faceprior.errors import OutputError
 from faceprior.evaluation.intervals import Interval
@@ -27,50 +28,43 @@ _ARROWS = {"higher": " ↑", "lower": " ↓", "zero": " → 0", "": ""}
 _SIDE = 160  # of a face in the report, in pixels
 
 
-@dataclass(frozen=True)
-class About:
-    """What a report says of its benchmark.
-
-    Attributes:
-        title: of the report.
-        command: command line.
-        config: all options.
-        faces: number of faces.
-        dataset: name of the set.
-        baseline: label of the method that the others are compared with.
-        missing: why figures are missing, by name.
-        prior: name and sha256.
-        corrector: name and sha256.
-        identity: what measures it, and from where two faces count as one person.
-        reference: what FID and KID compare with.
-    """
-
-    title: str
-    command: str
-    config: dict[str, Any]
-    faces: int
-    dataset: str
-    baseline: str
-    missing: dict[str, str]
-    prior: str
-    corrector: str
-    identity: str
-    reference: str
+def about(benchmark: Benchmark, command: str) -> dict[str, Any]:
+    """Return what a report says of its benchmark, and of the command line that ran it."""
+    config, options, pipeline = benchmark.config, benchmark.meters.options, benchmark.pipeline
+    prior, corrector = pipeline.prior.card, pipeline.corrector_card
+    return {
+        "faceprior": __version__,
+        "title": config.title,
+        "command": command,
+        "config": config.model_dump(),
+        "faces": len(benchmark.faces.faces),
+        "dataset": benchmark.faces.name,
+        "baseline": benchmark.baseline,
+        "missing": benchmark.missing,
+        "prior": f"{prior.name} (sha256 {prior.sha256})",
+        "corrector": f"{corrector.name} (sha256 {corrector.sha256})" if corrector else "none",
+        "identity": f"{options.identity_network}; same person from cosine {options.same_person:g}",
+        "reference": benchmark.set_meters.reference,
+    }
 
 
-def write_summary(path: Path, about: About, summaries: Sequence[MethodSummary]) -> None:
-    """Write everything that was measured as JSON; raises OutputError if it cannot be."""
-    values = {"faceprior": __version__, **asdict(about), "summary": [asdict(own) for own in summaries]}
-    _write(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+def write_report(
+    folder: Path, about: dict[str, Any], summaries: Sequence[MethodSummary], rows: Sequence[Row]
+) -> None:
+    """Write everything that was measured as JSON, and the report with its pictures; plots are files of their own too.
 
-
-def write_report(path: Path, about: About, summaries: Sequence[MethodSummary], rows: Sequence[Row]) -> None:
-    """Write the report, with pictures from the folder it stands in, and its plots as files of their own.
+    Args:
+        folder: of the benchmark, which holds the pictures of the rows.
+        about: see `about`.
+        summaries: of the rows.
+        rows: of the table.
 
     Raises:
         OptionError: matplotlib is not installed.
-        OutputError: it cannot be written.
+        OutputError: a file cannot be written.
     """
+    values = {**about, "summary": [asdict(own) for own in summaries]}
+    _write(folder / SUMMARY_FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -81,13 +75,12 @@ def write_report(path: Path, about: About, summaries: Sequence[MethodSummary], r
     )
     page = environment.get_template("report.html.jinja").render(
         about=about,
-        facts=_facts(about),
         metrics=METRICS,
         arrows=_ARROWS,
         text=figure_text,
-        sections=[_section(path.parent, own, rows) for own in by_case(summaries).values()],
+        sections=[_section(folder, own, rows) for own in by_case(summaries).values()],
     )
-    _write(path, page + "\n")
+    _write(folder / REPORT_FILE, page + "\n")
 
 
 def by_case(summaries: Sequence[MethodSummary]) -> dict[str, list[MethodSummary]]:
@@ -155,19 +148,6 @@ def _best(summaries: Sequence[MethodSummary], metric: Metric) -> str | None:
         return None
     worth = {"higher": lambda value: value, "lower": lambda value: -value, "zero": lambda value: -abs(value)}
     return max(values, key=lambda method: worth[metric.better](values[method]))
-
-
-def _facts(about: About) -> dict[str, str]:
-    seeds = ", ".join(map(str, about.config["seeds"]))
-    return {
-        "faces": f"{about.faces} of {about.dataset}" + (f", {own}" if (own := about.config["subset"]) else ""),
-        "seeds": f"{seeds}; {about.config['samples']} sample(s) each",
-        "prior": about.prior,
-        "corrector": about.corrector,
-        "identity": about.identity,
-        "FID and KID against": about.reference,
-        "made by": f"faceprior {__version__}: {about.command}",
-    }
 
 
 def _faces(folder: Path, rows: Sequence[Row], metric: Metric) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from faceprior.benchmark.metrics import COSTS, PER_ROW
 from faceprior.errors import DataError, FacePriorError, OutputError
+from faceprior.folders.outputs import make_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,13 +49,24 @@ WHOLE = ("resolution", "seed", "noise_seed", "sample", "samples", "batch_size")
 NUMBERS = ("scale", "same_person_threshold", *COSTS, *PER_ROW)
 
 
+def full_row(values: Row) -> Row:
+    """Return a row that has every column, None where there is no value."""
+    names = (*TEXTS, *WHOLE, "whole_batches", *NUMBERS, "missing", "embedding")
+    return {name: values.get(name) for name in names}
+
+
 def schema() -> pa.Schema:
     """Columns of the table; every one may be empty but `id`.
 
     Raises:
         FacePriorError: pyarrow is not installed.
     """
-    pa = _pyarrow()
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise FacePriorError(
+            "a benchmark needs pyarrow; install it with: pip install 'faceprior[research]'"
+        ) from error
     return pa.schema(
         [
             *((name, pa.string()) for name in TEXTS),
@@ -82,20 +94,14 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._schema = schema()
-        try:
-            (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from error
+        make_folder(folder / PARTS)
         self.rows: dict[str, Row] = {}
-        parts = self._parts()
+        parts = sorted((folder / PARTS).glob("*.parquet"))
         # parts are read in the order of their names: later ones win
         self._number = max((int(path.stem.split("-")[0]) for path in parts), default=0)
         for path in (folder / RESULTS, *parts):
             if path.is_file():
                 self.rows.update((row["id"], row) for row in self._read(path))
-
-    def _parts(self) -> list[Path]:
-        return sorted((self.folder / PARTS).glob("*.parquet"))
 
     def _read(self, path: Path) -> list[Row]:
         from pyarrow import ArrowException, parquet
@@ -111,12 +117,12 @@ class Results:
             ) from error
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep rows: they take the place of rows with their ids. Written as one new part."""
-        if not rows:
-            return
-        self._number += 1
-        self._write(self.folder / PARTS / f"{self._number:08d}-{secrets.token_hex(4)}.parquet", rows)
-        self.rows.update((row["id"], row) for row in rows)
+        """Keep rows: they take the place of rows with their ids. Written as one new part, if any of them is new."""
+        new = [row for row in rows if self.rows.get(row["id"]) != row]
+        if new:
+            self._number += 1
+            self._write(self.folder / PARTS / f"{self._number:08d}-{secrets.token_hex(4)}.parquet", new)
+            self.rows.update((row["id"], row) for row in new)
 
     def merge(self, first: Iterable[Row]) -> None:
         """Write all rows into `results.parquet`, then remove the parts.
@@ -124,7 +130,7 @@ class Results:
         Args:
             first: rows of this run, in its order. Rows of others follow, but not failures: theirs are out of date.
         """
-        parts = self._parts()
+        parts = list((self.folder / PARTS).glob("*.parquet"))
         own = {row["id"]: row for row in first}
         others = {key: row for key, row in self.rows.items() if key not in own and row["error"] is None}
         self.rows = {**own, **others}
@@ -156,16 +162,6 @@ def identify(values: Mapping[str, Any]) -> str:
     """Hash everything that decides a result: 20 hex digits of SHA-256."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:20]
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise FacePriorError(
-            "a benchmark needs pyarrow; install it with: pip install 'faceprior[research]'"
-        ) from error
-    return pa
 
 
 def _short(error: Exception) -> str:

@@ -1,24 +1,27 @@
-"""Running a benchmark: every face under every condition by every method, each once, however often it is started."""
+"""Running a benchmark: every face under every damage by every method, each once, however often it is started."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import faceprior
-from faceprior.benchmark.config import BenchmarkConfig, Condition, references_for
-from faceprior.benchmark.datasets import Face, FaceSet, pixels_sha256
+from faceprior.benchmark.config import BenchmarkConfig, Damage, references_for
+from faceprior.benchmark.datasets import FaceSet, SetFace
 from faceprior.benchmark.memory import PeakMemory
-from faceprior.benchmark.metrics import METRICS, Measured, MeterOptions, Meters
-from faceprior.benchmark.results import Results, Row, identify
+from faceprior.benchmark.metrics import METRICS, FaceSamples, MeterOptions, Meters
+from faceprior.benchmark.results import Results, Row, full_row, identify
+from faceprior.benchmark.sets import SetMeters
 from faceprior.degradations import make_input
-from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError
+from faceprior.errors import FacePriorError, ImageError, OptionError
+from faceprior.folders.outputs import make_folder
 from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to_uint8, write_png
 from faceprior.methods import Preset, find_method
 from faceprior.photographs.restore import halved, is_out_of_memory
@@ -29,23 +32,17 @@ IMAGES = "images"
 
 
 @dataclass(frozen=True)
-class Case:
-    """One method under one condition.
+class _Case:
+    """One method, by its label, under one damage."""
 
-    Attributes:
-        condition: how inputs are made.
-        method: label of the method.
-        preset: the method and all its options.
-    """
-
-    condition: Condition
+    damage: Damage
     method: str
     preset: Preset
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One face in one case, ready to be restored."""
+    """One damaged face, ready to be restored."""
 
     name: str
     labels: dict[str, str]
@@ -71,11 +68,11 @@ class Benchmark:
         config: what to run.
         faces: the faces, chosen already.
         output: folder of the results.
-        meter_options: what the metrics depend on.
 
     Attributes:
         results: the table.
-        meters: what is measured, and what is missing.
+        meters: what is measured of faces, and what is missing.
+        set_meters: the same of sets.
         methods: with all their options, by label; those of `REFERENCES` that there are come first.
 
     Raises:
@@ -83,35 +80,39 @@ class Benchmark:
         OutputError: the folder cannot be made.
     """
 
-    def __init__(
-        self,
-        pipeline: FacePriorPipeline,
-        config: BenchmarkConfig,
-        faces: FaceSet,
-        output: Path,
-        meter_options: MeterOptions,
-    ) -> None:
+    def __init__(self, pipeline: FacePriorPipeline, config: BenchmarkConfig, faces: FaceSet, output: Path) -> None:
         self.pipeline, self.config, self.faces, self.output = pipeline, config, faces, output
         self.methods = config.chosen_methods(references_for(has_corrector=pipeline.crt is not None))
         for preset in self.methods.values():
             pipeline.check(preset)
-        for condition in config.conditions():
-            low_resolution(torch.zeros(3, MIN_SIDE, MIN_SIDE), condition.scale, pipeline.resolution)
+        for damage in config.damages():
+            low_resolution(torch.zeros(3, MIN_SIDE, MIN_SIDE), damage.scale, pipeline.resolution)
         self.results = Results(output)
-        self.meters = Meters(config.metrics, meter_options)
-        for folder in (IMAGES, f"{IMAGES}/inputs", f"{IMAGES}/truth"):
-            try:
-                (output / folder).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{output}: cannot be written to ({error.strerror})") from error
-        self._true_embeddings: dict[str, torch.Tensor | None] = {}
+        for folder in ("inputs", "truth"):
+            make_folder(output / IMAGES / folder)
+        template, device = pipeline.prior.card.template, pipeline.prior.device
+        options = MeterOptions(template, pipeline.resolution, device, config.arcface, config.identity_threshold)
+        self.meters = Meters(config.metrics, options)
+        self.set_meters = SetMeters(
+            output,
+            self.meters,
+            config.metrics,
+            config.reference,
+            has_truth=any(damage.has_truth for damage in config.damages()),
+            draws=config.confidence_draws,
+        )
         self._together = config.batch_size
         self._on_notice: Callable[[str], object] = lambda _: None
 
     @property
     def total(self) -> int:
-        """Number of faces to restore, over all conditions and methods."""
-        return len(self.config.conditions()) * len(self.methods) * len(self.faces.faces)
+        """Number of faces to restore, over all damages and methods."""
+        return len(self.config.damages()) * len(self.methods) * len(self.faces.faces)
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why each figure that was wanted and cannot be measured is missing."""
+        return {**self.meters.missing, **self.set_meters.missing}
 
     @property
     def labels(self) -> list[str]:
@@ -136,11 +137,11 @@ class Benchmark:
     def _mean_label(self, label: str) -> str:
         return f"{label}, mean of {self.config.samples}"
 
-    def _numbers(self, case: Case) -> range:
+    def _numbers(self, case: _Case) -> range:
         """Numbers of the samples that rows are about, from 1; 0 is their mean."""
         return range(0 if self._has_mean(case.preset) else 1, self.config.samples + 1)
 
-    def _label(self, case: Case, sample: int) -> str:
+    def _label(self, case: _Case, sample: int) -> str:
         return case.method if sample else self._mean_label(case.method)
 
     def run(
@@ -165,45 +166,38 @@ class Benchmark:
         self._on_notice = on_notice
         rows: list[Row] = []
         at_once = max(1, self.config.batch_size // self.config.samples)
-        for condition in self.config.conditions():
+        for damage in self.config.damages():
             for first in range(0, len(self.faces.faces), at_once):
-                chunk = [self._job(face, condition) for face in self.faces.faces[first : first + at_once]]
+                chunk = [self._job(face, damage) for face in self.faces.faces[first : first + at_once]]
                 for label, preset in self.methods.items():
-                    rows += self._chunk(Case(condition, label, preset), chunk)
+                    done = self._chunk(_Case(damage, label, preset), chunk)
+                    self.results.add(done)
+                    rows += done
                     on_faces(len(chunk))
         self.results.merge(rows)
         return rows
 
-    def _chunk(self, case: Case, chunk: Sequence[_Job | _Failure]) -> list[Row]:
-        found: dict[int, list[Row]] = {}
-        new: list[Row] = []
-        jobs: dict[int, _Job] = {}
-        for position, job in enumerate(chunk):
-            if isinstance(job, _Failure):
-                found[position] = [self._failed(case, job.name, job.error)]
-                new += found[position]
-                continue
-            numbers = self._numbers(case)
-            earlier = [self.results.rows.get(self._id(case, job, sample)) for sample in numbers]
-            kept = [row for row in earlier if row is not None and self._kept(row)]
-            if len(kept) < len(numbers):
-                jobs[position] = job
-                continue
-            # what a method and a set are called decides no result
-            found[position] = [
-                {**row, "method": self._label(case, row["sample"]), "dataset": self.faces.name} for row in kept
-            ]
-            if any(self._lacks(row) for row in found[position]):
-                found[position] = self._measured(job, found[position])
-                new += found[position]
-        for position, rows in zip(jobs, self._restore(case, list(jobs.values())), strict=True):
-            found[position] = rows
-            new += rows
-        self.results.add(new)
-        return [row for position in range(len(chunk)) for row in found[position]]
+    def _chunk(self, case: _Case, chunk: Sequence[_Job | _Failure]) -> list[Row]:
+        earlier = [self._earlier(case, job) for job in chunk]
+        todo = [job for job, rows in zip(chunk, earlier, strict=True) if isinstance(job, _Job) and not rows]
+        restored = iter(self._restore(case, todo))
+        return [row for rows in earlier for row in rows or next(restored)]
 
-    def _kept(self, row: Row) -> bool:
-        return (self.output / row["image"]).is_file()
+    def _earlier(self, case: _Case, job: _Job | _Failure) -> list[Row]:
+        """The rows of a face that need no networks: its failure, or what is kept; none where it must be restored."""
+        if isinstance(job, _Failure):
+            return [self._failed(case, job.name, job.error)]
+        numbers = self._numbers(case)
+        found = (self.results.rows.get(self._id(case, job, sample)) for sample in numbers)
+        kept = [row for row in found if row is not None and self._is_kept(row)]
+        if len(kept) < len(numbers):
+            return []
+        # what a method and a set are called decides no result
+        rows = [{**row, "method": self._label(case, row["sample"]), "dataset": self.faces.name} for row in kept]
+        return self._measured(rows) if any(self._lacks(row) for row in rows) else rows
+
+    def _is_kept(self, row: Row) -> bool:
+        return all((self.output / row[name]).is_file() for name in ("image", "input", "truth") if row[name])
 
     def _lacks(self, row: Row) -> bool:
         """Whether a figure that can be measured now is not there, or was measured with another network."""
@@ -223,21 +217,21 @@ class Benchmark:
 
     # --- one face
 
-    def _job(self, face: Face, condition: Condition) -> _Job | _Failure:
+    def _job(self, face: SetFace, damage: Damage) -> _Job | _Failure:
         resolution, template = self.pipeline.resolution, self.pipeline.prior.card.template
         try:
             picture = face.picture(template, resolution)
-            if condition.has_truth:
+            if damage.has_truth:
                 truth = _eight_bits(resize(picture[None], resolution)[0])
                 sha256 = pixels_sha256(truth)
-                seed = noise_seed(sha256, condition.seed)
-                side = round(resolution / condition.scale)
-                damage = torch.Generator().manual_seed(seed)
-                small = make_input(truth, condition.degradation, side, damage, template)
+                seed = noise_seed(sha256, damage.seed)
+                side = round(resolution / damage.scale)
+                generator = torch.Generator().manual_seed(seed)
+                small = make_input(truth, damage.degradation, side, generator, template)
                 return _Job(face.name, face.labels, truth, small, sha256, seed)
-            small = _eight_bits(low_resolution(picture, condition.scale, resolution))
+            small = _eight_bits(low_resolution(picture, damage.scale, resolution))
             sha256 = pixels_sha256(small)
-            return _Job(face.name, face.labels, None, small, sha256, noise_seed(sha256, condition.seed))
+            return _Job(face.name, face.labels, None, small, sha256, noise_seed(sha256, damage.seed))
         except ImageError as error:
             return _Failure(face.name, str(error))
 
@@ -253,16 +247,16 @@ class Benchmark:
             "corrector_sha256": corrector and corrector.sha256,
         }
 
-    def _how(self, case: Case) -> Row:
+    def _how(self, case: _Case) -> Row:
         """What decides a result, besides the face."""
-        condition, config, pipeline = case.condition, self.config, self.pipeline
+        damage, config, pipeline = case.damage, self.config, self.pipeline
         return {
             "method": case.method,
             "method_name": case.preset.method,
             "options": json.dumps(case.preset.as_dict(), sort_keys=True),
-            "degradation": condition.degradation,
-            "scale": condition.scale,
-            "seed": condition.seed,
+            "degradation": damage.degradation,
+            "scale": damage.scale,
+            "seed": damage.seed,
             "samples": config.samples,
             "resolution": pipeline.resolution,
             "device": pipeline.prior.device.type,
@@ -271,16 +265,16 @@ class Benchmark:
             **self._weights(case.preset),
         }
 
-    def _id(self, case: Case, job: _Job, sample: int) -> str:
+    def _id(self, case: _Case, job: _Job, sample: int) -> str:
         how = {name: value for name, value in self._how(case).items() if name != "method"}  # a label decides nothing
         how["faceprior"] = faceprior.__version__
         batch = self.config.batch_size if self.config.whole_batches else None
-        template = self.pipeline.prior.card.template if case.condition.degradation.startswith("occlusion") else None
+        template = self.pipeline.prior.card.template if case.damage.degradation.startswith("occlusion") else None
         return identify(
             {**how, "face": job.face_sha256, "sample": sample, "batch": batch, "template": template, "name": job.name}
         )
 
-    def _described(self, case: Case) -> Row:
+    def _described(self, case: _Case) -> Row:
         return {
             **self._how(case),
             "dataset": self.faces.name,
@@ -290,96 +284,89 @@ class Benchmark:
             "nfe": float(self.pipeline.evaluations(case.preset)),
         }
 
-    def _failed(self, case: Case, name: str, error: str) -> Row:
+    def _failed(self, case: _Case, name: str, error: str) -> Row:
         identifier = identify({**self._how(case), "name": name, "failed": True})
-        return _row({**self._described(case), "id": identifier, "face": name, "error": error})
+        return full_row({**self._described(case), "id": identifier, "face": name, "error": error})
 
     # --- restoring and measuring
 
-    def _restore(self, case: Case, jobs: Sequence[_Job]) -> Iterator[list[Row]]:
+    def _restore(self, case: _Case, jobs: Sequence[_Job]) -> list[list[Row]]:
+        """The rows of each face."""
         if not jobs:
-            return
-        config, memory = self.config, PeakMemory(self.pipeline.prior.device)
-        started = time.perf_counter()
+            return []
+        memory, started = PeakMemory(self.pipeline.prior.device), time.perf_counter()
         try:
-            images = self._images(case, jobs)
+            images = self.pipeline.restore(
+                [job.low_resolution for job in jobs],
+                [torch.Generator().manual_seed(job.noise_seed) for job in jobs],
+                self.config.samples,
+                case.preset,
+                self._together,
+                whole_batches=self.config.whole_batches,
+            )
         except FacePriorError as error:
-            yield from ([self._failed(case, job.name, str(error))] for job in jobs)
-            return
+            return [[self._failed(case, job.name, str(error))] for job in jobs]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._together = halved(self._together, self.pipeline.prior.device, self._on_notice)
-            yield from self._restore(case, jobs)
-            return
-        seconds, peak = (time.perf_counter() - started) / (len(jobs) * config.samples), memory.megabytes()
-        for job, own in zip(jobs, images, strict=True):
-            if not bool(torch.isfinite(own).all()):
-                yield [self._failed(case, job.name, "the networks overflowed; choose --dtype float32")]
-                continue
-            yield self._measured(job, self._written(case, job, own, seconds, peak))
+            return self._restore(case, jobs)
+        seconds = (time.perf_counter() - started) / (len(jobs) * self.config.samples)
+        cost = {"seconds": seconds, "peak_memory_mb": memory.megabytes()}
+        return [
+            self._measured(self._written(case, job, own, cost))
+            if bool(torch.isfinite(own).all())
+            else [self._failed(case, job.name, "the networks overflowed; choose --dtype float32")]
+            for job, own in zip(jobs, images, strict=True)
+        ]
 
-    def _images(self, case: Case, jobs: Sequence[_Job]) -> torch.Tensor:
-        return self.pipeline.restore(
-            [job.low_resolution for job in jobs],
-            [torch.Generator().manual_seed(job.noise_seed) for job in jobs],
-            self.config.samples,
-            case.preset,
-            self._together,
-            whole_batches=self.config.whole_batches,
-        )
-
-    def _written(self, case: Case, job: _Job, images: torch.Tensor, seconds: float, peak: float | None) -> list[Row]:
+    def _written(self, case: _Case, job: _Job, images: torch.Tensor, cost: Row) -> list[Row]:
+        """Write a face's pictures; returns their rows, without what is measured."""
         input_id = identify({"pixels": pixels_sha256(job.low_resolution)})
-        kept = {"input": f"{IMAGES}/inputs/{input_id}.png", "truth": None}
-        self._keep(kept["input"], job.low_resolution)
-        if job.truth is not None:
-            kept["truth"] = f"{IMAGES}/truth/{job.face_sha256[:20]}.png"
-            self._keep(kept["truth"], job.truth)
+        described = {
+            **self._described(case),
+            **cost,
+            "face": job.name,
+            "face_sha256": job.face_sha256,
+            "labels": json.dumps(job.labels, ensure_ascii=False, sort_keys=True),
+            "noise_seed": job.noise_seed,
+            "input": self._keep(f"inputs/{input_id}", job.low_resolution),
+            "truth": None if job.truth is None else self._keep(f"truth/{job.face_sha256[:20]}", job.truth),
+        }
         rows = []
         for sample in self._numbers(case):
             identifier = self._id(case, job, sample)
-            calls = 1 if sample else len(images)
-            described = self._described(case)
-            row = _row(
-                {
-                    **described,
-                    **kept,
-                    "method": self._label(case, sample),
-                    "nfe": calls * described["nfe"],
-                    "seconds": calls * seconds,
-                    "peak_memory_mb": peak,
-                    "id": identifier,
-                    "face": job.name,
-                    "face_sha256": job.face_sha256,
-                    "labels": json.dumps(job.labels, ensure_ascii=False, sort_keys=True),
-                    "noise_seed": job.noise_seed,
-                    "sample": sample,
-                    "image": f"{IMAGES}/{identifier}.png",
-                }
-            )
+            own = {
+                "id": identifier,
+                "method": self._label(case, sample),
+                "sample": sample,
+                "image": f"{IMAGES}/{identifier}.png",
+            }
+            if not sample:
+                own |= {name: len(images) * described[name] for name in ("nfe", "seconds")}
+            row = full_row({**described, **own})
             about = {name: value for name, value in row.items() if value is not None}
             write_png(self.output / row["image"], to_pil(images[sample - 1] if sample else images.mean(0)), about)
             rows.append(row)
         return rows
 
-    def _keep(self, name: str | None, image: torch.Tensor) -> None:
-        if name is not None and not (self.output / name).exists():
-            write_png(self.output / name, to_pil(image))
+    def _keep(self, name: str, image: torch.Tensor) -> str:
+        path = f"{IMAGES}/{name}.png"
+        if not (self.output / path).exists():
+            write_png(self.output / path, to_pil(image))
+        return path
 
-    def _measured(self, job: _Job, rows: Sequence[Row]) -> list[Row]:
+    def _measured(self, rows: Sequence[Row]) -> list[Row]:
         """Rows with all figures that can be measured, from the kept pictures; a mean is no sample."""
-        mean = [row for row in rows if not row["sample"]]
-        return [
-            row for own in (mean, [row for row in rows if row["sample"]]) if own for row in self._figures(job, own)
-        ]
+        groups = ([row for row in rows if bool(row["sample"]) is samples] for samples in (False, True))
+        return [row for own in groups if own for row in self._figures(own)]
 
-    def _figures(self, job: _Job, rows: Sequence[Row]) -> list[Row]:
-        images = torch.stack([to_tensor(read_image(self.output / row["image"])) for row in rows])
-        missing = dict(self.meters.missing)
-        embeddings = self.meters.embed(images)
-        face = Measured(images, job.truth, job.low_resolution, embeddings, self._true_embedding(job))
-        found = self.meters(face)
+    def _figures(self, rows: Sequence[Row]) -> list[Row]:
+        images = torch.stack([self._picture(row["image"]) for row in rows])
+        first, missing, embeddings = rows[0], self.meters.missing, self.meters.embed(images)
+        truth = self._picture(first["truth"]) if first["truth"] else None
+        true_embedding = self.meters.embed_file(self.output / first["truth"]) if first["truth"] else None
+        found = self.meters(FaceSamples(images, truth, self._picture(first["input"]), embeddings, true_embedding))
         identity = self._identity_columns() if embeddings is not None else {}
         vectors = embeddings.tolist() if embeddings is not None else [row["embedding"] for row in rows]
         return [
@@ -387,12 +374,14 @@ class Benchmark:
             for row, figures, vector in zip(rows, found, vectors, strict=True)
         ]
 
-    def _true_embedding(self, job: _Job) -> torch.Tensor | None:
-        if job.truth is None:
-            return None
-        if job.face_sha256 not in self._true_embeddings:
-            self._true_embeddings[job.face_sha256] = self.meters.embed(job.truth[None])
-        return self._true_embeddings[job.face_sha256]
+    def _picture(self, name: str) -> torch.Tensor:
+        return to_tensor(read_image(self.output / name))
+
+
+def pixels_sha256(face: torch.Tensor) -> str:
+    """Hex SHA-256 of the pixels of a face, (3, n, n) in [-1, 1], as 8-bit RGB."""
+    pixels = np.asarray(to_pil(face))
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
 def noise_seed(face_sha256: str, seed: int) -> int:
@@ -402,10 +391,3 @@ def noise_seed(face_sha256: str, seed: int) -> int:
 
 def _eight_bits(face: torch.Tensor) -> torch.Tensor:
     return to_uint8(face).float() / 127.5 - 1.0
-
-
-def _row(values: Row) -> Row:
-    from faceprior.benchmark.results import NUMBERS, TEXTS, WHOLE
-
-    names = (*TEXTS, *WHOLE, "whole_batches", *NUMBERS, "missing", "embedding")
-    return {name: values.get(name) for name in names}

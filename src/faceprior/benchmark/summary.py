@@ -53,7 +53,7 @@ def summarise(
     set_figures: SetFigures = lambda _: {},
     by: Sequence[str] = (),
 ) -> list[MethodSummary]:
-    """Summarise the rows of a benchmark, a condition after the other.
+    """Summarise the rows of a benchmark, a damage after the other.
 
     Args:
         rows: see `faceprior.benchmark.results`.

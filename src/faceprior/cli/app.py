@@ -17,6 +17,7 @@ from faceprior import __version__
 from faceprior.cli import options
 from faceprior.cli.benchmark import benchmark
 from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
+from faceprior.cli.demo import demo
 from faceprior.cli.restore import restore
 from faceprior.cli.serve import serve
 from faceprior.cli.training import data_app, train_app
@@ -53,18 +54,7 @@ def explain(
     console.print_json(json.dumps(made, ensure_ascii=False))
 
 
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo"),
-) -> None:
-    """Restore a photograph of an astronaut from 16×16 pixels on the embedded prior, and measure it."""
-    from faceprior.cli.demo import SAMPLES, figures_table, run_demo
-
-    figures = run_demo(output)
-    console.print(figures_table(figures, "against the original", SAMPLES))
-    say(console, f"Look at {output / 'sheet.png'}; the single pictures are in {output}/.")
-
-
+app.command()(demo)
 app.command()(benchmark)
 app.command()(serve)
 

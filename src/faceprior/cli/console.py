@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -27,8 +27,9 @@ def say(target: Console, text: str, *, label: str = "") -> None:
     target.print(Text.assemble(*words), soft_wrap=True, highlight=False)
 
 
-def progress_bar(*columns: ProgressColumn) -> Progress:
+def progress_bar() -> Progress:
     """Return a bar on standard error; nothing is drawn where that is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,42 +15,20 @@ if TYPE_CHECKING:
     from faceprior.pipeline import FacePriorPipeline
 
 
-class DeviceName(str, Enum):
-    """Devices."""
-
-    auto, cpu, cuda, mps = "auto", "cpu", "cuda", "mps"
-
-
-class DtypeName(str, Enum):
-    """Number formats of the networks."""
-
-    auto, float32, bfloat16, float16 = "auto", "float32", "bfloat16", "float16"
-
-
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Prior = Annotated[
     str | None,
-    typer.Option(
-        "--prior",
-        help="Name, folder, hub id or ADM checkpoint.",
-        metavar="PRIOR",
-        show_default="embedded",
-    ),
+    typer.Option("--prior", help="Name, folder, hub id or ADM checkpoint.", metavar="PRIOR", show_default="embedded"),
 ]
 ADMConfigFile = Annotated[
     Path | None, typer.Option("--adm-config", help="JSON or YAML with the flags of an ADM checkpoint file.")
 ]
 Corrector = Annotated[str, typer.Option(metavar="CORRECTOR", help="auto, none, embedded name, folder or hub id.")]
-Method = Annotated[
-    str,
-    typer.Option(help="Method or preset: `faceprior methods`.", metavar="NAME"),
-]
+Method = Annotated[str, typer.Option(help="Method or preset: `faceprior methods`.", metavar="NAME")]
 MethodOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--option",
-        help="One of the method's own: `faceprior methods NAME`.",
-        metavar="NAME=VALUE",
-    ),
+    typer.Option("--option", help="One of the method's own: `faceprior methods NAME`.", metavar="NAME=VALUE"),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -160,7 +137,7 @@ def load_pipeline(
         if corrector not in ("auto", "none"):
             raise OptionError(f"{preset.method} works without a corrector; leave out --corrector")
         corrector = "none"
-    where = choose_device(device.value)
-    format_ = choose_dtype(dtype.value, where)
+    where = choose_device(device)
+    format_ = choose_dtype(dtype, where)
     pipeline = FacePriorPipeline.from_pretrained(prior or DEFAULT_PRIOR, corrector=corrector, adm_config=adm_config)
     return pipeline.to(where, format_)

@@ -1,4 +1,4 @@
-"""Progress bars over images and steps."""
+"""How far the restoring of files is."""
 
 from __future__ import annotations
 
@@ -7,22 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from faceprior.cli.console import errors, progress_bar, say
 
 _EVERY = 60.0  # seconds between plain lines
-
-
-class StepsProgress:
-    """Counts faces × steps."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def advance(self, faces: int = 1) -> None:
-        """A step is done for so many faces."""
-        self._progress.advance(self._task, faces)
 
 
 class RestoreProgress:
@@ -88,14 +77,5 @@ class RestoreProgress:
 @contextmanager
 def restore_progress(inputs: int, steps_each: int, *, quiet: bool) -> Iterator[RestoreProgress]:
     """Show how far the restoring of files is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_bar(*columns) as bar:
+    with progress_bar() as bar:
         yield RestoreProgress(bar, inputs, steps_each, quiet=quiet)
-
-
-@contextmanager
-def steps_progress(total: int) -> Iterator[StepsProgress]:
-    """Show a bar while restoring."""
-    columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
-    with progress_bar(*columns) as progress:
-        yield StepsProgress(progress, progress.add_task("restoring", total=total))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -14,7 +14,6 @@ import typer
 
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, EXIT_STOPPED, console, errors, say
-from faceprior.cli.options import DeviceName, DtypeName
 
 if TYPE_CHECKING:
     from faceprior.faces import FaceDetector
@@ -23,30 +22,17 @@ if TYPE_CHECKING:
     from faceprior.storage import Place
 
 
-_MIN_FACE = 24  # `faceprior.faces.MIN_FACE`, without importing what finds them
-
-
-class ScaleName(str, Enum):
-    """Scales that `restore` offers."""
-
-    x4, x8, x16, auto = "4", "8", "16", "auto"
-
-
-class UpscaleName(str, Enum):
-    """Enlargements of a photograph."""
-
-    x1, x2, x4, auto = "1", "2", "4", "auto"
-
-
-_UPSCALES: dict[UpscaleName, Literal[1, 2, 4, "auto"]] = {
-    UpscaleName.x1: 1,
-    UpscaleName.x2: 2,
-    UpscaleName.x4: 4,
-    UpscaleName.auto: "auto",
-}
+_UPSCALES: dict[str, Literal[1, 2, 4, "auto"]] = {"1": 1, "2": 2, "4": 4, "auto": "auto"}
+_OF_PHOTOGRAPHS = ("detector", "only_faces", "faces", "face", "min_face", "blend", "upscale")
+_CONTRADICTING = (
+    ("photo", "aligned"),
+    ("quiet", "verbose"),
+    *product(_OF_PHOTOGRAPHS, ("aligned", "degrade")),
+)
 
 
 def restore(
+    context: typer.Context,
     pictures: Annotated[
         list[str],
         typer.Argument(
@@ -64,8 +50,8 @@ def restore(
         ),
     ] = None,
     upscale: Annotated[
-        UpscaleName, typer.Option(help="Enlarge the whole picture; auto: as its faces need.")
-    ] = UpscaleName.x1,
+        Literal["1", "2", "4", "auto"], typer.Option(help="Enlarge the whole picture; auto: as its faces need.")
+    ] = "1",
     upscaler: Annotated[
         Path | None,
         typer.Option(
@@ -81,14 +67,18 @@ def restore(
     face: Annotated[
         list[int] | None, typer.Option(min=1, metavar="N", help="The N-th largest; may be repeated.")
     ] = None,
-    min_face: Annotated[int, typer.Option(min=8, metavar="PIXELS", help="Smallest face.")] = _MIN_FACE,
+    min_face: Annotated[
+        int | None, typer.Option(min=8, metavar="PIXELS", help="Smallest face.", show_default="24")
+    ] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, metavar="MILLIONS", help="Largest picture that is read.")
     ] = 100,
     only_faces: Annotated[bool, typer.Option("--only-faces", help="Write the faces, not the photograph.")] = False,
     photo: Annotated[bool, typer.Option("--photo", help="The inputs are photographs; don't guess.")] = False,
     aligned: Annotated[bool, typer.Option("--aligned", help="The inputs are aligned faces; don't guess.")] = False,
-    scale: Annotated[ScaleName, typer.Option(help="How much is missing: 16 for the most blurred.")] = ScaleName.auto,
+    scale: Annotated[
+        Literal["4", "8", "16", "auto"], typer.Option(help="How much is missing: 16 for the most blurred.")
+    ] = "auto",
     samples: options.Samples = 1,
     seed: options.Seed = 0,
     sheet: Annotated[bool, typer.Option("--sheet", help="Also write everything side by side.")] = False,
@@ -107,8 +97,8 @@ def restore(
         str | None,
         typer.Option(help="centerface, yunet, or a model of yunet.", metavar="NAME", show_default="centerface"),
     ] = None,
-    device: options.Device = DeviceName.auto,
-    dtype: options.Dtype = DtypeName.auto,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster that does it, or local: docs/scale.md.")
     ] = None,
@@ -122,28 +112,18 @@ def restore(
     """
     from faceprior.cli.progress import restore_progress
     from faceprior.errors import OptionError
+    from faceprior.faces.detection import MIN_FACE
     from faceprior.folders.inputs import find_inputs
     from faceprior.folders.run import restore_files
     from faceprior.images import format_of
     from faceprior.photographs import RestoreOptions
     from faceprior.storage import place
 
-    of_photographs = {
-        "--detector": detector is not None,
-        "--only-faces": only_faces,
-        "--faces": faces is not None,
-        "--face": bool(face),
-        "--min-face": min_face != _MIN_FACE,
-        "--blend": blend != 1,
-        "--upscale": upscale is not UpscaleName.x1,
-    }
-    of_faces = {"--aligned": aligned, "--degrade": degrade is not None}
-    for one, other, both in (
-        ("--photo", "--aligned", photo and aligned),
-        ("--quiet", "--verbose", quiet and verbose),
-        *((one, other, of_photographs[one] and of_faces[other]) for one in of_photographs for other in of_faces),
-    ):
-        if both:
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    for pair in _CONTRADICTING:
+        if given.issuperset(pair):
+            one, other = (f"--{name.replace('_', '-')}" for name in pair)
             raise OptionError(f"{one} and {other} contradict each other; leave one out")
     places = [place(text) for text in pictures]
     folder, name, ending = _target(place(output) if output is not None else None, places, resume=resume)
@@ -151,7 +131,7 @@ def restore(
         raise OptionError(f"--jpeg and --output {output} contradict each other; leave --jpeg out")
     preset = options.make_preset(method, option)
     how = RestoreOptions(
-        scale="auto" if scale is ScaleName.auto else float(scale.value),
+        scale="auto" if scale == "auto" else float(scale),
         preset=preset,
         preset_name=method,
         samples=samples,
@@ -163,7 +143,7 @@ def restore(
         faces=faces or "all",
         chosen=tuple(face or ()),
         max_pixels=round(max_pixels * 1e6),
-        min_face=min_face,
+        min_face=min_face or MIN_FACE,
         blend=blend,
         upscale=_UPSCALES[upscale],
         upscaler=upscaler,

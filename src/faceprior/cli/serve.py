@@ -10,7 +10,6 @@ import typer
 from faceprior.app import ServeOptions, parse_auth
 from faceprior.cli import options
 from faceprior.cli.console import console, errors, say
-from faceprior.cli.options import DeviceName, DtypeName
 
 _LIMITS = "Limits"
 _DEFAULT = ServeOptions()
@@ -35,8 +34,8 @@ def serve(
         ),
     ] = None,
     corrector: options.Corrector = "auto",
-    device: options.Device = DeviceName.auto,
-    dtype: options.Dtype = DtypeName.auto,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     max_upload: Annotated[
         float, typer.Option(help="Largest upload.", metavar="MB", rich_help_panel=_LIMITS)
     ] = _DEFAULT.max_upload_mb,

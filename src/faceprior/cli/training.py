@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -93,90 +93,71 @@ def _end_with(problems: list[str]) -> None:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-DataArgument = Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
-StartOption = Annotated[
-    str | None, typer.Option("--start-from", help="Weights to start from: embedded name or folder.")
-]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.", show_default="config")]
-MinutesOption = Annotated[
-    float | None,
-    typer.Option(min=0, help="Stop earlier, after so much computing; 0 is none.", show_default="config"),
-]
-BatchOption = Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(min=0, help="Processes that prepare the faces.", show_default="all other cores on a GPU, else none"),
-]
-SourcesOption = Annotated[
-    list[str] | None,
-    typer.Option("--sources", help="Train on faces of these terms only, for example open.", show_default="all"),
-]
-
-
-def _training(what: str) -> Callable[..., None]:
+def _training(what: Literal["prior", "corrector"]) -> Callable[..., None]:
     def command(
-        data: DataArgument,
-        output: OutputOption,
-        config: ConfigOption = None,
-        resume: ResumeOption = False,
-        start_from: StartOption = None,
-        steps: StepsOption = None,
-        minutes: MinutesOption = None,
-        batch_size: BatchOption = None,
-        workers: WorkersOption = None,
-        sources: SourcesOption = None,
+        data: Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")],
+        output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+        config: Annotated[
+            Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")
+        ] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+        start_from: Annotated[
+            str | None, typer.Option("--start-from", help="Weights to start from: embedded name or folder.")
+        ] = None,
+        steps: Annotated[
+            int | None, typer.Option(min=1, help="Optimiser steps in all.", show_default="config")
+        ] = None,
+        minutes: Annotated[
+            float | None,
+            typer.Option(min=0, help="Stop earlier, after so much computing; 0 is none.", show_default="config"),
+        ] = None,
+        batch_size: Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option(
+                min=0, help="Processes that prepare the faces.", show_default="all other cores on a GPU, else none"
+            ),
+        ] = None,
+        sources: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--sources", help="Train on faces of these terms only, for example open.", show_default="all"
+            ),
+        ] = None,
         settings: options.Settings = None,
     ) -> None:
+        from faceprior.settings import load_settings
+        from faceprior.training.config import CorrectorConfig, PriorConfig
+        from faceprior.training.corrector import CorrectorTask
+        from faceprior.training.prior import PriorTask
+        from faceprior.training.shards import PackedFaces
+        from faceprior.training.trainer import train
+
+        kinds: dict[str, tuple[Any, Any]] = {
+            "prior": (PriorConfig, PriorTask),
+            "corrector": (CorrectorConfig, CorrectorTask),
+        }
+        config_kind, task_kind = kinds[what]
         flags = {"steps": steps, "minutes": minutes, "batch_size": batch_size, "workers": workers, "terms": sources}
-        _train(what, config, options.with_settings(flags, settings), data, output, resume, start_from)
+        chosen = load_settings(config_kind, config, options.with_settings(flags, settings))
+        faces = PackedFaces(data, "train", chosen.terms, chosen.at_least)
+        task = task_kind(chosen, faces, PackedFaces(data, "val"), start_from)
+        with progress_bar() as progress:
+            bar = progress.add_task("training", total=chosen.steps)
+
+            def on_step(step: int, loss: float, figures: dict[str, float] | None) -> None:
+                progress.update(bar, completed=step, description=f"loss {loss:.4f}")
+                if figures:
+                    text = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+                    say(console, f"step {step}: {text}")
+
+            command_line = shlex.join(["faceprior", *sys.argv[1:]])
+            train(task, chosen, faces, output, resume=resume, command=command_line, on_step=on_step)
+        say(console, f"weights are in {output / 'weights'}")
 
     command.__doc__ = f"Train a {what} on packed faces; the result is OUTPUT/weights, which --{what} takes."
     return command
 
 
-for _what in ("prior", "corrector"):
-    train_app.command(_what)(_training(_what))
-
-
-def _train(
-    what: str,
-    config_file: Path | None,
-    flags: dict[str, Any],
-    data: Path,
-    output: Path,
-    resume: bool,
-    start_from: str | None,
-) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    from faceprior.settings import load_settings
-    from faceprior.training.config import CorrectorConfig, PriorConfig
-    from faceprior.training.corrector import CorrectorTask
-    from faceprior.training.prior import PriorTask
-    from faceprior.training.shards import PackedFaces
-    from faceprior.training.trainer import train
-
-    kinds: dict[str, tuple[Any, Any]] = {
-        "prior": (PriorConfig, PriorTask),
-        "corrector": (CorrectorConfig, CorrectorTask),
-    }
-    config_kind, task_kind = kinds[what]
-    config = load_settings(config_kind, config_file, flags)
-    faces = PackedFaces(data, "train", config.terms, config.at_least)
-    task = task_kind(config, faces, PackedFaces(data, "val"), start_from)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_bar(*columns) as progress:
-        bar = progress.add_task("training", total=config.steps)
-
-        def on_step(step: int, loss: float, figures: dict[str, float] | None) -> None:
-            progress.update(bar, completed=step, description=f"loss {loss:.4f}")
-            if figures:
-                text = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
-                say(console, f"step {step}: {text}")
-
-        command = shlex.join(["faceprior", *sys.argv[1:]])
-        train(task, config, faces, output, resume=resume, command=command, on_step=on_step)
-    say(console, f"weights are in {output / 'weights'}")
+train_app.command("prior")(_training("prior"))
+train_app.command("corrector")(_training("corrector"))
