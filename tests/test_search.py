@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,36 @@ def test_a_face_that_is_seen_more_surely_while_it_is_misread_keeps_its_turn():
     (face,) = find(misled, photo_of((300, 260), ((150, 130), 80, 0)), 24)
     true = 150 + 130j + 80 * POINTS
     assert np.abs(np.array(face.landmarks) @ (1, 1j) - true).max() < 0.03 * 80
+
+
+def test_a_face_that_seemed_upright_from_afar_is_looked_at_as_turned_where_it_is_not():
+    def misled(pictures):
+        """See what `look` sees, and from afar take a face on its head for an upright one."""
+        found = look(pictures)
+        if pictures.shape[1:3] != (128, 128):
+            found = [
+                own or [DetectedFace(face.box, upright(face), 0.9) for face in turned_back]
+                for own, turned_back in zip(found, seen_on_their_heads(pictures), strict=True)
+            ]
+        return found
+
+    (face,) = find(misled, photo_of((300, 260), ((150, 130), 80, 180)), 24)
+    true = 150 + 130j - 80 * POINTS
+    assert np.abs(np.array(face.landmarks) @ (1, 1j) - true).max() < 0.03 * 80
+
+
+def seen_on_their_heads(pictures):
+    height, width = pictures.shape[1:3]
+    return [
+        [replace(face, box=tuple(np.subtract((width, height) * 2, np.roll(face.box, 2)))) for face in faces]
+        for faces in look(pictures[:, ::-1, ::-1])
+    ]
+
+
+def upright(face):
+    left, top, right, bottom = face.box
+    points = complex(left + right, top + bottom) / 2 + face.side * POINTS
+    return [(p.real, p.imag) for p in points]
 
 
 def misread(face):

@@ -21,7 +21,7 @@ from faceprior.app.memory import give_back_memory
 from faceprior.app.options import ServeOptions
 from faceprior.app.studio import Progress, Run, Studio
 from faceprior.errors import FacePriorError, ImageError, OptionError
-from faceprior.images import Picture, decode_picture
+from faceprior.images import Picture, read_picture
 from faceprior.images.metadata import has_location
 from faceprior.methods import DEFAULT_PRESET, all_methods, find_preset
 from faceprior.photographs import Composed, Prepared
@@ -83,8 +83,9 @@ class Interface:
         alone, and why; with `previews` also a picture of it for a screen.
         """
         with _request():
-            prepared = self._studio.look(self._uploaded(photo), Controls())
-            picture = decode_picture(prepared.content, prepared.name)
+            path = self._uploaded(photo)
+            picture = read_picture(path)
+            prepared = self._studio.look(path, Controls(), picture)
             shown = {"preview": str(pictures.write_preview(picture.image, self._new_folder()))} if previews else {}
         return {**_found(prepared, picture), **shown}
 

@@ -93,7 +93,7 @@ def reduced(image: Image.Image) -> Image.Image:
     if factor >= 1:
         return image
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=1.0)
 
 
 def _enlarged(face: Image.Image) -> Image.Image:

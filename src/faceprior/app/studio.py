@@ -20,7 +20,7 @@ from faceprior.app.options import ServeOptions
 from faceprior.errors import CancelledError, FacePriorError, OptionError
 from faceprior.faces import FaceDetector
 from faceprior.folders.outputs import write_results
-from faceprior.images import read_file, to_pil
+from faceprior.images import Picture, read_file, to_pil
 from faceprior.photographs import (
     Composed,
     Condition,
@@ -123,8 +123,13 @@ class Studio:
         crt = self._pipeline(Controls(prior=prior)).crt
         return None if crt is None else crt.network.stride
 
-    def look(self, path: Path, controls: Controls) -> Prepared:
+    def look(self, path: Path, controls: Controls, picture: Picture | None = None) -> Prepared:
         """Read a photograph and find its faces.
+
+        Args:
+            path: the file.
+            controls: how.
+            picture: what the file decodes to, where that is known.
 
         Raises:
             ImageError: it cannot be read.
@@ -136,7 +141,7 @@ class Studio:
                 options = replace(controls.recipe, kind="auto" if self._detector is not None else "aligned")
                 same = next((seen for (place, *_), seen in self._seen.items() if place == path), None)
                 found = None if same is None or same.aligned else same.detections
-                prepared = prepare(content, path.name, card, options, self._detector, found)
+                prepared = prepare(content, path.name, card, options, self._detector, found, picture)
                 self._seen[key] = replace(prepared, content=b"")  # which is on the disk
             self._seen.move_to_end(key)
             while len(self._seen) > _REMEMBERED:

@@ -102,9 +102,11 @@ class CenterFace:
     name = "centerface"
 
     def __init__(self) -> None:
-        network = CenterFaceNetwork().eval().requires_grad_(requires_grad=False)
         weights = load_file(Path(str(files("faceprior"))) / "weights" / self.name / "model.safetensors")
-        network.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        with torch.device("meta"):  # no numbers are drawn that these replace
+            network = CenterFaceNetwork()
+        network.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+        network.eval().requires_grad_(requires_grad=False)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, photo: Image.Image, min_face: int = MIN_FACE) -> list[DetectedFace]:

@@ -103,9 +103,9 @@ def _period(steps: NDArray[np.float64]) -> float:
     steps = np.clip(steps - np.quantile(steps, 0.25), 0, None)  # noise is everywhere
     if not steps.any():
         return 1.0
-    frequencies = np.arange(1 / 2, 1 / min(_MOST_BLOCKS, len(steps) / 8), -0.25 / len(steps))
-    lines = abs(np.exp(-2j * np.pi * frequencies[:, None] * np.arange(len(steps))) @ steps) / steps.sum()
-    kept = np.flatnonzero(lines > _COMB)
+    frequencies = np.fft.rfftfreq(4 * len(steps))
+    lines = abs(np.fft.rfft(steps, 4 * len(steps))) / steps.sum()
+    kept = np.flatnonzero((lines > _COMB) & (frequencies > 1 / min(_MOST_BLOCKS, len(steps) / 8)))
     if not len(kept):
         return 1.0
     lowest = kept[frequencies[kept] <= frequencies[kept].min() * 1.3]  # the line itself, not its flank

@@ -11,7 +11,7 @@ from PIL import Image
 from faceprior.degradations import make_input
 from faceprior.errors import ImageError
 from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.images import decode_picture, resize, square, to_tensor, tone_of
+from faceprior.images import Picture, decode_picture, resize, square, to_tensor, tone_of
 from faceprior.methods import find_method
 from faceprior.photographs.faces import Face, detect, find_faces, is_aligned_crop, is_framed_otherwise, is_tiny
 from faceprior.photographs.options import RestoreOptions
@@ -59,6 +59,7 @@ def prepare(
     options: RestoreOptions = RestoreOptions(),
     detector: FaceDetector | None = None,
     detections: Sequence[DetectedFace] | None = None,
+    picture: Picture | None = None,
 ) -> Prepared:
     """Find the faces of a picture, align them to a prior's template, and bring them to the size that they hold.
 
@@ -69,13 +70,14 @@ def prepare(
         options: how.
         detector: finds faces; None where every picture is an aligned face.
         detections: what it found earlier, the largest first; then it is not asked again.
+        picture: what `content` decodes to, where that is known.
 
     Raises:
         ImageError: the bytes are no picture that can be restored; or it is a photograph and there is no detector.
         OptionError: the scale is out of its range.
         WeightsError: the card does not say how faces are aligned.
     """
-    picture = decode_picture(content, name, options.max_pixels)
+    picture = picture or decode_picture(content, name, options.max_pixels)
     looked = detections is not None or detector is not None
     found: tuple[DetectedFace, ...] = ()
     if options.kind == "aligned" or options.degradation is not None:
