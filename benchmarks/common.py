@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from faceprior.corrector import Corrector, PaperCorrector
+from faceprior.corrector import BlindCorrector, Corrector, PaperCorrector
 from faceprior.devices import choose_device, choose_dtype
 from faceprior.images import resize
 from faceprior.pipeline import FacePriorPipeline
@@ -27,6 +27,8 @@ from faceprior.priors.noise_schedule import ddim_scheduler_config
 
 PAPER = "random:ffhq"
 """The paper's 256×256 network and corrector with random weights, which take as long as trained ones."""
+CELEBAHQ = "random:celebahq"
+"""The same of `google/ddpm-ema-celebahq-256`, with the embedded corrector's shape."""
 
 
 def machine() -> str:
@@ -57,7 +59,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def load(prior: str, device: str = "auto", dtype: str = "auto") -> FacePriorPipeline:
-    """Load a prior as `--prior` names it ("" is the embedded one), `PAPER`, or "random:SIDE", a small network."""
+    """Load a prior as `--prior` names it ("": the embedded one), `PAPER`, `CELEBAHQ`, or "random:SIDE", a small one."""
     where = choose_device(device)
     if prior.startswith("random:"):
         pipeline = _random(prior)
@@ -71,6 +73,20 @@ def _random(name: str) -> FacePriorPipeline:
         torch.manual_seed(0)
         if name == PAPER:
             network, corrector = build_unet(ADMConfig()), PaperCorrector()
+        elif name == CELEBAHQ:
+            network = UNet2DModel(
+                sample_size=256,
+                layers_per_block=2,
+                block_out_channels=(128, 128, 256, 256, 512, 512),
+                down_block_types=(*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+                downsample_padding=0,
+                flip_sin_to_cos=False,
+                freq_shift=1,
+                norm_eps=1e-6,
+                attention_head_dim=None,
+            )
+            corrector = BlindCorrector(256, widths=(32, 64, 112, 152, 176), blocks=(1, 1, 1, 2, 2))
         else:
             network = UNet2DModel(
                 sample_size=int(name.removeprefix("random:")),

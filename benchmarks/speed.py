@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from faceprior.benchmark.config import read_method, split_methods
 from faceprior.benchmark.memory import PeakMemory
+from faceprior.devices import is_out_of_memory
 from faceprior.methods import Preset
-from faceprior.photographs.restore import is_out_of_memory
 from faceprior.pipeline import FacePriorPipeline
 
 COLUMNS = ("case", "evaluations", "s/face", "±", "networks", "GFLOP/face", "GFLOP/s", "of the limit", "MB")

@@ -32,7 +32,7 @@ from faceprior.images import read_metadata, read_picture
 from faceprior.methods import find_preset
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare, restore
 from faceprior.photographs.restore import BatchSampler
-from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline import FacePriorPipeline, face_prior
 from faceprior.sampling import face_generator
 
 SHORT = find_preset("default").with_options(steps=3, eta=0.5)
@@ -345,9 +345,9 @@ def test_faces_of_several_photographs_fill_a_batch(pipeline, album, tmp_path, mo
     batches = []
     original = FacePriorPipeline.restore
 
-    def restore(self, faces, *arguments):
+    def restore(self, faces, *arguments, **options):
         batches.append(len(faces))
-        return original(self, faces, *arguments)
+        return original(self, faces, *arguments, **options)
 
     monkeypatch.setattr(FacePriorPipeline, "restore", restore)
     run(pipeline, album, tmp_path / "out", batch_size=4)
@@ -562,17 +562,17 @@ def test_what_is_no_manifest_is_not_resumed(tmp_path):
 class Memory:
     """A device that holds so many samples at once."""
 
-    def __init__(self, monkeypatch, room, error):
-        self.tried, original = [], FacePriorPipeline.restore
+    def __init__(self, pipeline, monkeypatch, room, error):
+        monkeypatch.setattr(pipeline, "_fitting", {})
+        self.tried, original = [], face_prior.sample_batches
 
-        def restore(pipeline, faces, generators, samples, preset, batch_size, on_step=None):
-            together = min(batch_size, len(faces) * samples)
-            self.tried.append(together)
-            if together > room:
+        def sample_batches(batches, *arguments, **options):
+            self.tried.append(len(batches))
+            if len(batches) > room:
                 raise error
-            return original(pipeline, faces, generators, samples, preset, batch_size, on_step)
+            return original(batches, *arguments, **options)
 
-        monkeypatch.setattr(FacePriorPipeline, "restore", restore)
+        monkeypatch.setattr(face_prior, "sample_batches", sample_batches)
 
 
 FULL = {
@@ -588,7 +588,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_it_is_said(
     pipeline, album, tmp_path, monkeypatch, device
 ):
     run(pipeline, album, tmp_path / "plenty", samples=2)
-    memory, seen = Memory(monkeypatch, 2, FULL[device]), Seen()
+    memory, seen = Memory(pipeline, monkeypatch, 2, FULL[device]), Seen()
     run(pipeline, album, tmp_path / "little", samples=2, batch_size=8, watcher=seen)
     assert memory.tried[:3] == [8, 4, 2]
     assert max(memory.tried[2:]) == 2
@@ -600,7 +600,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_it_is_said(
 
 
 def test_where_not_even_one_face_fits_each_input_fails_for_itself(pipeline, album, tmp_path, monkeypatch):
-    Memory(monkeypatch, 0, FULL["cuda"])
+    Memory(pipeline, monkeypatch, 0, FULL["cuda"])
     records = run(pipeline, album, tmp_path / "out")
     assert [record["status"] for record in records] == ["failed"] * 4 + ["done"]
     assert records[0]["error"].startswith(f"{album / 'a.png'}: one face does not fit into the memory of cpu; close")
@@ -608,7 +608,7 @@ def test_where_not_even_one_face_fits_each_input_fails_for_itself(pipeline, albu
 
 
 def test_other_errors_of_the_networks_are_not_taken_for_a_full_memory(pipeline, album, tmp_path, monkeypatch):
-    Memory(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    Memory(pipeline, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1"):
         run(pipeline, album, tmp_path / "out")
 
@@ -616,10 +616,10 @@ def test_other_errors_of_the_networks_are_not_taken_for_a_full_memory(pipeline, 
 def test_a_face_that_the_method_refuses_fails_alone(pipeline, monkeypatch):
     original = FacePriorPipeline.restore
 
-    def restore(self, faces, *arguments):
+    def restore(self, faces, *arguments, **options):
         if any(face.shape[-1] == 5 for face in faces):
             raise OptionError("5 pixels are odd")
-        return original(self, faces, *arguments)
+        return original(self, faces, *arguments, **options)
 
     monkeypatch.setattr(FacePriorPipeline, "restore", restore)
     sampler = BatchSampler(pipeline, replace(OPTIONS, batch_size=4))
@@ -660,7 +660,7 @@ def test_a_disk_that_fills_fails_what_it_cannot_hold_and_resume_does_the_rest(pi
 def test_networks_that_overflow_fail_the_photograph(pipeline, album, tmp_path, monkeypatch):
     nothing = torch.full((1, 1, 3, 32, 32), float("nan"))
     monkeypatch.setattr(
-        FacePriorPipeline, "restore", lambda _self, faces, *_: nothing.expand(len(faces), -1, -1, -1, -1)
+        FacePriorPipeline, "restore", lambda _self, faces, *_, **_options: nothing.expand(len(faces), -1, -1, -1, -1)
     )
     records = run(pipeline, [Input(album / "a.png")], tmp_path / "out")
     assert records[0]["error"].endswith("the networks overflowed in float32; choose --dtype float32")

@@ -769,7 +769,7 @@ def test_the_number_of_evaluations_is_that_of_the_calls(pipeline):
     preset = find_preset("repaint").with_options(steps=6, jump_length=2, jump_n_sample=3)
     calls = []
     pipeline.restore(
-        [face(side=8)], [torch.Generator()], 2, preset, 2, lambda step, x, _: calls.append(step.rises) or x
+        [face(side=8)], [torch.Generator()], 2, preset, 2, lambda step, x, *_: calls.append(step.rises) or x
     )
     assert calls == [False] * pipeline.evaluations(preset)
     assert pipeline.evaluations(preset) == 6 + 2 * 2 * 2

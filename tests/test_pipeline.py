@@ -1,5 +1,6 @@
 import json
 import math
+from collections import defaultdict
 from dataclasses import asdict, replace
 from itertools import combinations
 
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from faceprior import FacePriorPipeline, load_prior
 from faceprior.doubt import GAUSSIAN_FACTOR
-from faceprior.errors import ImageError, OptionError, WeightsError
+from faceprior.errors import DeviceError, ImageError, OptionError, WeightsError
 from faceprior.evaluation import lr_consistency
 from faceprior.methods import DPIOptions, Preset, SamplingOptions
+from faceprior.pipeline import face_prior
 from faceprior.priors import Prior
 from faceprior.priors.card import ModelCard
 
@@ -93,6 +95,56 @@ def test_a_batch_of_four_is_four_singles_bit_for_bit(pipeline, preset):
             assert torch.equal(together.images[position], single.images[0])
             assert torch.equal(together.mean[position], single.mean[0])
             assert together.lr_consistency[position] == single.lr_consistency[0]
+
+
+class Memory:
+    """A device that holds so many images at once, and says that it is full when it has made some steps."""
+
+    def __init__(self, pipeline, monkeypatch, room, after=0):
+        monkeypatch.setattr(pipeline, "_fitting", {})
+        self.tried, self.room, original = [], room, face_prior.sample_batches
+
+        def sample_batches(batches, steps, **options):
+            self.tried.append(len(batches))
+            if len(batches) <= self.room:
+                return original(batches, steps, **options)
+            original(batches, steps[:after], **options)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+        monkeypatch.setattr(face_prior, "sample_batches", sample_batches)
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_the_batch_is_found_by_itself_and_halved_with_a_warning_where_the_memory_is_full(
+    corrected, monkeypatch, after
+):
+    images = faces(5)
+    options = {"num_samples": 2, "preset": Preset("dpi", SamplingOptions("ddpm", 5), PRESET.options)}
+    monkeypatch.setattr(face_prior, "_IMAGES_A_CORE", 0)
+    expected = restore(corrected, images, **options)
+    memory = Memory(corrected, monkeypatch, 3, after)
+    with pytest.warns(UserWarning, match="faces at once do not fit into the memory of cpu; going on with") as told:
+        assert same(restore(corrected, images, **options), expected)
+    assert memory.tried == [8, 4, 2, 2, 2, 2, 2]
+    assert [str(warning.message)[:1] for warning in told] == ["8", "4"]
+    restore(corrected, faces(2), num_samples=2)
+    assert memory.tried[7:] == [2, 2]  # the next call knows it
+    memory.room = 0
+    with pytest.raises(DeviceError, match="one face does not fit into the memory of cpu; close other programs"):
+        restore(corrected, batch_size=1)
+
+
+def test_rows_say_whose_steps_they_are(corrected):
+    seen = defaultdict(list)
+
+    def on_step(step, x_prev, x0, rows):
+        seen[rows].append(len(x0))
+        return x_prev
+
+    low = [torch.zeros(3, 4, 4)] * 3
+    corrected.restore(low, [generator(n) for n in range(3)], 2, PRESET, 4, on_step)
+    steps = corrected.evaluations(PRESET)
+    assert seen == {range(4): [4] * steps, range(4, 6): [2] * steps}
 
 
 @pytest.mark.parametrize("preset", ["default", "fast", "paper-ddim"])

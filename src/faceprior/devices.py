@@ -6,6 +6,7 @@ import torch
 
 from faceprior.errors import DeviceError
 
+_FULL = ("out of memory", "can't allocate memory", "not enough memory")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,6 +42,23 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and _cpu_has_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+class OutOfMemoryError(DeviceError):
+    """Not even one face fits into a device's memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(
+            f"one face does not fit into the memory of {device}; close other programs, or choose another --device or"
+            " --dtype"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full, whichever device it is."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FULL)
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -20,11 +20,11 @@ from faceprior.benchmark.metrics import METRICS, FaceSamples, MeterOptions, Mete
 from faceprior.benchmark.results import Results, Row, full_row, identify
 from faceprior.benchmark.sets import SetMeters
 from faceprior.degradations import make_input
+from faceprior.devices import OutOfMemoryError
 from faceprior.errors import FacePriorError, ImageError, OptionError
 from faceprior.folders.outputs import make_folder
 from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to_uint8, write_png
 from faceprior.methods import Preset, find_method
-from faceprior.photographs.restore import halved, is_out_of_memory
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
 
@@ -101,7 +101,6 @@ class Benchmark:
             has_truth=any(damage.has_truth for damage in config.damages()),
             draws=config.confidence_draws,
         )
-        self._together = config.batch_size
         self._on_notice: Callable[[str], object] = lambda _: None
 
     @property
@@ -301,16 +300,14 @@ class Benchmark:
                 [torch.Generator().manual_seed(job.noise_seed) for job in jobs],
                 self.config.samples,
                 case.preset,
-                self._together,
+                self.config.batch_size,
+                on_notice=self._on_notice,
                 whole_batches=self.config.whole_batches,
             )
+        except OutOfMemoryError:  # the next face would not fit either
+            raise
         except FacePriorError as error:
             return [[self._failed(case, job.name, str(error))] for job in jobs]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._together = halved(self._together, self.pipeline.prior.device, self._on_notice)
-            return self._restore(case, jobs)
         seconds = (time.perf_counter() - started) / (len(jobs) * self.config.samples)
         cost = {"seconds": seconds, "peak_memory_mb": memory.megabytes()}
         return [

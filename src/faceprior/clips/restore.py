@@ -206,7 +206,7 @@ class ClipRestorer:
             generators,
             1,
             self._options.preset,
-            len(places),
+            self._options.batch_size,
             initial=self._initial(steadied, past) if find_method(self._options.preset.method).uses_prior else None,
         )[:, 0]
         if not bool(torch.isfinite(restored).all()):

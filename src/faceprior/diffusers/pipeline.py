@@ -69,6 +69,7 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
     ) -> None:
         self._cards: dict[str, ModelCard] = {}
         self._interrupt = False
+        self._fitting: dict[tuple[torch.device, str], int] = {}
         self.register_modules(unet=unet, scheduler=scheduler, corrector=corrector)
         for name, own in (("unet", card), ("corrector", corrector_card)):
             if own is not None and getattr(self, name) is not None:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from faceprior.clips.container import is_clip, output_suffix
+from faceprior.devices import is_out_of_memory
 from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError
 from faceprior.faces import FaceDetector
 from faceprior.folders.inputs import Input, output_names
@@ -31,7 +32,7 @@ from faceprior.images import MIN_SIDE
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
 from faceprior.photographs.prepare import degraded_scale
-from faceprior.photographs.restore import BatchSampler, is_out_of_memory
+from faceprior.photographs.restore import BatchSampler
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.sampling import Step

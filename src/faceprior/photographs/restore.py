@@ -1,4 +1,4 @@
-"""Conditions through the networks, of any number of photographs, in batches that fit into the device's memory."""
+"""Conditions through the networks, of any number of photographs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from faceprior.errors import CancelledError, DeviceError, FacePriorError
+from faceprior.errors import CancelledError, FacePriorError
 from faceprior.images import Tone
 from faceprior.photographs.options import RestoreOptions
 from faceprior.pipeline.face_prior import FacePriorPipeline
@@ -16,10 +16,6 @@ from faceprior.sampling import Step, face_generator
 OnFacesStep = Callable[[Step, torch.Tensor, Sequence[int]], object]
 """Called after a step with the step, the corrected x0 (B, 3, R, R) in [-1, 1], and for each of the B rows the
 position of its face among those that were asked for."""
-
-_IMAGES_AT_ONCE = 8
-_IMAGES_A_CORE = 2  # at once: cores that are done with a step wait for the others
-_FULL = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +56,13 @@ def restore(
 
 
 class BatchSampler:
-    """Samples faces; a batch that does not fit into the device's memory is halved, and stays so.
-
-    No face's result depends on its batch-mates, so on a CPU a smaller batch changes nothing but the time.
+    """Samples faces in batches; a face that the method refuses fails alone.
 
     Args:
         pipeline: prior and corrector.
-        options: the method, the seed, the samples N of each face, and how many go through the networks together at
-            first.
+        options: the method, the seed, the samples N of each face, and how many go through the networks together.
         on_step: see `OnFacesStep`; what it raises stops the work.
-        on_notice: called with a sentence for the user when the batch is halved.
+        on_notice: called with a sentence for the user when a batch does not fit into the memory.
     """
 
     def __init__(
@@ -80,15 +73,13 @@ class BatchSampler:
         on_notice: Callable[[str], object] = lambda _text: None,
     ) -> None:
         self._pipeline, self._options = pipeline, options
-        self._evaluations = pipeline.evaluations(options.preset)
         self._on_step, self._on_notice = on_step, on_notice
-        cores = torch.get_num_threads() if pipeline.prior.device.type == "cpu" else 0
-        self.batch_size = options.batch_size or max(_IMAGES_AT_ONCE, _IMAGES_A_CORE * cores)
 
     @property
     def faces_at_once(self) -> int:
         """Faces that fill a batch."""
-        return max(1, self.batch_size // self._options.samples)
+        options = self._options
+        return max(1, self._pipeline.batch_size(options.preset, options.batch_size) // options.samples)
 
     def __call__(self, faces: Sequence[Condition]) -> list[torch.Tensor | FacePriorError]:
         """Sample faces, any number of them.
@@ -101,12 +92,8 @@ class BatchSampler:
         while len(results) < len(faces):
             batch = faces[len(results) :][: 1 if alone else self.faces_at_once]
             sampled = self._try(batch, len(results))
-            together = min(self.batch_size, len(batch) * self._options.samples)
             if isinstance(sampled, list):
                 results += sampled
-            elif isinstance(sampled, _OutOfMemoryError) and together > 1:
-                self.batch_size = halved(together, self._pipeline.prior.device, self._on_notice)
-                continue
             elif len(batch) > 1:
                 alone = len(batch)
                 continue
@@ -116,59 +103,27 @@ class BatchSampler:
         return results
 
     def _try(self, batch: Sequence[Condition], first: int) -> list[torch.Tensor | FacePriorError] | FacePriorError:
-        rows = [first + position for position in range(len(batch)) for _ in range(self._options.samples)]
-        calls = passed = 0
+        options = self._options
 
-        def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-            nonlocal calls, passed
+        def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor, rows: range) -> torch.Tensor:
             if self._on_step is not None:
-                self._on_step(step, x0, rows[passed : passed + len(x0)])
-            calls += 1
-            if calls % self._evaluations == 0:  # the pipeline goes on with its next batch
-                passed += len(x0)
+                self._on_step(step, x0, [first + row // options.samples for row in rows])
             return x_prev
 
-        generators = [face_generator(self._options.seed, face.index) for face in batch]
+        generators = [face_generator(options.seed, face.index) for face in batch]
         inputs = [face.low_resolution for face in batch]
         try:
             restored = self._pipeline.restore(
-                inputs, generators, self._options.samples, self._options.preset, self.batch_size, stepped
+                inputs,
+                generators,
+                options.samples,
+                options.preset,
+                options.batch_size,
+                stepped,
+                on_notice=self._on_notice,
             )
             return [face.toned(own) for face, own in zip(batch, restored, strict=True)]
         except CancelledError:
             raise
         except FacePriorError as error:
             return error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return _OutOfMemoryError(self._pipeline.prior.device)
-
-
-class _OutOfMemoryError(DeviceError):
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(
-            f"one face does not fit into the memory of {device}; close other programs, or choose another --device or"
-            " --dtype"
-        )
-
-
-def halved(together: int, device: torch.device, on_notice: Callable[[str], object]) -> int:
-    """Return half of so many faces as did not fit into a device's memory together, and say so.
-
-    Raises:
-        DeviceError: it was one.
-    """
-    if together == 1:
-        raise _OutOfMemoryError(device)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    on_notice(f"{together} faces at once do not fit into the memory of {device}; going on with {together // 2}")
-    return together // 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory is full, whichever device it is."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FULL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from faceprior.cores import in_turn, on_cores
 from faceprior.corrector import Correction, Corrector, embedded_corrector_for, load_corrector, save_corrector
+from faceprior.devices import OutOfMemoryError, is_out_of_memory
 from faceprior.doubt import error_scale, half_width
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import lr_consistency
@@ -34,7 +36,6 @@ from faceprior.sampling import (
     Batch,
     Initial,
     NoiseSource,
-    OnStep,
     Sampler,
     Step,
     sample_batches,
@@ -42,6 +43,11 @@ from faceprior.sampling import (
 )
 
 StepCallback = Callable[["FacePriorPipeline", int, int, dict[str, Any]], dict[str, Any]]
+OnSamplesStep = Callable[[Step, torch.Tensor, torch.Tensor, range], torch.Tensor]
+"""As `faceprior.sampling.OnStep`, and told which of the B · N samples of `FacePriorPipeline.restore` it is about."""
+
+_IMAGES_AT_ONCE = 8
+_IMAGES_A_CORE = 2  # at once: cores that are done with a step wait for the others
 
 
 class FacePriorOutput(NamedTuple):
@@ -81,6 +87,7 @@ class FacePriorPipeline:
         self._prior, self._crt = prior, crt
         self._progress_bar_config: dict[str, Any] = {}
         self._interrupt = False
+        self._fitting: dict[tuple[torch.device, str], int] = {}
         for network in self._networks:
             in_own_memory(network)
         self.to()  # networks lie in memory as after loading, so results are the same to the last bit
@@ -167,11 +174,11 @@ class FacePriorPipeline:
         return self.card.resolution
 
     def progress_bar(self, *, total: int) -> Any:
-        """Return a bar of steps, as diffusers' pipelines have it."""
+        """Return a bar of evaluations, as diffusers' pipelines have it."""
         return tqdm(total=total, **self._progress_bar_config)
 
     def set_progress_bar_config(self, **options: Any) -> None:
-        """Set options of tqdm for the bar of steps, `disable=True` for none."""
+        """Set options of tqdm for the bar, `disable=True` for none."""
         self._progress_bar_config = options
 
     @property
@@ -226,6 +233,23 @@ class FacePriorPipeline:
         """How often a restoration asks the prior, and calls `on_step`: its steps, less those that go up."""
         return sum(not step.rises for step in self._steps(preset))
 
+    def batch_size(self, preset: Preset, asked: int | None = None) -> int:
+        """How many samples go through the networks together.
+
+        Args:
+            preset: all options.
+            asked: by the user; None takes eight, or two for each core of a CPU if that is more.
+
+        Returns:
+            That, or fewer if more were found not to fit into the device's memory.
+        """
+        device, method = self._execution_device, find_method(preset.method)
+        cores = torch.get_num_threads() if device.type == "cpu" else 0
+        size = asked or max(_IMAGES_AT_ONCE, _IMAGES_A_CORE * cores)
+        if cores and method.differentiates:  # so no more graphs are in memory than there are cores
+            size = min(size, cores)
+        return min(size, self._fitting.get((device, preset.method), size))
+
     def _steps(self, preset: Preset) -> list[Step]:
         return find_method(preset.method).steps(self.prior.schedule, preset.sampling, preset.options)
 
@@ -242,7 +266,7 @@ class FacePriorPipeline:
         num_samples: int = 1,
         *,
         preset: str | Preset = DEFAULT_PRESET,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -266,7 +290,8 @@ class FacePriorPipeline:
                 `torch.manual_seed` sets.
             num_samples: samples N of each input.
             preset: name of a preset or of a method, or a preset of your own.
-            batch_size: samples that go through the networks together; no result depends on it.
+            batch_size: samples that go through the networks together; None finds it. Where they do not fit into the
+                device's memory they are halved, with a warning, and later calls begin there. No result depends on it.
             output_type: "pil", "np" or "pt".
             return_dict: return a `FacePriorOutput` rather than a tuple.
             callback_on_step_end: called as (pipeline, step index, t, tensors) after every step; a "sample" in the
@@ -282,7 +307,8 @@ class FacePriorPipeline:
             ImageError: an input is not an image that can be restored.
             OptionError: an option is unknown or out of its range.
         """
-        counts = num_samples, batch_size = plain(num_samples), plain(batch_size)
+        num_samples, batch_size = plain(num_samples), plain(batch_size)
+        counts = [num_samples] if batch_size is None else [num_samples, batch_size]
         if not all(isinstance(count, int) and count >= 1 for count in counts):
             raise OptionError(f"samples is {num_samples!r} and batch size {batch_size!r}; both must be at least 1")
         if output_type not in ("pil", "np", "pt"):
@@ -302,12 +328,11 @@ class FacePriorPipeline:
             low_resolution(face, scale, self.resolution, blind=find_method(chosen.method).blind)
             for face in as_tensors(image)
         ]
-        batches = -(-len(faces) * num_samples // self._batch_size(chosen, batch_size))
         self._interrupt = False
-        with self.progress_bar(total=self.evaluations(chosen) * batches) as progress:
+        with self.progress_bar(total=self.evaluations(chosen) * len(faces) * num_samples) as progress:
 
-            def on_step(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-                progress.update()
+            def on_step(step: Step, x_prev: torch.Tensor, x0: torch.Tensor, _rows: range) -> torch.Tensor:
+                progress.update(len(x0))
                 if callback_on_step_end is not None:
                     tensors = {"sample": x_prev, "x0": x0}
                     wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
@@ -343,10 +368,11 @@ class FacePriorPipeline:
         generators: Sequence[torch.Generator],
         num_samples: int,
         preset: Preset,
-        batch_size: int,
-        on_step: OnStep | None = None,
+        batch_size: int | None = None,
+        on_step: OnSamplesStep | None = None,
         initial: Initial | None = None,
         *,
+        on_notice: Callable[[str], object] = warnings.warn,
         whole_batches: bool = False,
     ) -> torch.Tensor:
         """Restore low-resolution faces as they are; what `__call__` and the workflow over files share.
@@ -356,9 +382,10 @@ class FacePriorPipeline:
             generators: one for each face; its samples' generators are derived from it.
             num_samples: samples N of each face.
             preset: all options.
-            batch_size: samples that go through the networks together.
-            on_step: see `faceprior.sampling.sample`.
+            batch_size: see `batch_size`. Where so many do not fit into the device's memory they are halved.
+            on_step: called after every step. A batch that was halved begins anew with the first one.
             initial: clean faces to start from, one for each face; None leaves the start to the method.
+            on_notice: called with a sentence for the user when a batch is halved.
             whole_batches: networks see whole batches on a CPU too: faster, but the last bits of a result depend on
                 its batch. For measuring many faces; a result that someone keeps is made without.
 
@@ -367,10 +394,10 @@ class FacePriorPipeline:
 
         Raises:
             OptionError: initial faces are given to a method that cannot start from them.
+            OutOfMemoryError: not even one face fits.
         """
         method, steps = find_method(preset.method), self._steps(preset)
-        prior, corrector = self.prior, self._crt_for(method)
-        device, batch_size = self._execution_device, self._batch_size(preset, batch_size)
+        prior, corrector, device = self.prior, self._crt_for(method), self._execution_device
         each = in_turn if whole_batches else self._each
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]
@@ -379,32 +406,58 @@ class FacePriorPipeline:
         def begin(rows: slice) -> Batch:
             conditions = [face.to(device) for face in repeated[rows]]
             restoration = method.begin(conditions, prior, preset.options, corrector)
-            sampler = Sampler(prior, method.solver(preset.sampling), NoiseSource(sources[rows], device))
+            noise = NoiseSource([own.clone_state() for own in sources[rows]], device)  # which may be asked for again
             start = Initial(*(own[rows].to(device) for own in starts)) if starts else None
-            return Batch(restoration, sampler, start)
+            return Batch(restoration, Sampler(prior, method.solver(preset.sampling), noise), start)
 
-        restored = []
-        for first in range(0, len(repeated), batch_size):
-            last = min(first + batch_size, len(repeated))
-            size = last - first if each is in_turn else 1
-            batches = each(begin, [slice(row, row + size) for row in range(first, last, size)])
+        def sampled(rows: range) -> torch.Tensor | None:
+            def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+                return x_prev if on_step is None else on_step(step, x_prev, x0, rows)
+
+            size = len(rows) if each is in_turn else 1
             try:
-                found = sample_batches(batches, steps, on_step=on_step, each=each)
+                batches = each(begin, [slice(row, row + size) for row in rows[::size]])
+                return sample_batches(batches, steps, on_step=stepped, each=each)
             except _InterruptedError as stopped:
-                found = stopped.x0
-            restored.append(found.clamp(-1, 1).cpu())
+                return stopped.x0
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return None
+
+        restored = self._in_batches(sampled, len(repeated), preset, batch_size, on_notice)
         return torch.cat(restored).unflatten(0, (len(faces), num_samples))
+
+    def _in_batches(
+        self,
+        sampled: Callable[[range], torch.Tensor | None],
+        count: int,
+        preset: Preset,
+        batch_size: int | None,
+        on_notice: Callable[[str], object],
+    ) -> list[torch.Tensor]:
+        """Sample so many images, in batches that are halved as long as they do not fit."""
+        device, found = self._execution_device, list[torch.Tensor]()
+        done = 0
+        while done < count:
+            rows = range(done, min(done + self.batch_size(preset, batch_size), count))
+            images = sampled(rows)
+            if images is not None:
+                found.append(images.clamp(-1, 1).cpu())
+                done = rows.stop
+            elif len(rows) == 1:
+                raise OutOfMemoryError(device)
+            else:
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                half = self._fitting[device, preset.method] = len(rows) // 2
+                on_notice(f"{len(rows)} faces at once do not fit into the memory of {device}; going on with {half}")
+        return found
 
     @property
     def _each(self) -> Callable[..., list[Any]]:
         """How images are computed: on a CPU each on a core of its own, on an accelerator a batch at once."""
         return on_cores if self._execution_device.type == "cpu" else in_turn
-
-    def _batch_size(self, preset: Preset, batch_size: int) -> int:
-        # a CPU computes an image on each core; so no more graphs than that are in memory
-        differentiates = find_method(preset.method).differentiates
-        at_once = torch.get_num_threads() if differentiates and self._execution_device.type == "cpu" else batch_size
-        return min(batch_size, at_once)
 
 
 class _InterruptedError(Exception):

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from faceprior.clips.container import is_clip
+from faceprior.devices import is_out_of_memory
 from faceprior.errors import FacePriorError, ImageError, OutputError, UnreachableError
 from faceprior.faces import FaceDetector
 from faceprior.folders.inputs import Input
@@ -28,7 +29,7 @@ from faceprior.folders.outputs import write_results
 from faceprior.folders.run import failure, stamp_of
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
-from faceprior.photographs.restore import BatchSampler, is_out_of_memory
+from faceprior.photographs.restore import BatchSampler
 from faceprior.pipeline.face_prior import FacePriorPipeline
 from faceprior.priors import ModelCard
 from faceprior.scale.listing import Photograph
