@@ -59,7 +59,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def load(prior: str, device: str = "auto", dtype: str = "auto") -> FacePriorPipeline:
-    """Load a prior as `--prior` names it ("": the embedded one), `PAPER`, `CELEBAHQ`, or "random:SIDE", a small one."""
+    """Load a prior as `--prior` names it ("" is the embedded one), or `PAPER`, `CELEBAHQ`, "random:SIDE" (small)."""
     where = choose_device(device)
     if prior.startswith("random:"):
         pipeline = _random(prior)

@@ -1,7 +1,7 @@
 """What 256×256 priors cost: seconds and memory by faces at once, on random weights: python -m benchmarks.memory.
 
-Whole batches go through the networks, as on a GPU. "work" is the memory in use at the peak beside the weights: on CUDA
-as its allocator tells, on a CPU as the process grows. All steps cost the same, so few are made.
+Whole batches go through the networks, as on a GPU. "work" is the memory in use at the peak beside the weights: on
+CUDA as its allocator tells, on a CPU as the process grows. All steps cost the same, so few are made.
 """
 
 from __future__ import annotations

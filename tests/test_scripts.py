@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from benchmarks import gallery, growth, mutants, photographs, rivals, speed, start_up
+from benchmarks import gallery, growth, memory, mutants, photographs, rivals, speed, start_up
 from benchmarks.common import ProcessRun, run_faceprior, run_python
 from PIL import Image
 
@@ -45,6 +45,14 @@ def test_speed_goes_on_with_the_next_method_when_a_batch_does_not_fit(capsys, mo
     output = capsys.readouterr().out
     assert [row[0].split(", ")[-1] for row in cells(output)[-4:]] == ["batch 1", "batch 2"] * 2
     assert output.count("4 faces at once do not fit into the memory of cpu") == 2
+
+
+def test_memory_grows_with_the_batch(capsys):
+    memory.main("random:64", "dpi", "1,16", "float32", "cpu", 1)
+    one, many = cells(capsys.readouterr().out)[-2:]
+    assert one[:4] == ["random:64", "dpi", "float32", "1"]
+    assert one[6] == many[6]
+    assert float(many[7]) > float(one[7]) + 20
 
 
 def test_growth_fits_a_power_to_sides(capsys):

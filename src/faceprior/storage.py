@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
+from operator import gt
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,7 +25,6 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # a put is seen when all of it is there
 _WHOLE_OR_NOTHING = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"])
 _CHANGED = ("last_modified", "updated", "mtime", "modified", "created")  # as stores other than S3 call it
-_EPOCH, _MICROSECOND = datetime.fromtimestamp(0, timezone.utc), timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -121,33 +121,33 @@ class Url:
         with _reached(self) as (store, path):
             return _stamp(store.info(path))
 
-    def listed(self) -> tuple[list[str], dict[str, dict[str, int]]]:
-        """Return what is in the folder: the names of its folders, and its files with their stamps, both sorted.
+    def listed(self) -> tuple[list[str], list[str], dict[str, list[int]]]:
+        """Return what is in the folder: its folders' names, its files' names, both sorted, and the files' stamps.
 
         Raises:
             OSError: it cannot be listed.
         """
         with _reached(self) as (store, path):
-            folders, files = [], {}
-            for own in store.ls(path, detail=True):
-                inside = own["name"].rstrip("/")
-                if inside == path:  # what stands for the folder itself
-                    continue
-                name = inside.rpartition("/")[2]
-                if own["type"] == "directory":
-                    folders.append(name)
-                else:
-                    files[name] = _stamp(own)
-        return sorted(folders), {name: files[name] for name in sorted(files)}
+            # what is called as the folder stands for the folder itself
+            inside = [own for own in store.ls(path, detail=True) if own["name"].rstrip("/") != path]
+        folders, files = [own for own in inside if own["type"] == "directory"], inside
+        if folders:
+            files = [own for own in inside if own["type"] != "directory"]
+        names = [own["name"].rpartition("/")[2] for own in files]
+        if any(map(gt, names, names[1:])):
+            order = sorted(range(len(names)), key=names.__getitem__)
+            names, files = [names[place] for place in order], [files[place] for place in order]
+        stamps = {"bytes": [int(own.get("size") or 0) for own in files], "modified_ns": [*map(_modified_ns, files)]}
+        return sorted(own["name"].rstrip("/").rpartition("/")[2] for own in folders), names, stamps
 
-    def files(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """Yield all files in the folder and in those below: their places below it, and stamps; raises OSError."""
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yield all files in the folder and in those below: their places below it, and bytes; raises OSError."""
         todo = [""]
         while todo:
             below = todo.pop()
-            folders, files = (self / below if below else self).listed()
+            folders, names, stamps = (self / below if below else self).listed()
             inside = f"{below}/" if below else ""
-            yield from ((inside + name, stamp) for name, stamp in files.items())
+            yield from ((inside + name, size) for name, size in zip(names, stamps["bytes"], strict=True))
             todo.extend(inside + name for name in reversed(folders))
 
     def matches(self) -> list[tuple[Url, dict[str, int]]]:
@@ -281,14 +281,16 @@ def _is_whole_or_nothing(store: Any) -> bool:
 
 
 def _stamp(info: Mapping[str, Any]) -> dict[str, int]:
-    changed = info.get("LastModified") or next((info[key] for key in _CHANGED if info.get(key)), 0)
+    return {"bytes": int(info.get("size") or 0), "modified_ns": _modified_ns(info)}
+
+
+def _modified_ns(info: Mapping[str, Any]) -> int:
+    changed = info.get("LastModified") or next((info[key] for key in _CHANGED if info.get(key)), 0.0)
+    if isinstance(changed, datetime):
+        return round(changed.timestamp() * 1e6) * 1000  # a float holds microseconds exactly
     if isinstance(changed, str):
-        with suppress(ValueError):
-            changed = datetime.fromisoformat(changed.replace("Z", "+00:00"))
-    if isinstance(changed, (int, float)):
-        changed = _EPOCH + timedelta(seconds=changed)
-    elif not isinstance(changed, datetime):
-        changed = _EPOCH
-    elif changed.tzinfo is None:
-        changed = changed.astimezone()
-    return {"bytes": int(info.get("size") or 0), "modified_ns": (changed - _EPOCH) // _MICROSECOND * 1_000}
+        try:
+            return _modified_ns({"LastModified": datetime.fromisoformat(changed.replace("Z", "+00:00"))})
+        except ValueError:
+            return 0
+    return round(changed * 1e6) * 1000

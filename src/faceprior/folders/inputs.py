@@ -103,14 +103,16 @@ def list_folder(url: Url, below: str) -> Folder:
         OSError: it cannot be listed.
     """
     where = url / below if below else url
-    folders, files = where.listed()
-    names = [name for name in files if _is_picture(name)]
-    stamps = {key: array("q", [files[name][key] for name in names]) for key in ("bytes", "modified_ns")}
-    hidden = [name for name in folders if _is_hidden(name)]
+    folders, names, stamps = where.listed()
+    hidden = {name for name in folders if _is_hidden(name)}
     left_out = Counter({"hidden folder": len(hidden)})
-    if len(names) < len(files):
-        left_out.update(_other(name) for name in sorted(files.keys() - names))
-    return Folder(sorted(set(folders).difference(hidden)), Files(where, names, below, stamps), left_out)
+    if not all(map(_is_picture, names)):
+        kept = [number for number, name in enumerate(names) if _is_picture(name)]
+        left_out.update(map(_other, sorted({*names}.difference(names[number] for number in kept))))
+        names = [names[number] for number in kept]
+        stamps = {key: [own[number] for number in kept] for key, own in stamps.items()}
+    pictures = Files(where, names, below, {key: array("q", own) for key, own in stamps.items()})
+    return Folder([name for name in folders if name not in hidden], pictures, left_out)
 
 
 def _when_wanted(url: Url, below: str) -> Callable[[], Folder]:
@@ -294,7 +296,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_picture(name: str) -> bool:
-    return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith(".")
+    return name[name.rfind(".") :].lower() in SUFFIXES and name[0] != "."
 
 
 def _other(name: str) -> str:

@@ -173,7 +173,7 @@ def _is_unchanged(inputs: Sequence[Input], output: Place) -> Callable[[Record], 
 def _sizes(output: Url) -> dict[str, int]:
     """The sizes of all files below a folder, for one listing is cheaper than asking for each."""
     try:
-        return {name: own["bytes"] for name, own in output.files()}
+        return dict(output.files())
     except FileNotFoundError:  # a store has no empty folders
         return {}
     except OSError as error:

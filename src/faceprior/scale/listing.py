@@ -175,13 +175,24 @@ def _spool(
     places, stems = array("q"), [array("q") for _ in suffixes]
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA, options=_SPOOLED) as writer:
         for rows in _rows(inputs):
-            _say_what_is_no_text(rows)
-            writer.write_batch(pa.record_batch(rows, schema=_SCHEMA))
+            try:
+                batch = pa.record_batch(rows, schema=_SCHEMA)
+            except UnicodeEncodeError:
+                _say_what_is_no_text(rows)
+                batch = pa.record_batch(rows, schema=_SCHEMA)
+            writer.write_batch(batch)
             places.extend(map(hash, rows[0]))
-            names = [folded(name) for name in rows[1]]
+            names = _folded(rows[1])
             for hashes, suffix in zip(stems, suffixes, strict=True):
                 hashes.extend(map(hash, [name + suffix for name in names] if suffix else names))
     return np.frombuffer(places, np.int64), [np.frombuffer(hashes, np.int64) for hashes in stems]
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    together = "\0".join(names)
+    if together.isascii() and together.count("\0") == len(names) - 1:
+        return together.lower().split("\0")  # an eighth of the time
+    return [folded(name) for name in names]
 
 
 def _rows(inputs: Iterable[Input | Files]) -> Iterator[list[list[Any]]]:
@@ -201,8 +212,6 @@ def _rows(inputs: Iterable[Input | Files]) -> Iterator[list[list[Any]]]:
 def _say_what_is_no_text(rows: list[list[Any]]) -> None:
     """Names that are not UTF-8, which Parquet cannot hold, become problems."""
     paths, names, *_, problems = rows
-    if "".join(paths).isprintable():
-        return
     for row, path in enumerate(paths):
         shown = path.encode("utf-8", "replace").decode()
         if shown != path:
@@ -222,7 +231,7 @@ def _columns(given: Input | Files) -> tuple[Iterable[Any], ...]:
     if inside.startswith("http"):
         names = [below + Url(text).stem for text in inputs]
     else:
-        names = [below + name[: name.rindex(".")] for name in given.names]
+        names = [below + name.rpartition(".")[0] for name in given.names]
     return inputs, names, stamps["bytes"], stamps["modified_ns"], nothing
 
 
