@@ -1,11 +1,13 @@
 """What 256×256 priors cost: seconds and memory by faces at once, on random weights: python -m benchmarks.memory.
 
 Whole batches go through the networks, as on a GPU. "work" is the memory in use at the peak beside the weights: on
-CUDA as its allocator tells, on a CPU as the process grows. All steps cost the same, so few are made.
+CUDA as its allocator tells, on a CPU as the process grows. On a CPU seconds are a core's. All steps cost the same, so
+few are made.
 """
 
 from __future__ import annotations
 
+import time
 from itertools import product
 from multiprocessing import get_context
 from typing import Annotated
@@ -13,7 +15,6 @@ from typing import Annotated
 import torch
 import typer
 from benchmarks.common import load, machine, show, smooth_faces
-from torch.utils.benchmark import Timer
 
 from faceprior.benchmark.config import read_method, split_methods
 from faceprior.benchmark.memory import PeakMemory
@@ -44,19 +45,17 @@ def measure(prior: str, method: str, dtype: str, batch: int, device: str, steps:
     preset = read_method(method)[1].with_options(steps=steps)
     faces = smooth_faces(batch, pipeline.resolution // 8)
 
-    def restore() -> None:
-        generators = [torch.Generator().manual_seed(number) for number in range(batch)]
-        pipeline.restore(faces, generators, 1, preset, batch, whole_batches=True)
-
+    generators = [torch.Generator().manual_seed(number) for number in range(batch)]
     own = pipeline.prior.device
     networks = [pipeline.prior.network, *([pipeline.crt.network] if pipeline.crt else [])]
     weights = sum(one.numel() * one.element_size() for network in networks for one in network.parameters()) / 1e6
     at_rest = PeakMemory(own).megabytes() or 0
     memory = PeakMemory(own)
-    restore()
+    clock = time.process_time if own.type == "cpu" else time.perf_counter
+    started = clock()
+    pipeline.restore(faces, generators, 1, preset, batch, whole_batches=True)
+    each = (clock() - started) / (batch * pipeline.evaluations(preset))
     work = (memory.megabytes() or 0) - at_rest
-    each = Timer("restore()", globals={"restore": restore}, num_threads=torch.get_num_threads()).timeit(1).mean
-    each /= batch * pipeline.evaluations(preset)
     number_format = str(pipeline.prior.dtype).removeprefix("torch.")
     costs = f"{each:.3g}", f"{20 * each:.3g}", f"{weights:.0f}", f"{work:.0f}"
     return prior, method, number_format, batch, *costs
