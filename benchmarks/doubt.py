@@ -36,7 +36,8 @@ def main(
     """Print a table: factors of the surest and the least sure pixels, and the share of pixels inside."""
     pipeline = FacePriorPipeline.from_pretrained(prior, corrector=corrector)
     packed = PackedFaces(data, "val")
-    clean = packed.batch(packed.spread(faces))
+    count = min(faces, len(packed))
+    clean = packed.batch([number * len(packed) // count for number in range(count)])
     regions = face_regions(pipeline.prior.card.template, pipeline.resolution)
     print(f"| input | factors | whole face | {' | '.join(regions)} |\n| --- | --- | --- |{' --- |' * len(regions)}")
     factors = {}

@@ -4,15 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from benchmarks.photographs import (
-    Head,
-    alignment_error,
-    astronaut,
-    nearest,
-    scene,
-    seam_visibility,
-    spoiled,
-)
 from PIL import Image, ImageFilter
 
 from faceprior.cli.demo import ASTRONAUT_LANDMARKS
@@ -23,6 +14,7 @@ from faceprior.images import to_tensor
 from faceprior.methods import find_preset
 from faceprior.photographs import RestoreOptions, find_faces, is_aligned_crop, paste_faces, prepare
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE, ModelCard
+from scenes import Head, alignment_error, astronaut, nearest, scene, seam_visibility, spoiled
 
 RESOLUTION = 128
 CARD = ModelCard(kind="prior", name="some-prior", resolution=RESOLUTION, template=TIGHT_TEMPLATE)

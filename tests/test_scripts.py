@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from benchmarks import gallery, growth, memory, mutants, photographs, rivals, speed, start_up
+from benchmarks import gallery, growth, memory, mutants, rivals, speed, start_up
 from benchmarks.common import ProcessRun, run_faceprior, run_python
 from PIL import Image
 
@@ -118,13 +118,6 @@ def test_the_arithmetic_of_a_convolution_is_counted_by_hand():
 
     image, kernels = torch.zeros(1, 4, 8, 8), torch.zeros(6, 4, 3, 3)
     assert speed.arithmetic(lambda: torch.conv2d(image, kernels, padding=1)) == 2 * 6 * 4 * 9 * 64
-
-
-def test_photographs_are_measured(capsys):
-    pytest.importorskip("skimage")
-    photographs.main()
-    rows = cells(capsys.readouterr().out)
-    assert float(next(row[1] for row in rows if row[0] == "n = 16")) == pytest.approx(16, abs=3)
 
 
 def test_the_gallery_shows_every_damage_and_its_restorations(tiny, tmp_path):

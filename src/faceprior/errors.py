@@ -41,3 +41,8 @@ class OutputError(FacePriorError, OSError):
 
 class CancelledError(FacePriorError):
     """The work was stopped from outside before it was finished."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error of a library says, in one line of at most 300 characters; its class if it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -8,21 +8,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
-from faceprior.errors import DataError, OptionError
+from faceprior.errors import DataError, ImageError, OptionError
 from faceprior.evaluation.groups import face_labels, group_faces
-from faceprior.evaluation.identity import CHIP_SIDE, CHIP_TEMPLATE
-from faceprior.evaluation.pose import PoseMeter
-from faceprior.faces import Points, align
-from faceprior.images import IMAGE_SUFFIXES, read_image, resize, square, to_pil, to_tensor
+from faceprior.evaluation.identity import CHIP_TEMPLATE
+from faceprior.faces import Points, align, load_detector
+from faceprior.images import IMAGE_SUFFIXES, read_image, square, to_pil, to_tensor
 from faceprior.priors.card import FFHQ_TEMPLATE, Landmarks
 from faceprior.training.shards import MANIFEST, PackedFaces
 
 EXTREME_POSE = 0.2
-"""Offset of the nose from the middle of the eyes, in distances between the eyes, from which a pose counts as
-extreme."""
+"""`nose_offset` from which a pose counts as extreme."""
 
 EXTREME_POSE_SUBSET = "extreme-pose"
 
@@ -104,7 +103,7 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "v
             raise DataError(f"{folder} is not a folder; give --data the folder of faces")
         packed = (folder / MANIFEST).is_file()
         published |= bool(dataset) and not packed
-        found = _packed(folder, split) if packed else LAYOUTS[dataset](folder) if dataset else _plain(folder)
+        found = _packed(folder, split) if packed else LAYOUTS[dataset](folder)
         faces += [replace(face, name=f"{folder.name}/{face.name}") for face in found] if len(folders) > 1 else found
     names = Counter(face.name for face in faces)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -114,25 +113,22 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "v
     return FaceSet(dataset if published else ", ".join(Path(folder).name for folder in folders), faces)
 
 
-def choose_faces(
-    faces: Sequence[SetFace], count: int = 0, subset: str = "", pose: Callable[[SetFace], float] | None = None
-) -> list[SetFace]:
+def choose_faces(faces: Sequence[SetFace], count: int = 0, subset: str = "") -> list[SetFace]:
     """Choose a part of a set.
 
     Args:
         faces: all faces.
         count: how many, spread evenly over the subset; 0 takes all.
         subset: "extreme-pose", NAME=VALUE of a label, or "" for all.
-        pose: offset of the nose, see `EXTREME_POSE`; None measures it with dlib.
 
     Raises:
         OptionError: the subset is unknown or empty.
-        FacePriorError: the pose is to be measured, and the extra "research" is not installed.
     """
     chosen = list(faces)
     if subset == EXTREME_POSE_SUBSET:
-        measure = pose or _measured_pose()
-        chosen = [face for face in chosen if measure(face) >= EXTREME_POSE]
+        detector = load_detector()
+        found = ((face, detector(face.read())) for face in chosen)
+        chosen = [face for face, own in found if own and nose_offset(own[0].landmarks) >= EXTREME_POSE]
         if not chosen:
             raise OptionError(f"none of the {len(faces)} faces has an extreme pose")
     elif subset:
@@ -147,15 +143,11 @@ def choose_faces(
     return [chosen[index * len(chosen) // count] for index in range(count)]
 
 
-def _measured_pose() -> Callable[[SetFace], float]:
-    meter = PoseMeter()
-
-    def measure(face: SetFace) -> float:
-        # the place of the landmarks decides only where the predictor looks
-        picture = face.picture(CHIP_TEMPLATE, CHIP_SIDE)
-        return meter(resize(picture[None], CHIP_SIDE)[0])
-
-    return measure
+def nose_offset(landmarks: Points) -> float:
+    """How far the nose stands off the middle of the eyes, in distances between the eyes; it grows with the yaw."""
+    left, right, nose = np.asarray(landmarks[:3])
+    across = right - left
+    return abs(float((nose - (left + right) / 2) @ across / (across @ across)))
 
 
 def _packed(folder: Path, split: str) -> list[SetFace]:
@@ -177,10 +169,10 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _faces_of(
-    folder: Path, paths: Sequence[Path], landmarks: Points = (), labels: dict[str, str] | None = None
+    folder: Path, paths: Sequence[Path], landmarks: Points = (), read: Callable[[Path], Image.Image] = read_image
 ) -> list[SetFace]:
     return [
-        SetFace(path.relative_to(folder).as_posix(), partial(read_image, path), landmarks, True, labels or {})  # noqa: FBT003
+        SetFace(path.relative_to(folder).as_posix(), partial(read, path), landmarks, fractional=True)
         for path in paths
     ]
 
@@ -198,7 +190,8 @@ def _celeba(folder: Path) -> list[SetFace]:
     if high_quality is not None:
         paths = sorted(_pictures(high_quality), key=lambda path: (len(path.stem), path.stem))
         return _faces_of(folder, paths, FFHQ_TEMPLATE)
-    pictures = _first_folder(folder, "img_align_celeba", "Img/img_align_celeba", "img_align_celeba/img_align_celeba")
+    name = "img_align_celeba"  # some copies have it twice
+    pictures = _first_folder(folder, f"{name}/{name}", f"Img/{name}/{name}", name, f"Img/{name}")
     table = _first_file(folder, "list_landmarks_align_celeba.txt")
     if pictures is None or table is None:
         raise DataError(
@@ -212,15 +205,13 @@ def _celeba(folder: Path) -> list[SetFace]:
     }
     parts = dict(row[:2] for row in _rows(_first_file(folder, "list_eval_partition.txt")))
     attributes = _attributes(_first_file(folder, "list_attr_celeba.txt"))
-    nested = pictures / pictures.name
-    root = nested if nested.is_dir() else pictures
     faces = [
-        SetFace(name, partial(read_image, root / name), points, labels=attributes.get(name, {}))
+        SetFace(name, partial(read_image, pictures / name), points, labels=attributes.get(name, {}))
         for name, points in sorted(landmarks.items())
-        if parts.get(name, _TEST_PART) == _TEST_PART and (root / name).is_file()
+        if parts.get(name, _TEST_PART) == _TEST_PART and (pictures / name).is_file()
     ]
     if not faces:
-        raise DataError(f"{root} holds none of the test pictures that {table.name} names")
+        raise DataError(f"{pictures} holds none of the test pictures that {table.name} names")
     return faces
 
 
@@ -235,55 +226,45 @@ def _ffhq(folder: Path) -> list[SetFace]:
 
 def _lfw(folder: Path) -> list[SetFace]:
     """LFW-Test, the aligned crops of blind face restoration (Wang et al. 2021), or LFW itself (Huang et al. 2007)."""
-    crops = _crops(folder, "lfw_cropped_faces", "LFW-Test", "lfw_test")
-    if crops:
+    if crops := _found_crops(folder, "lfw_cropped_faces", "LFW-Test", "lfw_test"):
         return crops
     root = _first_folder(folder, "lfw", "lfw-deepfunneled", "lfw_funneled") or folder
     paths = sorted(path for path in root.glob("*/*_[0-9][0-9][0-9][0-9].jpg") if path.stem[:-5] == path.parent.name)
     if not paths:
         raise DataError(f"{folder} is not laid out as LFW: it needs lfw_cropped_faces/, or lfw/NAME/NAME_0001.jpg")
-    return [
-        SetFace(path.relative_to(folder).as_posix(), partial(_lfw_face, path), CHIP_TEMPLATE, True)  # noqa: FBT003
-        for path in paths
-    ]
+    return _faces_of(folder, paths, CHIP_TEMPLATE, _cut_out)
 
 
-def _lfw_face(path: Path) -> Image.Image:
-    return PoseMeter().chip(read_image(path), path)
-
-
-def _webphoto(folder: Path) -> list[SetFace]:
-    """WebPhoto-Test (Wang et al. 2021): 407 aligned crops."""
-    return _needed(
-        _crops(folder, "WebPhoto-Test", "WebPhoto_cropped_faces", "cropped_faces"), folder, "WebPhoto-Test"
-    )
-
-
-def _wider(folder: Path) -> list[SetFace]:
-    """WIDER-Test (Zhou et al. 2022): 970 aligned crops of WIDER FACE."""
-    return _needed(_crops(folder, "WIDER-Test", "Wider-Test", "wider_test"), folder, "WIDER-Test")
-
-
-def _needed(faces: list[SetFace], folder: Path, name: str) -> list[SetFace]:
-    if not faces:
-        raise DataError(f"{folder} is not laid out as {name}: it needs {name}/ with aligned pictures")
-    return faces
+def _cut_out(path: Path) -> Image.Image:
+    """The largest face of a photograph, aligned to `CHIP_TEMPLATE`."""
+    photo = read_image(path)
+    if not (found := load_detector()(photo)):
+        raise ImageError(f"{path}: no face is found in it")
+    return align(photo, found[0].landmarks, CHIP_TEMPLATE, 512)
 
 
 def _crops(folder: Path, *names: str) -> list[SetFace]:
+    if crops := _found_crops(folder, *names):
+        return crops
+    raise DataError(f"{folder} is not laid out as {names[0]}: it needs {names[0]}/ with aligned pictures")
+
+
+def _found_crops(folder: Path, *names: str) -> list[SetFace]:
     """Aligned crops in one of the folders, or in the folder itself if it has one of the names."""
     found = _first_folder(folder, *names) or (folder if folder.name in names else None)
     return _faces_of(folder, _pictures(found), FFHQ_TEMPLATE) if found else []
 
 
 LAYOUTS: dict[str, Callable[[Path], list[SetFace]]] = {
+    "": _plain,
     "celeba": _celeba,
     "ffhq": _ffhq,
     "lfw": _lfw,
-    "webphoto": _webphoto,
-    "wider": _wider,
+    # 407 aligned crops (Wang et al. 2021), and 970 of WIDER FACE (Zhou et al. 2022)
+    "webphoto": lambda folder: _crops(folder, "WebPhoto-Test", "WebPhoto_cropped_faces", "cropped_faces"),
+    "wider": lambda folder: _crops(folder, "WIDER-Test", "Wider-Test", "wider_test"),
 }
-"""What finds the faces of a published dataset."""
+"""What finds the faces of a published dataset, or of a plain folder."""
 
 
 def _first_folder(folder: Path, *names: str) -> Path | None:

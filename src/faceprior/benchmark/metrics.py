@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from faceprior.errors import FacePriorError, OptionError
+from faceprior.errors import FacePriorError, OptionError, one_line
 from faceprior.evaluation.arcface import ARCFACE_SAME_PERSON, ArcFaceEmbedder
-from faceprior.evaluation.identity import SAME_PERSON, Embedder, FaceEmbedder, identity
+from faceprior.evaluation.identity import SAME_PERSON, Embedder, FaceEmbedder
 from faceprior.evaluation.metrics import EXACT, diversity, lr_consistency, ms_ssim, psnr, spread, ssim
 from faceprior.evaluation.naturalness import NIQE_SIDE, Brisque, Niqe
 from faceprior.evaluation.regions import REGIONS, face_regions
@@ -97,8 +98,7 @@ def missing_if_it_fails(text: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise FacePriorError(text.format(reason=reason)) from error
+        raise FacePriorError(text.format(reason=one_line(error))) from error
 
 
 def _against_truth(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Meter:
@@ -130,7 +130,7 @@ def _lr_consistency(face: FaceSamples) -> Sequence[float]:
 def _identity(face: FaceSamples) -> Sequence[float]:
     assert face.embeddings is not None  # noqa: S101 - Meters embeds where there is an embedder
     assert face.true_embedding is not None  # noqa: S101
-    return identity(face.embeddings, face.true_embedding.expand_as(face.embeddings)).tolist()
+    return F.cosine_similarity(face.embeddings, face.true_embedding).tolist()
 
 
 def _same_person(options: MeterOptions) -> Meter:

@@ -18,9 +18,9 @@ from faceprior.benchmark.plots import QUALITY, write_plots
 from faceprior.benchmark.results import Row
 from faceprior.benchmark.run import Benchmark
 from faceprior.benchmark.summary import MethodSummary
-from faceprior.errors import OutputError
 from faceprior.evaluation.intervals import Interval
 from faceprior.images import read_image
+from faceprior.images.writing import write_file
 
 REPORT_FILE, SUMMARY_FILE, PLOTS = "report.html", "summary.json", "plots"
 
@@ -64,7 +64,7 @@ def write_report(
         OutputError: a file cannot be written.
     """
     values = {**about, "summary": [asdict(own) for own in summaries]}
-    _write(folder / SUMMARY_FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_file(folder / SUMMARY_FILE, _encoded(json.dumps(values, indent=2, ensure_ascii=False)))
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -80,7 +80,11 @@ def write_report(
         text=figure_text,
         sections=[_section(folder, own, rows) for own in by_case(summaries).values()],
     )
-    _write(folder / REPORT_FILE, page + "\n")
+    write_file(folder / REPORT_FILE, _encoded(page))
+
+
+def _encoded(text: str) -> bytes:
+    return f"{text}\n".encode("utf-8", "backslashreplace")  # file names need not be UTF-8
 
 
 def by_case(summaries: Sequence[MethodSummary]) -> dict[str, list[MethodSummary]]:
@@ -177,12 +181,3 @@ def _picture(path: Path) -> str:
 
 def _data_url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # file names need not be UTF-8
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error

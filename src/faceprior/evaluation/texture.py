@@ -78,13 +78,18 @@ def grid_excess(images: torch.Tensor) -> torch.Tensor:
     return ratio / _SHARP_GRID
 
 
+def luma(images: torch.Tensor) -> torch.Tensor:
+    """Luma of RGB, (B, 3, H, W) → (B, H, W), float64 on the CPU, on the same scale."""
+    return torch.einsum("c,bchw->bhw", torch.tensor(_LUMA, dtype=torch.float64), images.cpu().double())
+
+
 def _spectrum(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Power of luma, (B, R, R/2 + 1), 1 a pixel's variance for white noise; its frequencies, in cycles a face."""
-    luma = torch.einsum("c,bchw->bhw", images.new_tensor(_LUMA), images).double().cpu()
-    side = luma.shape[-1]
+    grey = luma(images)
+    side = grey.shape[-1]
     window = torch.hann_window(side, dtype=torch.float64)
     window = window[:, None] * window
-    centred = luma - (luma * window).sum((1, 2), keepdim=True) / window.sum()
+    centred = grey - (grey * window).sum((1, 2), keepdim=True) / window.sum()
     power = torch.fft.rfft2(centred * window).abs().square() / window.square().sum()
     down = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64).abs()[:, None].expand_as(power[0])
     across = torch.fft.rfftfreq(side, 1 / side, dtype=torch.float64)[None].expand_as(power[0])

@@ -8,6 +8,7 @@ import torch
 
 from faceprior.errors import DataError
 from faceprior.evaluation.intervals import DRAWS, Interval, bootstrap_pairs
+from faceprior.evaluation.texture import luma
 from faceprior.images import to_uint8
 
 MIN_FACES = 10
@@ -53,8 +54,7 @@ def two_sample_auc(restored: torch.Tensor, real: torch.Tensor, draws: int = DRAW
 
 def _features(faces: torch.Tensor) -> torch.Tensor:
     """Log power of each patch's coefficients but the mean's: (N, 3, R, R) → (N, P, 63)."""
-    luma = torch.einsum("c,bchw->bhw", torch.tensor([0.299, 0.587, 0.114]).double(), to_uint8(faces).cpu().double())
-    patches = (luma / 127.5).unfold(1, _PATCH, _APART).unfold(2, _PATCH, _APART).flatten(1, 2)
+    patches = (luma(to_uint8(faces)) / 127.5).unfold(1, _PATCH, _APART).unfold(2, _PATCH, _APART).flatten(1, 2)
     order, place = torch.arange(_PATCH).double()[:, None], torch.arange(_PATCH).double()
     cosines = torch.cos(math.pi * (2 * place + 1) * order / (2 * _PATCH)) * math.sqrt(2 / _PATCH)
     cosines[0] /= math.sqrt(2)

@@ -21,7 +21,7 @@ from faceprior.degradations import (
 )
 from faceprior.images import resize
 
-_CHAINS = ("gfpgan", "codeformer", "diffbir")
+_CHAINS = tuple(CHAIN_PRESETS[name] for name in ("gfpgan", "codeformer", "diffbir"))
 _SEPIA = (0.9, 0.2, -0.4)  # a tint, in units of its strength
 
 
@@ -85,7 +85,7 @@ def blind(
         return face, _reduced(face, scale)
     if kind < 0.6 * damaged:
         chain = int(draw(0, len(_CHAINS) + 1))
-        bad = second_order(face, generator) if chain == len(_CHAINS) else _chain(face, _CHAINS[chain], generator)
+        bad = second_order(face, generator) if chain == len(_CHAINS) else real_world(face, _CHAINS[chain], generator)
         # half of them are small pictures besides
         return face, _reduced(bad, math.exp(draw(0, math.log(max(scales))))) if draw(0, 1) < 0.5 else bad
     return face, _old(face, min(scale, side / 8), draw, generator)
@@ -94,10 +94,6 @@ def blind(
 def _reduced(face: torch.Tensor, scale: float) -> torch.Tensor:
     side = face.shape[-1]
     return resize(bicubic_downscale(face[None], max(4, round(side / scale))), side)[0].clamp(-1, 1)
-
-
-def _chain(face: torch.Tensor, name: str, generator: torch.Generator) -> torch.Tensor:
-    return real_world(face, CHAIN_PRESETS[name], generator)
 
 
 def _old(

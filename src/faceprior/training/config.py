@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from faceprior.errors import OptionError
+from faceprior.errors import OptionError, one_line
 from faceprior.priors.card import PredictionType
 
 NetworkName = Literal["gaussian-residual", "unet"]
@@ -146,5 +146,4 @@ def build_network(kind: Callable[..., Network], options: dict[str, Any], **fixed
     try:
         return kind(**fixed, **options)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise OptionError(f"network_options {options} do not make a network ({reason})") from error
+        raise OptionError(f"network_options {options} do not make a network ({one_line(error)})") from error

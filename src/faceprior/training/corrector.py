@@ -76,8 +76,7 @@ class CorrectorTask:
         else:
             kind: Callable[..., CorrectorNetwork] = BlindCorrector if config.network == "blind" else PaperCorrector
             network = build_network(kind, config.network_options, resolution=faces.size)
-        self.network: nn.Module = network
-        self.shape: CorrectorNetwork = network
+        self.network: CorrectorNetwork = network
         betas = {name: network.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
         self.card = ModelCard(
             kind="corrector",
@@ -104,8 +103,8 @@ class CorrectorTask:
         target, bad = pictures
         t = self.levels(len(target), generator)
         around = target if self.config.sample_around == "truth" else bad
-        variance = (1 - self.shape.schedule.at(t)) / self.shape.schedule.at(t)
-        correction = network(self.noised(around, t, generator), t, self.shape.see(bad))
+        variance = (1 - self.network.schedule.at(t)) / self.network.schedule.at(t)
+        correction = network(self.noised(around, t, generator), t, self.network.see(bad))
         error = (correction.x0 - target).square()
         known = (bad - target).square().mean((1, 2, 3), keepdim=True) + _SMALLEST_ERROR
         loss = (error / known).mean() + (self.on_grid(error) / variance.clamp(min=_SMALLEST_VARIANCE)).mean()
@@ -116,7 +115,7 @@ class CorrectorTask:
 
     def levels(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Steps t, (count,): T − 1, without a sample, for a share; uniform up to the highest for the others."""
-        total, shares = len(self.shape.schedule), stratified_uniform(count, generator)
+        total, shares = len(self.network.schedule), stratified_uniform(count, generator)
         alone = self.config.alone
         sampled = ((shares - alone) / max(1 - alone, 1e-9) * self.config.highest * total).long()
         return torch.where(shares < alone, total - 1, sampled.clamp(0, total - 1))
@@ -124,11 +123,11 @@ class CorrectorTask:
     def noised(self, faces: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draw x_t ~ q(x_t | faces), (B, 3, R, R)."""
         noise = torch.randn(faces.shape, generator=generator, device=faces.device)
-        return self.shape.schedule.add_noise(faces, noise, t)
+        return self.network.schedule.add_noise(faces, noise, t)
 
     def on_grid(self, images: torch.Tensor) -> torch.Tensor:
         """The pixels of images that lie on the grid."""
-        return images[..., :: self.shape.stride, :: self.shape.stride]
+        return images[..., :: self.network.stride, :: self.network.stride]
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
@@ -147,7 +146,7 @@ class CorrectorTask:
         for name, images in inputs.items():
             target = torch.stack(clean) if name == "damaged" else faces
             for share in (None, *EVALUATION_SHARES):
-                total = len(self.shape.schedule)
+                total = len(self.network.schedule)
                 t = torch.full((len(faces),), total - 1 if share is None else int(share * total))
                 sample = self.noised(target, t, torch.Generator().manual_seed(_EVALUATION_SEED))
                 x0 = self._corrected(network, sample, t, images, device)
@@ -163,7 +162,7 @@ class CorrectorTask:
     def _corrected(
         self, network: nn.Module, sample: torch.Tensor, t: torch.Tensor, images: torch.Tensor, device: torch.device
     ) -> torch.Tensor:
-        parts = zip(sample.split(32), t.split(32), self.shape.see(images).split(32), strict=True)
+        parts = zip(sample.split(32), t.split(32), self.network.see(images).split(32), strict=True)
         corrections: list[Correction] = [network(*(tensor.to(device) for tensor in part)) for part in parts]
         return torch.cat([correction.x0.cpu() for correction in corrections]).clamp(-1, 1)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,8 @@ COLUMNS = ("file", "source", "terms", "licence", "original", "detail")
 _OUTSIDE = 0.1  # how far an aligned face may reach beyond its photograph, as a fraction of its side
 
 
-@dataclass(frozen=True)
-class CutReport:
-    """What `cut_faces` did.
-
-    Attributes:
-        faces: how many were written.
-        left_out: how many were not, and why, in words.
-        problems: a line for each photograph that could not be read.
-    """
+class CutReport(NamedTuple):
+    """How many faces `cut_faces` wrote, how many not and why, and a line for each photograph it could not read."""
 
     faces: int
     left_out: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from faceprior.priors.gaussian import GaussianDenoiser, fold, haar
@@ -80,8 +81,4 @@ def measure_error_std(
             [network.gaussian(part, alphas_cumprod.expand(len(part), 1, 1, 1)) for part in x_t.split(128)]
         )
         errors.append((estimate - x0).square().mean().sqrt())
-    grid, values = knots.double(), torch.stack(errors).double()
-    t = torch.arange(steps, dtype=torch.float64)
-    right = torch.searchsorted(grid, t).clamp(1, len(grid) - 1)
-    share = (t - grid[right - 1]) / (grid[right] - grid[right - 1])
-    network.error_std.copy_(torch.lerp(values[right - 1], values[right], share))
+    network.error_std.copy_(torch.from_numpy(np.interp(np.arange(steps), knots, torch.stack(errors))))

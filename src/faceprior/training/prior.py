@@ -103,7 +103,7 @@ class PriorTask:
         t = (levels * len(self.prior.schedule)).long().clamp(max=len(self.prior.schedule) - 1)
         noise = torch.randn(faces.shape, generator=generator, device=faces.device)
         x_t = self.prior.schedule.add_noise(faces, noise, t)
-        prior = Prior(network, self.prior.schedule, self.prior.prediction_type, self.prior.card)
+        prior = self._with(network)
         error = (prior(x_t, t).x0 - faces).square().mean((1, 2, 3))  # (B,)
         return (self.weight(t) * error).mean()
 
@@ -123,7 +123,7 @@ class PriorTask:
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
         """x0-PSNR of held-out faces at ten noise levels, in dB, and a sheet: noisy beside denoised, then samples."""
-        prior = Prior(network, self.prior.schedule, self.prior.prediction_type, self.prior.card)
+        prior = self._with(network)
         device = prior.device
         count = min(self.config.evaluate_faces, len(self.held_out))
         faces = self.held_out.batch(range(count)).to(device)
@@ -154,8 +154,11 @@ class PriorTask:
     def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
         """Write a prior folder in float16."""
         figures = {name: round(value, 3) for name, value in held_out.items()}
-        card = replace(self.prior.card, training=training, held_out=figures)
-        save_prior(Prior(network, self.prior.schedule, self.prior.prediction_type, card), folder)
+        save_prior(self._with(network, training=training, held_out=figures), folder)
+
+    def _with(self, network: nn.Module, **card: Any) -> Prior:
+        own = replace(self.prior.card, **card)
+        return Prior(network, self.prior.schedule, self.prior.prediction_type, own)
 
 
 def describe_data(faces: PackedFaces) -> list[dict[str, Any]]:

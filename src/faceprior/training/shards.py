@@ -1,8 +1,6 @@
 """Training sets: aligned faces packed into one uint8 `.npy` file, (N, R, R, 3), with a manifest of a row for each.
 
-`numpy.load(..., mmap_mode="r")` opens it. Training maps it into memory and reads a face as a slice: nothing is
-decoded twice. The manifest names file and byte of each face, so sets of several files (earlier versions packed tars
-of `.npy` files) are read in the same way.
+Training maps it into memory (`numpy.load(..., mmap_mode="r")`): nothing is decoded twice.
 """
 
 from __future__ import annotations
@@ -11,10 +9,10 @@ import csv
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -23,6 +21,7 @@ from PIL import Image
 
 from faceprior.errors import DataError, ImageError
 from faceprior.images import IMAGE_SUFFIXES, decode_image, read_image, square
+from faceprior.images.writing import write_file
 
 MANIFEST = "manifest.json"
 FORMAT = "faceprior-shards/1"
@@ -34,11 +33,9 @@ _DESCRIBING = frozenset({"shard", "file", "source", "terms", "licence", None})  
 
 @dataclass(frozen=True)
 class PackedFace:
-    """Where one face lies and where it came from.
+    """Where a face came from.
 
     Attributes:
-        shard: name of the file that holds it, beside the manifest.
-        offset: byte at which its pixels start there.
         name: name of the original file.
         split: "train" or "val".
         source: collection that it belongs to.
@@ -47,25 +44,15 @@ class PackedFace:
         labels: further columns of the folder's `index.csv`, by name; empty ones are left out.
     """
 
-    shard: str
-    offset: int
     name: str
     split: str
     source: str
     terms: str
     licence: str
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def number(self, label: str) -> float:
-        """A label's value; raises DataError where it is none."""
-        try:
-            return float(self.labels[label])
-        except (KeyError, ValueError) as error:
-            raise DataError(f"face {self.name} has no number {label!r} among its labels") from error
+    labels: dict[str, str]
 
 
-@dataclass(frozen=True)
-class PackReport:
+class PackReport(NamedTuple):
     """What `pack` wrote: faces by split, and a line for every file that it could not use."""
 
     faces: dict[str, int]
@@ -105,10 +92,9 @@ def pack(
     with (output / FACES).open("wb") as file:
         _write_header(file, 0, size)
         for folder in folders:
-            for item in _pictures(folder, held_out, problems):
-                pixels = square(item.image).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-                described = (item.name, item.split, item.source, item.terms, item.licence, item.labels)
-                faces.append(PackedFace(FACES, file.tell(), *described))
+            for picture, described in _pictures(folder, held_out, problems):
+                pixels = square(picture).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+                faces.append(PackedFace(**described))
                 file.write(np.asarray(pixels).tobytes())
                 on_face()
         file.seek(0)
@@ -119,9 +105,7 @@ def pack(
         first = min(range(len(faces)), key=lambda index: _hash(faces[index].name))
         faces[first] = replace(faces[first], split="val")
     manifest = {"format": FORMAT, "size": size, "faces": [asdict(face) for face in faces]}
-    partial = output / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
-    partial.replace(output / MANIFEST)
+    write_file(output / MANIFEST, json.dumps(manifest, ensure_ascii=False).encode())
     return PackReport(dict(Counter(face.split for face in faces)), problems)
 
 
@@ -136,43 +120,32 @@ def _hash(name: str) -> float:
     return crc32(name.encode()) / 2**32
 
 
-@dataclass(frozen=True)
-class _Picture:
-    image: Image.Image
-    name: str
-    split: str
-    source: str
-    terms: str
-    licence: str
-    labels: dict[str, str]
-
-
-def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[_Picture]:
+def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+    """Yield the pictures of a folder, each with what a `PackedFace` says about it."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     index = _read_index(folder / "index.csv")
 
-    def describe(image: Image.Image, name: str, split: str, shard: str) -> _Picture:
+    def described(name: str, split: str, shard: str = "") -> dict[str, Any]:
         row = index.get((shard, name)) or index.get(("", name)) or {}
-        return _Picture(
-            image,
-            name,
-            split,
-            row.get("source") or folder.name,
-            row.get("terms") or "unknown",
-            row.get("licence") or "unknown",
-            {column: text for column, text in row.items() if column not in _DESCRIBING and text},
-        )
+        return {
+            "name": name,
+            "split": split,
+            "source": row.get("source") or folder.name,
+            "terms": row.get("terms") or "unknown",
+            "licence": row.get("licence") or "unknown",
+            "labels": {column: text for column, text in row.items() if column not in _DESCRIBING and text},
+        }
 
     for path in sorted(folder.glob("*.tar")):
         split = "val" if path.name.startswith("val") else "train"
         for name, rgb in _tar_pictures(path, problems):
-            yield describe(rgb, name, split, path.name)
+            yield rgb, described(name, split, path.name)
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
         name = path.relative_to(folder).as_posix()
         split = "val" if _hash(name) < held_out else "train"
         try:
-            yield describe(read_image(path), name, split, "")
+            yield read_image(path), described(name, split)
         except ImageError as error:
             problems.append(str(error))
 
@@ -227,63 +200,37 @@ class PackedFaces:
     ) -> None:
         self.folder = folder
         self.size, faces = _read_manifest(folder)
-        self.faces = [f for f in faces if f.split == split and (not terms or f.terms in terms)]
+        kept = [
+            place for place, face in enumerate(faces) if face.split == split and (not terms or face.terms in terms)
+        ]
         for label, least in (at_least or {}).items():
-            self.faces = [face for face in self.faces if face.number(label) >= least]
-        if not self.faces:
+            kept = [place for place in kept if _number(faces[place], label) >= least]
+        self._places, self.faces = kept, [faces[place] for place in kept]
+        if not kept:
             asked = f"{f' and terms {terms}' if terms else ''}{f' with at least {at_least}' if at_least else ''}"
             raise DataError(f"{folder} holds no face of split {split!r}{asked}")
-        self._shards = self._mapped({face.shard for face in self.faces})
-        for face in self.faces:
-            if face.offset + self.nbytes > self._shards[face.shard].size:
-                raise DataError(f"{folder / face.shard} is cut short; pack the data again")
+        self._map()
 
-    def _mapped(self, names: Iterable[str]) -> dict[str, np.memmap]:
-        shards = {}
-        for name in sorted(names):
-            try:
-                shards[name] = np.memmap(self.folder / name, mode="r")
-            except (OSError, ValueError) as error:
-                raise DataError(f"{self.folder / name} cannot be mapped ({error}); pack the data again") from error
-        return shards
+    def _map(self) -> None:
+        try:
+            self._array = np.load(self.folder / FACES, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.folder / FACES} cannot be mapped ({error}); pack the data again") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes get: the names of the files, which they map again, not the faces."""
-        return {**self.__dict__, "_shards": list(self._shards)}
+        """What other processes get: the name of the file, which they map again, not the faces."""
+        return {name: value for name, value in self.__dict__.items() if name != "_array"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._shards = self._mapped(state["_shards"])
+        self._map()
 
     def __len__(self) -> int:
         return len(self.faces)
 
-    def spread(self, count: int) -> list[int]:
-        """Return `count` positions spread evenly over the split; all of them if it has no more."""
-        count = min(count, len(self))
-        return [index * len(self) // count for index in range(count)]
-
-    def check_size(self, resolution: int) -> None:
-        """Check that a prior of this resolution can restore the faces; raises DataError."""
-        if self.size != resolution:
-            raise DataError(
-                f"{self.folder} holds faces of {self.size} pixels, the prior restores to {resolution};"
-                f" pack --size {resolution}"
-            )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one face."""
-        return 3 * self.size * self.size
-
     def pixels(self, indices: Sequence[int]) -> torch.Tensor:
         """Return faces as uint8, shape (B, 3, R, R)."""
-        pixels = np.stack(
-            [
-                self._shards[face.shard][face.offset : face.offset + self.nbytes].reshape(self.size, self.size, 3)
-                for face in (self.faces[i] for i in indices)
-            ]
-        )
+        pixels = np.array(self._array[[self._places[index] for index in indices]])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
@@ -297,16 +244,24 @@ class PackedFaces:
         return weights / weights.sum()
 
 
+def _number(face: PackedFace, label: str) -> float:
+    try:
+        return float(face.labels[label])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"face {face.name} has no number {label!r} among its labels") from error
+
+
 def _read_manifest(folder: Path) -> tuple[int, list[PackedFace]]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, size = manifest["format"], int(manifest["size"])
-        faces = [PackedFace(**row) for row in manifest["faces"]] if found == FORMAT else []
+        if manifest["format"] != FORMAT:
+            raise DataError(f"{path} has format {manifest['format']!r}, not {FORMAT!r}; pack again")
+        size = int(manifest["size"])
+        names = [own.name for own in fields(PackedFace)]
+        faces = [PackedFace(**{name: row[name] for name in names}) for row in manifest["faces"]]
     except OSError as error:
         raise DataError(f"{folder} has no {MANIFEST}; make it with `faceprior data pack`") from error
     except (LookupError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); pack the data again") from error
-    if found != FORMAT:
-        raise DataError(f"{path} has format {found!r}, not {FORMAT!r}; pack again")
     return size, faces

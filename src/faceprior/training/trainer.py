@@ -13,7 +13,6 @@ import shutil
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 KEPT_CHECKPOINTS = 2
 
 _MOST_WORKERS = 16  # of one GPU
+_READ_TOGETHER = 10  # losses of a GPU, which has to wait for each reading
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,8 +50,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Task(Protocol):
     """What is trained."""
 
-    network: nn.Module
-    example: Example | None
+    @property
+    def network(self) -> nn.Module:
+        """The network, with fresh weights or those to start from."""
+
+    @property
+    def example(self) -> Example | None:
+        """What is made of each face; None: the face as it is."""
 
     def prepare(self) -> None:
         """Do what fresh weights need before the first step; a resumed run has the outcome in its checkpoint."""
@@ -105,6 +110,7 @@ def train(
     if newest is None:
         task.prepare()
     main = accelerator.is_main_process
+    tell = on_step if main else lambda *_: None
     learner = _Learner(task.network, config, accelerator)
     step = learner.load(newest) if newest else 0
     held_out: dict[str, float] = {}
@@ -115,28 +121,31 @@ def train(
     coming = batches.from_step(step, _workers(config, accelerator), pinned=accelerator.device.type == "cuda")
     learner.network.train()
     limit = config.minutes * 60 or math.inf
-    exchange, stopping = _Exchange(accelerator), False
+    at_once = _READ_TOGETHER if accelerator.device.type == "cuda" else 1
+    losses: list[torch.Tensor] = []
+    stopping = False
     try:
         with _StopSignals() as signals, _Log(output / "log.jsonl" if main else None, step) as log:
             watch, known = _Stopwatch(accelerator.device, log.seconds), log.seconds
             done = step >= config.steps or known >= limit
             while not (done or stopping):
-                loss = learner.step(task, next(coming), step, known)
+                losses.append(learner.step(task, next(coming), step, known))
                 step += 1
-                exchange.send(step, loss, came=signals.came, seconds=watch.seconds)
+                done = step == config.steps
                 evaluating, saving = step % config.evaluate_every == 0, step % config.checkpoint_every == 0
-                done, figures = step == config.steps, None
-                while exchange.waits(at_rest=evaluating or saving or done or stopping):
-                    finished, value, came, known = exchange.receive()
-                    stopping, done = stopping or came, done or known >= limit
-                    if finished == step and (evaluating or done):
-                        with watch.stopped(), learner.averaged() as network:
-                            if main:
-                                held_out = figures = _evaluate(task, network, config, output, step, command)
-                    log.write(step=finished, loss=value, seconds=round(known, 1), held_out=figures)
-                    accelerator.log({"loss": value, **(figures or {})}, step=finished)
-                    if main:
-                        on_step(finished, value, figures)
+                if len(losses) < at_once and not (evaluating or saving or done):
+                    continue
+                values, stopping, known = _shared(accelerator, losses, came=signals.came, seconds=watch.seconds)
+                losses, done, figures = [], done or known >= limit, None
+                if evaluating or done:
+                    with watch.stopped(), learner.averaged() as network:
+                        if main:
+                            held_out = figures = _evaluate(task, network, config, output, step, command)
+                for number, value in enumerate(values, step + 1 - len(values)):
+                    own = figures if number == step else None
+                    log.write(step=number, loss=value, seconds=round(known, 1), held_out=own)
+                    accelerator.log({"loss": value, **(own or {})}, step=number)
+                    tell(number, value, own)
                 if saving or done or stopping:
                     with watch.stopped():
                         learner.save(checkpoints, step)
@@ -166,8 +175,7 @@ def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
 
 def _write_config(config: TrainConfig, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
-    (output / "config.yaml").write_text(text, encoding="utf-8")
+    (output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
 
 
 def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
@@ -325,39 +333,17 @@ class _Stopwatch:
         self._begun += self._now() - stopped
 
 
-class _Exchange:
-    """What the processes tell each other after each step, so that all stop at the same one.
+def _shared(
+    accelerator: Accelerator, losses: Sequence[torch.Tensor], *, came: bool, seconds: float
+) -> tuple[list[float], bool, float]:
+    """Tell the processes each other's news, so that all stop at the same step.
 
-    A GPU gets its next step while it computes this one: there the news of a step is read after the next was sent, and
-    waits for nothing that was sent since.
+    Returns:
+        The mean loss of each step, whether a signal came to any process, and the mean seconds of computing.
     """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._late = 1 if accelerator.device.type == "cuda" else 0
-        self._under_way: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
-
-    def send(self, step: int, loss: torch.Tensor, *, came: bool, seconds: float) -> None:
-        """Say of a step its loss, whether a signal came, and the seconds of computing so far."""
-        own = loss.new_tensor([came, seconds], dtype=torch.float32)
-        news = self._accelerator.reduce(torch.cat([loss.float().view(1), own]), "mean")
-        host, event = news.to("cpu", non_blocking=True), None
-        if news.is_cuda:
-            event = torch.cuda.Event()
-            event.record()
-        self._under_way.append((step, host, event))
-
-    def waits(self, *, at_rest: bool) -> bool:
-        """Whether there is news to be read now; at rest, all of it."""
-        return len(self._under_way) > (0 if at_rest else self._late)
-
-    def receive(self) -> tuple[int, float, bool, float]:
-        """Return the oldest: the step, the mean loss, whether a signal came to any process, the mean seconds."""
-        step, host, event = self._under_way.popleft()
-        if event is not None:
-            event.synchronize()
-        loss, came, seconds = host.tolist()
-        return step, loss, came > 0, seconds
+    own = losses[0].new_tensor([came, seconds], dtype=torch.float32)
+    news = accelerator.reduce(torch.cat([torch.stack(list(losses)).float(), own]), "mean").tolist()
+    return news[:-2], news[-2] > 0, news[-1]
 
 
 class _Log:
