@@ -21,6 +21,7 @@ from faceprior.priors.gaussian import GaussianDenoiser, haar, inverse_haar, unfo
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import load_prior
 from faceprior.settings import load_settings
+from faceprior.training import trainer
 from faceprior.training.batches import Batches
 from faceprior.training.config import CorrectorConfig, PriorConfig, TrainConfig
 from faceprior.training.corrector import CorrectorTask
@@ -181,6 +182,15 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(number, data, tmp_path):
     run(kind, data, tmp_path / "a", steps=6, resume=True)
     assert losses(tmp_path / "a") == losses(tmp_path / "whole")
     assert file_sha256(weights_file(tmp_path / "a")) == file_sha256(weights_file(tmp_path / "whole"))
+
+
+def test_losses_that_are_read_together_as_on_a_gpu_are_the_same(data, tmp_path, monkeypatch):
+    told = []
+    run("gaussian-residual", data, tmp_path / "one", steps=6, evaluate_every=5)
+    monkeypatch.setitem(trainer._READ_TOGETHER, "cpu", 4)
+    run("gaussian-residual", data, tmp_path / "four", steps=6, evaluate_every=5, on_step=lambda s, *_: told.append(s))
+    assert losses(tmp_path / "four") == losses(tmp_path / "one")
+    assert told == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("kind", KINDS)

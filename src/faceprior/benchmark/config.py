@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from faceprior.degradations import check_degradation
 from faceprior.errors import OptionError
-from faceprior.methods import Preset, find_preset, method_names
+from faceprior.methods import Preset, find_preset
 from faceprior.pipeline.conversions import MAX_SCALE, MIN_SCALE
 from faceprior.settings import load_settings, read_assignment
 
@@ -191,12 +191,6 @@ def read_method(entry: Any) -> tuple[str, Preset]:
     preset = find_preset(name).with_options(**options)
     settings = [f"{option}={value}" for option, value in options.items()]
     return str(entry.get("label", " ".join([name, *settings]))), preset
-
-
-def references_for(*, has_corrector: bool) -> list[str]:
-    """Return those of `REFERENCES` that there are."""
-    missing = () if has_corrector else ("corrector",)
-    return [name for name in REFERENCES if name in method_names() and name not in missing]
 
 
 def _assignments(text: str) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import faceprior
-from faceprior.benchmark.config import BenchmarkConfig, Damage, references_for
+from faceprior.benchmark.config import REFERENCES, BenchmarkConfig, Damage
 from faceprior.benchmark.datasets import FaceSet, SetFace
 from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.metrics import METRICS, FaceSamples, MeterOptions, Meters
@@ -33,11 +33,11 @@ IMAGES = "images"
 
 @dataclass(frozen=True)
 class _Case:
-    """One method, by its label, under one damage."""
+    """One method under one damage."""
 
     damage: Damage
-    method: str
     preset: Preset
+    names: dict[int, str]  # what rows call the method, by the number of the sample
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Benchmark:
 
     def __init__(self, pipeline: FacePriorPipeline, config: BenchmarkConfig, faces: FaceSet, output: Path) -> None:
         self.pipeline, self.config, self.faces, self.output = pipeline, config, faces, output
-        self.methods = config.chosen_methods(references_for(has_corrector=pipeline.crt is not None))
+        self.methods = config.chosen_methods(REFERENCES if pipeline.crt is not None else ("bicubic",))
         for preset in self.methods.values():
             pipeline.check(preset)
         for damage in config.damages():
@@ -109,11 +109,7 @@ class Benchmark:
     @property
     def labels(self) -> list[str]:
         """What rows call methods, in the order of tables: each label, and that of the mean of its samples."""
-        return [
-            name
-            for label, preset in self.methods.items()
-            for name in (label, *([self._mean_label(label)] if self._has_mean(preset) else ()))
-        ]
+        return [name for names in map(self._names, self.methods) for name in dict.fromkeys(names.values())]
 
     @property
     def baseline(self) -> str:
@@ -123,18 +119,13 @@ class Benchmark:
             raise OptionError(f"baseline {wanted!r} is not among the methods {', '.join(self.labels)}")
         return wanted
 
-    def _has_mean(self, preset: Preset) -> bool:
-        return self.config.samples > 1 and find_method(preset.method).uses_prior
-
-    def _mean_label(self, label: str) -> str:
-        return f"{label}, mean of {self.config.samples}"
-
-    def _numbers(self, case: _Case) -> range:
-        """Numbers of the samples that rows are about, from 1; 0 is their mean."""
-        return range(0 if self._has_mean(case.preset) else 1, self.config.samples + 1)
-
-    def _label(self, case: _Case, sample: int) -> str:
-        return case.method if sample else self._mean_label(case.method)
+    def _names(self, label: str) -> dict[int, str]:
+        """What rows call a method, by the number of the sample, from 1; 0 is the mean of several."""
+        samples = self.config.samples
+        names = dict.fromkeys(range(1, samples + 1), label)
+        if samples > 1 and find_method(self.methods[label].method).uses_prior:
+            names[0] = f"{label}, mean of {samples}"
+        return names
 
     def run(
         self, on_faces: Callable[[int], object] = lambda _: None, on_notice: Callable[[str], object] = lambda _: None
@@ -162,7 +153,7 @@ class Benchmark:
             for first in range(0, len(self.faces.faces), at_once):
                 chunk = [self._job(face, damage) for face in self.faces.faces[first : first + at_once]]
                 for label, preset in self.methods.items():
-                    done = self._chunk(_Case(damage, label, preset), chunk)
+                    done = self._chunk(_Case(damage, preset, self._names(label)), chunk)
                     self.results.add(done)
                     rows += done
                     on_faces(len(chunk))
@@ -179,13 +170,12 @@ class Benchmark:
         """The rows of a face that need no networks: its failure, or what is kept; none where it must be restored."""
         if isinstance(job, _Failure):
             return [self._failed(case, job.name, job.error)]
-        numbers = self._numbers(case)
-        found = (self.results.rows.get(self._id(case, job, sample)) for sample in numbers)
+        found = (self.results.rows.get(self._id(case, job, sample)) for sample in case.names)
         kept = [row for row in found if row is not None and self._is_kept(row)]
-        if len(kept) < len(numbers):
+        if len(kept) < len(case.names):
             return []
         # what a method and a set are called decides no result
-        rows = [{**row, "method": self._label(case, row["sample"]), "dataset": self.faces.name} for row in kept]
+        rows = [{**row, "method": case.names[row["sample"]], "dataset": self.faces.name} for row in kept]
         return self._measured(rows) if any(self._lacks(row) for row in rows) else rows
 
     def _is_kept(self, row: Row) -> bool:
@@ -243,7 +233,7 @@ class Benchmark:
         """What decides a result, besides the face."""
         damage, config, pipeline = case.damage, self.config, self.pipeline
         return {
-            "method": case.method,
+            "method": case.names[1],
             "method_name": case.preset.method,
             "options": json.dumps(case.preset.as_dict(), sort_keys=True),
             "degradation": damage.degradation,
@@ -324,11 +314,11 @@ class Benchmark:
             "truth": None if job.truth is None else self._keep(f"truth/{job.face_sha256[:20]}", job.truth),
         }
         rows = []
-        for sample in self._numbers(case):
+        for sample, name in case.names.items():
             identifier = self._id(case, job, sample)
             own = {
                 "id": identifier,
-                "method": self._label(case, sample),
+                "method": name,
                 "sample": sample,
                 "image": f"{IMAGES}/{identifier}.png",
             }
@@ -348,7 +338,7 @@ class Benchmark:
 
     def _measured(self, rows: Sequence[Row]) -> list[Row]:
         """Rows with all figures that can be measured, from the kept pictures; a mean is no sample."""
-        groups = ([row for row in rows if bool(row["sample"]) is samples] for samples in (False, True))
+        groups = ([row for row in rows if bool(row["sample"]) is samples] for samples in (True, False))
         return [row for own in groups if own for row in self._figures(own)]
 
     def _figures(self, rows: Sequence[Row]) -> list[Row]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 KEPT_CHECKPOINTS = 2
 
 _MOST_WORKERS = 16  # of one GPU
-_READ_TOGETHER = 10  # losses of a GPU, which has to wait for each reading
+_READ_TOGETHER = {"cuda": 10}  # losses: a GPU has to wait for each reading
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -121,7 +121,7 @@ def train(
     coming = batches.from_step(step, _workers(config, accelerator), pinned=accelerator.device.type == "cuda")
     learner.network.train()
     limit = config.minutes * 60 or math.inf
-    at_once = _READ_TOGETHER if accelerator.device.type == "cuda" else 1
+    at_once = _READ_TOGETHER.get(accelerator.device.type, 1)
     losses: list[torch.Tensor] = []
     stopping = False
     try:
