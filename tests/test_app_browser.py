@@ -262,6 +262,20 @@ def test_several_photos_are_restored_at_once(visitor, two_faces, no_face):
     assert visitor.page.get_by_role("link", name="Download two people-restored.jpg").is_visible()
 
 
+def test_a_refused_file_among_several_has_no_broken_picture(visitor, no_face, tmp_path):
+    (tmp_path / "letter.png").write_text("Dear all")
+    visitor.upload(no_face, tmp_path / "letter.png")
+    tiles = visitor.page.get_by_role("group", name="Photos").locator("label")
+    assert [tile.locator("img").count() for tile in tiles.all()] == [1, 0]
+    assert "letter.png" in tiles.nth(1).inner_text()
+
+
+def test_where_nothing_can_be_dropped_a_photo_is_chosen(visit):
+    someone = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    assert someone.page.get_by_text("Choose a photo").is_visible()
+    assert not someone.page.get_by_text("Drop").is_visible()
+
+
 def test_a_photo_is_taken_with_the_camera(visit):
     someone = visit(permissions=["camera"])
     someone.button("Take one with the camera").click()
@@ -290,7 +304,7 @@ def test_a_refused_file_leaves_no_former_photo_behind(visitor, tmp_path):
     visitor.open_example().restore()
     (tmp_path / "letter.png").write_text("Dear all")
     visitor.upload(tmp_path / "letter.png")
-    assert "letter.png: is not an image that Pillow can read" in visitor.error
+    assert "letter.png: is not a picture that can be read" in visitor.error
     (tmp_path / "large.png").write_bytes(b"\0" * 3_000_000)
     visitor.upload(tmp_path / "large.png")
     assert visitor.error == "large.png is larger than 2 MB. Reduce it first."

@@ -91,6 +91,15 @@ def test_a_face_that_lies_on_its_side_or_head_is_never_misread_as_upright(detect
         assert np.abs(np.array(face.landmarks) @ (1, 1j) - true).max() < 0.08 * side, turn
 
 
+def test_of_several_faces_none_is_found_twice(detector, astronaut):
+    scene = Image.new("RGB", (1050, 360), (90, 110, 130))
+    head = astronaut.resize((400, 400), Image.Resampling.BICUBIC).resize((700, 700), Image.Resampling.BICUBIC)
+    for place in range(4):
+        scene.paste(head.crop((180, 0, 430, 340)), (20 + 250 * place, 10))
+    found = sorted(face.box[0] for face in detector(scene))
+    assert np.diff(found) == pytest.approx(np.full(3, 250), abs=3)
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(OptionError, match="centerface takes no model"):
         load_detector("centerface", tmp_path)

@@ -321,7 +321,16 @@ def test_jpeg_is_for_every_picture_photograph_or_face(prior, face, tmp_path):
 def test_an_output_that_cannot_be_meant_is_refused(prior, face, tmp_path):
     copies(face, tmp_path / "faces", 2)
     cases = {
-        (face, face, "--output", tmp_path / "x.gif"): "x.gif: cannot be written; choose one of .avif, .heic",
+        (
+            face,
+            "--output",
+            tmp_path / "x.gif",
+        ): "x.gif: cannot be written, for face.png is a picture by its name; choose one of .avif, .heic",
+        (
+            face,
+            "--output",
+            tmp_path / "x.mkv",
+        ): "x.mkv: cannot be written, for face.png is a picture by its name; choose one of .avif, .heic",
         (
             face,
             tmp_path / "faces" / "0.png",

@@ -200,7 +200,11 @@ def _target(
         raise OptionError(f"{output}: is a file, which holds one result; give a folder to --output")
     able = OUTPUT_SUFFIXES if is_clip(first.name) else {own for own in IMAGE_SUFFIXES if format_of(own)}
     if ending not in able:
-        raise OptionError(f"{output}: cannot be written; choose one of {', '.join(sorted(able))}")
+        kind = "clip" if is_clip(first.name) else "picture"
+        raise OptionError(
+            f"{output}: cannot be written, for {first.name} is a {kind} by its name;"
+            f" choose one of {', '.join(sorted(able))}"
+        )
     if output == first or (
         isinstance(output, Path)
         and isinstance(first, Path)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,9 @@ class Candidate:
         return factor, complex(_CHIP, _CHIP) / 2 - factor * self.centre
 
 
+Spot = TypeVar("Spot", Candidate, DetectedFace)
+
+
 def find(look: Look, photo: Image.Image, min_face: int, each: Each = map) -> list[DetectedFace]:
     """Find the faces of a photograph; see `FaceDetector`.
 
@@ -98,22 +101,28 @@ def find(look: Look, photo: Image.Image, min_face: int, each: Each = map) -> lis
     first = suppress([*upright, *_beside(turned, sure)], _SAME_TURN)
     found = _looked_closely(look, photo, [replace(one, coarse=1) for one in first], each)
     others = [replace(one, coarse=1) for one in _beside(seen, found) if one not in first]
-    found += _looked_closely(look, photo, others, each)
+    found += _looked_closely(look, photo, others, each, found)
     # the dots of a print hide from near what was seen from afar: it is looked at from afar once more
     hidden = [replace(one, coarse=_BEHIND_DOTS * one.coarse) for one in _beside(seen, found) if one.coarse > 2]
-    return sorted([*found, *_looked_closely(look, photo, hidden, each)], key=lambda face: -face.side)
+    return sorted([*found, *_looked_closely(look, photo, hidden, each, found)], key=lambda face: -face.side)
 
 
-def _beside(candidates: Sequence[Candidate], others: Sequence[Candidate | DetectedFace]) -> list[Candidate]:
+def _beside(ones: Iterable[Spot], others: Sequence[Candidate | DetectedFace]) -> list[Spot]:
     """Those that share no more than half of the smaller one with any of the others."""
-    squares = [one if isinstance(one, Candidate) else _square(one) for one in others]
-    return [one for one in candidates if not any(_shared(one, square) > 0.5 for square in squares)]
+    squares = [_square(one) for one in others]
+    return [one for one in ones if not any(_shared(_square(one), square) > 0.5 for square in squares)]
 
 
 def _looked_closely(
-    look: Look, photo: Image.Image, candidates: Sequence[Candidate], each: Each
+    look: Look,
+    photo: Image.Image,
+    candidates: Sequence[Candidate],
+    each: Each,
+    known: Sequence[DetectedFace] = (),
 ) -> list[DetectedFace]:
-    return list(_measured(look, photo, suppress(list(_held_upright(look, photo, candidates, each))), each))
+    """The candidates that are faces from near, but for those that are known."""
+    held = suppress(list(_held_upright(look, photo, candidates, each)))
+    return _beside(_measured(look, photo, held, each), known)
 
 
 def _scale(photo: Image.Image, wanted: float, most: float) -> float:
@@ -198,7 +207,9 @@ def _measured(look: Look, photo: Image.Image, candidates: Sequence[Candidate], e
         yield DetectedFace((x - half, y - half, x + half, y + half), [tuple(p) for p in landmarks.tolist()], score)
 
 
-def _square(face: DetectedFace) -> Candidate:
+def _square(face: Candidate | DetectedFace) -> Candidate:
+    if isinstance(face, Candidate):
+        return face
     left, top, right, bottom = face.box
     return Candidate(complex(left + right, top + bottom) / 2, complex(face.side), face.score)
 

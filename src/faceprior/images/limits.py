@@ -82,7 +82,7 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: is not an image that Pillow can read; convert it to PNG or JPEG") from error
+        raise ImageError(f"{name}: is not a picture that can be read; convert it to PNG or JPEG") from error
     except (FileNotFoundError, PermissionError) as error:
         raise ImageError(f"{name}: cannot be opened ({error.strerror}); check its name and permissions") from error
     except Exception as error:  # decoders raise anything on a damaged file, struct.error for one

@@ -3,6 +3,7 @@
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const PHONE = matchMedia("(max-width: 56rem)");
+const TOUCH = matchMedia("(hover: none)"); // nothing can be dropped
 const LOOKS = [
   ["faithful", "Faithful"],
   ["default", "In between"],
@@ -233,7 +234,9 @@ function draw() {
   const photo = current, busy = isBusy();
   document.body.ariaBusy = busy;
   $("#drop").classList.toggle("small", photo !== null);
-  $("#drop .large").textContent = photo ? "Drop another photo here" : "Drop a photo here";
+  const which = photo ? "another photo" : "a photo";
+  $("#drop .large").textContent = TOUCH.matches ? `Choose ${which}` : `Drop ${which} here`;
+  $("#drop .large + span").textContent = TOUCH.matches ? "or several" : "or choose one, or several";
   $("#with-photo").hidden = photo === null || photo.state === "refused" && photos.length === 1;
   $("#error").textContent = photo?.error ?? "";
   for (const control of $("#settings").elements) control.disabled = busy;
@@ -250,7 +253,7 @@ function drawPhotos() {
   $("#photos").hidden = photos.length < 2;
   const marks = { refused: "✗ ", running: "… ", ready: "" };
   const labels = photos.map((photo) => [
-    make("img", { src: photo.result ? fileOf(photo.result.report.views[0].after[photo.sample]) : photo.address, alt: "" }),
+    photo.state === "refused" ? make("i") : make("img", { src: photo.result ? fileOf(photo.result.report.views[0].after[photo.sample]) : photo.address, alt: "" }),
     make("small", {}, (photo.result ? "✓ " : (marks[photo.state] ?? "… ")) + photo.file.name),
   ]);
   radios($("#photos"), "photo", labels, photos.indexOf(current), (index) => {
