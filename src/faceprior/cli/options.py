@@ -25,11 +25,6 @@ ADMConfigFile = Annotated[
     Path | None, typer.Option("--adm-config", help="JSON or YAML with the flags of an ADM checkpoint file.")
 ]
 Corrector = Annotated[str, typer.Option(metavar="CORRECTOR", help="auto, none, embedded name, folder or hub id.")]
-Method = Annotated[str, typer.Option(help="Method or preset: `faceprior methods`.", metavar="NAME")]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="One of the method's own: `faceprior methods NAME`.", metavar="NAME=VALUE"),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,25 +34,8 @@ Settings = Annotated[
         show_default="none",
     ),
 ]
-Samples = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Restorations of each face.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Another seed, another face.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Number format of the networks.")]
-
-
-def make_preset(name: str, assignments: Sequence[str] | None = None) -> Preset:
-    """Return the preset of a name, or the method's of that name, with options laid over it.
-
-    Args:
-        name: of a preset or of a method.
-        assignments: NAME=VALUE, typed by the method's options.
-
-    Raises:
-        OptionError: there is none of that name, or an option is unknown, out of its range or given twice.
-    """
-    from faceprior.methods import find_preset
-
-    return find_preset(name).with_options(**read_assignments(assignments or (), "--option"))
 
 
 def read_assignments(texts: Sequence[str], flag: str, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -79,15 +79,18 @@ def restore(
     scale: Annotated[
         Literal["4", "8", "16", "auto"], typer.Option(help="How much is missing: 16 for the most blurred.")
     ] = "auto",
-    samples: options.Samples = 1,
-    seed: options.Seed = 0,
+    samples: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Restorations of each face.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Another seed, another face.")] = 0,
     sheet: Annotated[bool, typer.Option("--sheet", help="Also write everything side by side.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 if an input has no face.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Tell of failures only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell of every face.")] = False,
-    method: options.Method = "default",
-    option: options.MethodOptions = None,
+    method: Annotated[str, typer.Option(help="Method or preset: `faceprior methods`.", metavar="NAME")] = "default",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="One of the method's own: `faceprior methods NAME`."),
+    ] = None,
     degrade: Annotated[
         str | None, typer.Option(metavar="NAME", help="Spoil sharp aligned faces first, and measure.")
     ] = None,
@@ -116,6 +119,7 @@ def restore(
     from faceprior.folders.inputs import find_inputs
     from faceprior.folders.run import restore_files
     from faceprior.images import format_of
+    from faceprior.methods import find_preset
     from faceprior.photographs import RestoreOptions
     from faceprior.storage import place
 
@@ -129,7 +133,7 @@ def restore(
     folder, name, ending = _target(place(output) if output is not None else None, places, resume=resume)
     if jpeg and ending is not None and format_of(ending) != "JPEG":
         raise OptionError(f"--jpeg and --output {output} contradict each other; leave --jpeg out")
-    preset = options.make_preset(method, option)
+    preset = find_preset(method).with_options(**options.read_assignments(option or (), "--option"))
     how = RestoreOptions(
         scale="auto" if scale == "auto" else float(scale),
         preset=preset,

@@ -11,7 +11,6 @@ from faceprior.app import ServeOptions, parse_auth
 from faceprior.cli import options
 from faceprior.cli.console import console, errors, say
 
-_LIMITS = "Limits"
 _DEFAULT = ServeOptions()
 
 
@@ -36,23 +35,15 @@ def serve(
     corrector: options.Corrector = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    max_upload: Annotated[
-        float, typer.Option(help="Largest upload.", metavar="MB", rich_help_panel=_LIMITS)
-    ] = _DEFAULT.max_upload_mb,
+    max_upload: Annotated[float, typer.Option(help="Largest upload.", metavar="MB")] = _DEFAULT.max_upload_mb,
     max_pixels: Annotated[
-        float, typer.Option(help="Largest photograph.", metavar="MEGAPIXELS", rich_help_panel=_LIMITS)
+        float, typer.Option(help="Largest photograph.", metavar="MEGAPIXELS")
     ] = _DEFAULT.max_megapixels,
-    max_samples: Annotated[
-        int, typer.Option(min=1, help="Most samples of one request.", rich_help_panel=_LIMITS)
-    ] = _DEFAULT.max_samples,
-    time_limit: Annotated[
-        float, typer.Option(help="Longest restoration.", metavar="SECONDS", rich_help_panel=_LIMITS)
-    ] = _DEFAULT.time_limit,
-    queue_limit: Annotated[
-        int, typer.Option(min=1, help="Most requests that wait.", rich_help_panel=_LIMITS)
-    ] = _DEFAULT.queue_limit,
+    max_samples: Annotated[int, typer.Option(min=1, help="Most samples of one request.")] = _DEFAULT.max_samples,
+    time_limit: Annotated[float, typer.Option(help="Longest restoration.", metavar="SECONDS")] = _DEFAULT.time_limit,
+    queue_limit: Annotated[int, typer.Option(min=1, help="Most requests that wait.")] = _DEFAULT.queue_limit,
     keep: Annotated[
-        float, typer.Option(help="Uploads and results are deleted after.", metavar="MINUTES", rich_help_panel=_LIMITS)
+        float, typer.Option(help="Uploads and results are deleted after.", metavar="MINUTES")
     ] = _DEFAULT.keep_minutes,
 ) -> None:
     """Serve a page on which faces are restored, and the same over HTTP.
