@@ -14,7 +14,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from faceprior.errors import ImageError
+from faceprior.errors import ImageError, one_line
 
 MAX_PIXELS = 100_000_000
 """Largest picture that is decoded unless more is allowed, in pixels: 300 MB of RGB."""
@@ -86,7 +86,7 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
     except (FileNotFoundError, PermissionError) as error:
         raise ImageError(f"{name}: cannot be opened ({error.strerror}); check its name and permissions") from error
     except Exception as error:  # decoders raise anything on a damaged file, struct.error for one
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ImageError(
             f"{name}: is damaged, cut short or of an unknown kind ({reason}); copy it again or convert it to PNG"
         ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from importlib.metadata import EntryPoint, entry_points
 
-from faceprior.errors import OptionError
+from faceprior.errors import OptionError, one_line
 from faceprior.methods import bicubic, corrector, ddnm, ddrm, diffpir, dpi, dps, ilvr, lanczos, pigdm, repaint, sdedit
 from faceprior.methods.method import Method
 
@@ -69,9 +69,8 @@ def _load(name: str, found: list[EntryPoint]) -> Method:
     try:
         method = found[0].load()
     except Exception as error:  # whatever another package does wrong is its error, not ours
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise OptionError(
-            f"method {name!r} of {packages} cannot be loaded ({reason}); update or uninstall it"
+            f"method {name!r} of {packages} cannot be loaded ({one_line(error)}); update or uninstall it"
         ) from error
     if not isinstance(method, Method) or method.name != name:
         what = f"a method named {method.name!r}" if isinstance(method, Method) else f"a {type(method).__name__}"

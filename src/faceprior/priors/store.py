@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from faceprior.errors import WeightsError
+from faceprior.errors import WeightsError, one_line
 from faceprior.hub import Address, check_download, download
 from faceprior.networks import ConfiguredNetwork
 from faceprior.priors.adapter import Prior
@@ -323,8 +323,7 @@ def load_network(weights: Path, kind: type[nn.Module]) -> nn.Module:
     try:
         network, faults = load(weights, kind)
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split())[:300] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{folder}: the weights cannot be loaded ({reason})") from error
+        raise WeightsError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from error
     for fault, names in faults.items():
         if names:
             named = ", ".join(str(key) for key in names[:5])
