@@ -497,8 +497,8 @@ def test_a_small_picture_comes_through(guarded, tmp_path):
 @pytest.mark.parametrize(
     ("content", "status", "reason"),
     [
-        (b"#!/bin/sh\n", 415, "not an image"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not an image"),
+        (b"#!/bin/sh\n", 415, "not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not a picture"),
         (png(200, 200), 415, "megapixels"),
         (b"\0" * 1_100_000, 413, "larger than 1 MB"),
     ],

@@ -225,7 +225,7 @@ def test_a_face_that_fails_is_a_row_with_its_error_until_it_can_be_read(pipeline
     rows = make_benchmark(pipeline, config, tmp_path / "out").run()
     failed = [row for row in rows if row["error"] is not None]
     assert {(row["face"], row["method"]) for row in failed} == {("face-1.png", "bicubic"), ("face-1.png", "dpi")}
-    assert "not an image" in failed[0]["error"]
+    assert "not a picture" in failed[0]["error"]
     assert summarise(rows, ["bicubic", "dpi"], "bicubic", 10)[0].failed == 1
     save(tmp_path / "faces" / "face-1.png", 1)
     rows = make_benchmark(pipeline, config, tmp_path / "out").run()

@@ -157,7 +157,7 @@ def test_names_are_printed_as_they_are(restore, name, tmp_path):
     good = restore(tmp_path / name)
     assert good.stdout.startswith(f"{tmp_path / name} → {tmp_path / 'out' / name}  (")
     (tmp_path / name).write_text("not a picture")
-    assert restore(tmp_path / name).stderr.startswith(f"failed {tmp_path / name}: is not an image")
+    assert restore(tmp_path / name).stderr.startswith(f"failed {tmp_path / name}: is not a picture that can be read")
 
 
 def test_control_codes_and_foreign_bytes_in_names_are_printed_escaped(restore, tmp_path):
@@ -765,7 +765,9 @@ def shards(tmp_path_factory):
         "data", "pack", folder / "faces", "--output", folder / "shards", "--size", 32, "--held-out", 0.3
     )
     assert result.exit_code == 3
-    assert one_line_of(result.stderr).startswith(f"skipped {folder / 'faces' / 'broken [x].png'}: is not an image")
+    assert one_line_of(result.stderr).startswith(
+        f"skipped {folder / 'faces' / 'broken [x].png'}: is not a picture that can be read"
+    )
     assert re.search(r"shards: \d+ train, \d+ val$", one_line_of(result.stdout))
     return folder / "shards"
 

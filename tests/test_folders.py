@@ -228,7 +228,7 @@ def test_the_manifest_has_the_settings_and_then_a_line_for_each_input_in_order(p
     assert (first["settings"]["seed"], first["settings"]["detector"], first["settings"]["blend"]) == (7, "corner", 1)
     broken, photo = lines[2], lines[1]
     assert broken == {"input": str(album / "trip/broken.jpg"), "status": "failed", "error": broken["error"]}
-    assert broken["error"].startswith(f"{album / 'trip/broken.jpg'}: is not an image")
+    assert broken["error"].startswith(f"{album / 'trip/broken.jpg'}: is not a picture that can be read")
     assert (photo["status"], photo["kind"], photo["seed"], photo["name"]) == ("done", "photo", 7, "b")
     assert photo["file"]["bytes"] == (album / "b.jpg").stat().st_size
     for face, side in zip(photo["faces"], SIDES, strict=True):

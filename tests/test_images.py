@@ -228,8 +228,8 @@ def test_not_a_number_in_a_floating_point_picture_is_black(tmp_path):
 NOISY = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
 VALID = {kind: encode(NOISY, kind) for kind in ("PNG", "JPEG", "WEBP")}
 REFUSED = {
-    "text": (b"this is not a picture at all", "not an image"),
-    "html of a failed download": (b"<!DOCTYPE html><title>404</title>", "not an image"),
+    "text": (b"this is not a picture at all", "not a picture"),
+    "html of a failed download": (b"<!DOCTYPE html><title>404</title>", "not a picture"),
     "empty": (b"", "empty"),
     "half a png": (VALID["PNG"][: len(VALID["PNG"]) // 2], "cut short"),
     "half a jpeg": (VALID["JPEG"][: len(VALID["JPEG"]) // 2], "cut short"),
@@ -241,7 +241,7 @@ REFUSED = {
     "20,000×20,000": (raw_png(20_000, 20_000, 1, 0, bytes(20_000 * 2_501)), "more than 100 megapixels; crop"),
     "a header that promises 11,000×11,000": (raw_png(11_000, 11_000), "more than 100 megapixels; crop"),
     "a header that promises 2³¹": (raw_png(2**31 - 1, 2**31 - 1), "crop the face"),
-    "a png of no pixels": (raw_png(0, 0), "not an image|copy it again|too small"),
+    "a png of no pixels": (raw_png(0, 0), "not a picture|copy it again|too small"),
 }
 
 
@@ -379,7 +379,7 @@ def test_the_same_picture_and_metadata_give_the_same_bytes(tmp_path):
     [
         pytest.param(encode(gradient(), "PNG"), "carries no faceprior metadata", id="another program's png"),
         pytest.param(encode(gradient(), "JPEG"), "carries no faceprior metadata", id="a jpeg"),
-        pytest.param(b"text", "not an image", id="no image"),
+        pytest.param(b"text", "not a picture", id="no image"),
         pytest.param(b"", "is empty", id="empty"),
         pytest.param(None, "check the name", id="missing"),
         pytest.param("{broken", "metadata is damaged", id="broken json"),

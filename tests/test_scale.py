@@ -300,7 +300,7 @@ def cluster(s3_server, tmp_path_factory):
 FAILED = {
     "kills": "given up after 2 tries (WorkerCrashedError",
     "hangs": "took longer than 5 seconds",
-    "broken": "is not an image",
+    "broken": "is not a picture that can be read",
 }
 
 
