@@ -646,7 +646,7 @@ def restore(pipeline, name, batch=None, seeds=None, batch_size=8, **options):
     batch = [face(side=8)] if batch is None else batch
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(batch))]
     pipeline.check(preset)
-    return pipeline.restore(batch, generators, 1, preset, batch_size)[:, 0]
+    return torch.cat([own.images for own in pipeline.restore(batch, generators, 1, preset, batch_size)])
 
 
 @pytest.mark.parametrize("name", OWN)

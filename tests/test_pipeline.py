@@ -286,7 +286,7 @@ def test_every_option_changes_the_result(request, name, change):
 
 def test_no_option_is_left_out_of_the_test_above():
     tested = {name for change in CHANGES for name in change}
-    tested |= {"crt", "detail", "detail_above"}  # they need a corrector
+    tested |= {"crt", "detail", "detail_above", "deviation", "texture"}  # they need a corrector
     assert tested == {*asdict(PRESET.sampling), *asdict(PRESET.options)}
 
 
@@ -297,6 +297,7 @@ def test_the_corrector_acts_when_the_option_says(plain, corrected):
     assert torch.equal(restore(plain, crt="first").images, restore(plain, crt="always").images)
     followed = [restore(corrected, crt="always", detail=detail).images for detail in (0.0, 0.5, 1.0)]
     followed += [restore(corrected, crt="always", detail_above=cycles).images for cycles in (2, 4)]
+    followed.append(restore(corrected, crt="always", deviation=0.5).images)
     assert all(not torch.equal(one, other) for one, other in combinations(followed, 2))
     assert torch.equal(followed[0], images["first"])
 

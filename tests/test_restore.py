@@ -23,7 +23,7 @@ from faceprior.images import read_image, read_metadata, to_tensor
 from faceprior.methods import PRESETS, find_preset
 from faceprior.photographs import RestoredFace, RestoreOptions, prepare
 from faceprior.photographs.results import doubt_picture
-from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.priors import save_prior
 from faceprior.priors.card import FFHQ_TEMPLATE
 
@@ -111,8 +111,19 @@ def test_every_file_that_was_promised_is_there_with_its_size_and_metadata(pipeli
     assert [read_metadata(tmp_path / "out" / name)["sample"] for name in names[:3]] == [1, 2, 3]
 
 
+def test_the_mean_is_that_of_the_samples_before_they_are_finished(pipeline, face, tmp_path):
+    options = replace(OPTIONS, samples=3, preset=SHORT.with_options(deviation=1.0, texture=0.0))
+    run(pipeline, [face], tmp_path / "out", options)
+    run(pipeline, [face], tmp_path / "finished", samples=3)
+    plain, finished = contents(tmp_path / "out"), contents(tmp_path / "finished")
+    assert plain["face.png"] != finished["face.png"]
+    means = [np.asarray(Image.open(tmp_path / folder / "face-mean.png")) for folder in ("out", "finished")]
+    assert np.array_equal(*means)
+
+
 def test_the_mean_is_that_of_the_written_samples_and_the_doubt_is_drawn(pipeline, face, tmp_path):
-    run(pipeline, [face], tmp_path / "out", samples=3)
+    options = replace(OPTIONS, samples=3, preset=SHORT.with_options(deviation=1.0, texture=0.0))
+    run(pipeline, [face], tmp_path / "out", options)
 
     def pixels(name):
         return np.asarray(Image.open(tmp_path / "out" / name)).astype(float)
@@ -305,7 +316,7 @@ def test_a_small_picture_that_serves_as_the_sharp_one_is_noted(pipeline, face, t
 
 def test_identical_pictures_have_a_finite_figure():
     flat = torch.zeros(3, 32, 32)
-    result = RestoredFace(torch.zeros(3, 8, 8), flat, flat[None])
+    result = RestoredFace(torch.zeros(3, 8, 8), flat, flat[None], flat)
     assert result.lr_consistency == [EXACT]
     assert result.fidelity()["psnr"]["restored"] == EXACT
     json.dumps(result.fidelity(), allow_nan=False)
@@ -389,7 +400,7 @@ def test_a_run_that_is_killed_leaves_only_whole_pictures_and_lines(pipeline, tmp
 
 def test_networks_that_overflow_fail_with_the_remedy(pipeline, face, tmp_path, monkeypatch):
     def restore(_self, faces, *_args, **_options):
-        return torch.full((len(faces), 1, 3, 32, 32), float("nan"))
+        return [Samples(torch.full((1, 3, 32, 32), float("nan")), torch.zeros(3, 32, 32))] * len(faces)
 
     monkeypatch.setattr(FacePriorPipeline, "restore", restore)
     (record,) = run(pipeline, [face], tmp_path / "out")

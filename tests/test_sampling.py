@@ -607,10 +607,10 @@ def test_batches_side_by_side_are_what_they_are_alone_and_a_callback_sees_them_a
         seen.append((step.index, len(x_prev), len(x0)))
         return x_prev + torch.arange(3.0).view(3, 1, 1, 1) * step.last
 
-    found = sample_batches([batch(0, 1), batch(2)], steps, on_step=brighten)
+    found = sample_batches([batch(0, 1), batch(2)], steps, on_step=brighten).results
     assert seen == [(0, 3, 3), (1, 3, 3), (2, 3, 3)]
     for position in range(3):
-        alone = sample_batches([batch(position)], steps)
+        alone = sample_batches([batch(position)], steps).results
         torch.testing.assert_close(found[position : position + 1], alone + position)
 
 

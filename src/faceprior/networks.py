@@ -73,12 +73,18 @@ def without_grid(images: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode(mode=False)  # a tensor of that mode, kept, would later stop gradients with an error
 def _grid_filter(side: int, device: torch.device) -> torch.Tensor:
     """The filter of one direction, (R, R): a discrete cosine transform, its gains and the way back."""
+    cosines = cosine_transform(side)
+    away = (side - torch.arange(side, dtype=torch.float64)) / side * _GRID_COHERENCE  # of the Nyquist frequency
+    gains = 1 - 0.5 * torch.exp(-away.square() / 2)
+    return (cosines.T * gains @ cosines).float().to(device)
+
+
+def cosine_transform(side: int) -> torch.Tensor:
+    """The orthonormal discrete cosine transform of one direction, (R, R), float64: row f has f/2 cycles a picture."""
     frequency, place = torch.arange(side, dtype=torch.float64), torch.arange(side, dtype=torch.float64) + 0.5
     cosines = torch.cos(torch.pi / side * frequency[:, None] * place) * math.sqrt(2 / side)
     cosines[0] /= math.sqrt(2)
-    away = (side - frequency) / side * _GRID_COHERENCE  # of the Nyquist frequency
-    gains = 1 - 0.5 * torch.exp(-away.square() / 2)
-    return (cosines.T * gains @ cosines).float().to(device)
+    return cosines
 
 
 class Conv3x3(nn.Module):

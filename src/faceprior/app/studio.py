@@ -32,7 +32,7 @@ from faceprior.photographs import (
     prepare,
     restore,
 )
-from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.sampling import Step
 
 _REMEMBERED = 64  # photographs whose faces need not be looked for again
@@ -60,7 +60,7 @@ class Run:
     Attributes:
         prepared: the photograph, and the faces of it that were restored.
         options: how.
-        samples: of each of its conditions, (N, 3, R, R) in [-1, 1].
+        samples: of each of its conditions.
         doubt: of each, the half-width of an interval around the first sample that holds the true pixel with a
             probability of 90 %, (faces, R, R) on the scale of [0, 1] pixel values; None where it is not known.
         made: what the results say about how they were made.
@@ -70,7 +70,7 @@ class Run:
 
     prepared: Prepared
     options: RestoreOptions
-    samples: tuple[torch.Tensor, ...]
+    samples: tuple[Samples, ...]
     doubt: torch.Tensor | None
     made: Mapping[str, Any]
     command: str
@@ -80,7 +80,7 @@ class Run:
     def restored(self) -> list[tuple[int, RestoredFace]]:
         """The faces that were restored, with their numbers from 1."""
         pairs = zip(self.prepared.conditions, self.samples, strict=True)
-        return [(own.index + 1, RestoredFace(own.low_resolution, None, images)) for own, images in pairs]
+        return [(own.index + 1, RestoredFace(own.low_resolution, None, *samples)) for own, samples in pairs]
 
     def write(self, folder: Path) -> tuple[list[Path], Composed]:
         """Write the results as `faceprior restore` does, but for the name; returns the files and what they are."""
@@ -185,7 +185,7 @@ class Studio:
                 made, seconds = how_made(pipeline, options), time.perf_counter() - started
                 faces = [condition.low_resolution for condition in prepared.conditions]
                 with self._working:
-                    doubt = pipeline.doubt(faces, torch.stack(update))
+                    doubt = pipeline.doubt(faces, [own.images for own in update])
                 yield Run(prepared, options, tuple(update), doubt, made, command, seconds)
             else:
                 samples, x0 = update
@@ -195,10 +195,10 @@ class Studio:
 
     def _sample(
         self, pipeline: FacePriorPipeline, inputs: Sequence[Condition], options: RestoreOptions
-    ) -> Iterator[tuple[int, torch.Tensor | None] | list[torch.Tensor]]:
+    ) -> Iterator[tuple[int, torch.Tensor | None] | list[Samples]]:
         """Sample on a thread of its own, so that whoever waits can stop it between two steps."""
         stopped = threading.Event()
-        updates: SimpleQueue[tuple[int, torch.Tensor | None] | list[torch.Tensor] | BaseException] = SimpleQueue()
+        updates: SimpleQueue[tuple[int, torch.Tensor | None] | list[Samples] | BaseException] = SimpleQueue()
 
         def work() -> None:
             try:
@@ -227,7 +227,7 @@ class Studio:
         options: RestoreOptions,
         stopped: threading.Event,
         report: Callable[[tuple[int, torch.Tensor]], object],
-    ) -> list[torch.Tensor]:
+    ) -> list[Samples]:
         with self._working:
             deadline = time.monotonic() + self._options.time_limit
 

@@ -26,7 +26,7 @@ from faceprior.folders.outputs import make_folder
 from faceprior.images import MIN_SIDE, read_image, resize, to_pil, to_tensor, to_uint8, write_png
 from faceprior.methods import Preset, find_method
 from faceprior.pipeline.conversions import low_resolution
-from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 
 IMAGES = "images"
 
@@ -278,7 +278,7 @@ class Benchmark:
             return []
         memory, started = PeakMemory(self.pipeline.prior.device), time.perf_counter()
         try:
-            images = self.pipeline.restore(
+            restored = self.pipeline.restore(
                 [job.low_resolution for job in jobs],
                 [torch.Generator().manual_seed(job.noise_seed) for job in jobs],
                 self.config.samples,
@@ -295,12 +295,12 @@ class Benchmark:
         cost = {"seconds": seconds, "peak_memory_mb": memory.megabytes()}
         return [
             self._measured(self._written(case, job, own, cost))
-            if bool(torch.isfinite(own).all())
+            if bool(torch.isfinite(own.images).all())
             else [self._failed(case, job.name, "the networks overflowed; choose --dtype float32")]
-            for job, own in zip(jobs, images, strict=True)
+            for job, own in zip(jobs, restored, strict=True)
         ]
 
-    def _written(self, case: _Case, job: _Job, images: torch.Tensor, cost: Row) -> list[Row]:
+    def _written(self, case: _Case, job: _Job, samples: Samples, cost: Row) -> list[Row]:
         """Write a face's pictures; returns their rows, without what is measured."""
         input_id = identify({"pixels": pixels_sha256(job.low_resolution)})
         described = {
@@ -323,10 +323,11 @@ class Benchmark:
                 "image": f"{IMAGES}/{identifier}.png",
             }
             if not sample:
-                own |= {name: len(images) * described[name] for name in ("nfe", "seconds")}
+                own |= {name: len(samples.images) * described[name] for name in ("nfe", "seconds")}
             row = full_row({**described, **own})
             about = {name: value for name, value in row.items() if value is not None}
-            write_png(self.output / row["image"], to_pil(images[sample - 1] if sample else images.mean(0)), about)
+            picture = to_pil(samples.images[sample - 1] if sample else samples.mean)
+            write_png(self.output / row["image"], picture, about)
             rows.append(row)
         return rows
 

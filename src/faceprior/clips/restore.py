@@ -208,14 +208,14 @@ class ClipRestorer:
             self._options.preset,
             self._options.batch_size,
             initial=self._initial(steadied, past) if find_method(self._options.preset.method).uses_prior else None,
-        )[:, 0]
-        if not bool(torch.isfinite(restored).all()):
+        )
+        if not all(bool(torch.isfinite(own.images).all()) for own in restored):
             raise DeviceError("the networks overflowed; choose --dtype float32")
         self._past = {
-            place.track: _Past(seen, own.input, result, own.noise)
+            place.track: _Past(seen, own.input, result.mean, own.noise)  # before it was finished: it is to be again
             for place, seen, own, result in zip(places, inputs, steadied, restored, strict=True)
         }
-        return list(restored)
+        return [own.images[0] for own in restored]
 
     def _initial(self, steadied: Sequence[_Steadied], past: Sequence[_Past | None]) -> Initial:
         """The last results, known where a face stands still; of a new face nothing is known."""

@@ -34,7 +34,7 @@ from faceprior.photographs.options import settings
 from faceprior.photographs.prepare import degraded_scale
 from faceprior.photographs.restore import BatchSampler
 from faceprior.pipeline.conversions import low_resolution
-from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.sampling import Step
 from faceprior.storage import Place, Url, as_file, place, read, reason, stamp, unreadable
 
@@ -190,7 +190,7 @@ class _Item:
     stamp: dict[str, int] | None = None
     reading: Future[Prepared] | None = None
     prepared: Prepared | None = None
-    samples: list[torch.Tensor | FacePriorError] = field(default_factory=list)
+    samples: list[Samples | FacePriorError] = field(default_factory=list)
     doubt: list[torch.Tensor | None] = field(default_factory=list)  # of each of the samples
     missing: int = 0  # faces, or a clip, that are not restored yet
     taken: bool = False  # whether its faces wait for the networks, or are done
@@ -353,10 +353,10 @@ class _Run:
             self._write_if_restored(item)
         return True
 
-    def _doubt(self, condition: Condition, samples: torch.Tensor | FacePriorError) -> torch.Tensor | None:
+    def _doubt(self, condition: Condition, samples: Samples | FacePriorError) -> torch.Tensor | None:
         if isinstance(samples, FacePriorError):
             return None
-        doubt = self._pipeline.doubt([condition.low_resolution], samples[None])
+        doubt = self._pipeline.doubt([condition.low_resolution], [samples.images])
         return None if doubt is None else doubt[0]
 
     def _restore_clip(self, item: _Item) -> None:

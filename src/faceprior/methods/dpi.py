@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from faceprior.corrector import Correction, Corrector, Placement, make_condition
 from faceprior.errors import OptionError
 from faceprior.images import resize
-from faceprior.methods.measured import Enlarged, warm_start
+from faceprior.methods.measured import Enlarged, check_not_negative, check_share, warm_start
 from faceprior.methods.method import Method, SamplingOptions
+from faceprior.methods.texture import with_texture
 from faceprior.priors.adapter import Prior
 from faceprior.sampling import Initial, Sampler, Started, Step, Stepped, noised
 
@@ -54,6 +55,9 @@ class DPIOptions:
             too; in the paper it is the grid's pixels, the others stay, and the last step is the prior's.
         rederived: share of the noise estimate that is derived again from the moved x0, 0 to 1. The paper's, 0, keeps
             the prior's; a corrector that looks at the sample then sees its own moves as news.
+        deviation: share of the sample's deviation from the corrector's expectation that stays in the result, 0 to 1.
+        texture: how much of the power that the result still lacks it is given, by a gain for each frequency
+            (`faceprior.methods.texture`), at least 0. 0, the paper's, gives none.
 
     Raises:
         OptionError: a value is out of its range.
@@ -69,6 +73,8 @@ class DPIOptions:
     detail_above: int = 0
     smooth: bool = False
     rederived: float = 0.0
+    deviation: float = 1.0
+    texture: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
@@ -85,9 +91,14 @@ class DPIOptions:
             raise OptionError(f"crt is {self.crt!r}; choose {', '.join(get_args(CRTUse))}")
         if self.detail_above < 0:
             raise OptionError(f"detail above is {self.detail_above}; it must be at least 0, in cycles a face")
-        for name in ("detail", "rederived"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
+        for name in ("detail", "rederived", "deviation"):
+            check_share(name, getattr(self, name))
+        check_not_negative("texture", self.texture)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether a result is more than where the sampler's last step led."""
+        return self.texture > 0 or self.deviation < 1
 
 
 class Conditions(NamedTuple):
@@ -96,10 +107,12 @@ class Conditions(NamedTuple):
     Attributes:
         held: what the next step moves its estimate to.
         first: what the first one did.
+        expected: what the corrector says of the face alone, where the result is to be finished by it.
     """
 
     held: torch.Tensor
     first: torch.Tensor
+    expected: Correction | None = None
 
 
 class DPI(Enlarged):
@@ -139,11 +152,14 @@ class DPI(Enlarged):
 
     def start(self, step: Step, sampler: Sampler, initial: Initial | None = None) -> Started:
         """Pure noise, or the noised guess at the face: the bicubic one, or the corrector's."""
-        if self.corrector is None or self.options.crt == "after":
-            return warm_start(self.enlarged, step, sampler, initial), Conditions(self.condition, self.condition)
-        corrected = self.corrector.alone(self.seen).x0.clamp(-1, 1)
-        first = self.conditioned(corrected)
-        return warm_start(corrected, step, sampler, initial), Conditions(first, first)
+        first, guess, finishing = self.condition, self.enlarged, None
+        if self.corrector is not None and (self.options.crt != "after" or self.options.finishes):
+            expected = self.corrector.alone(self.seen)
+            finishing = expected if self.options.finishes else None
+            if self.options.crt != "after":
+                guess = expected.x0.clamp(-1, 1)
+                first = self.conditioned(guess)
+        return warm_start(guess, step, sampler, initial), Conditions(first, first, finishing)
 
     def step(self, x_t: torch.Tensor, conditions: Conditions, step: Step, sampler: Sampler) -> Stepped:
         """Hold the estimate to the condition on the grid, make the step, and correct the condition.
@@ -178,6 +194,12 @@ class DPI(Enlarged):
                 corrected = corrected - coarser(corrected - conditions.first, 2 * options.detail_above)
             conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
         return x_prev, x0, conditions
+
+    def finish(self, samples: torch.Tensor, state: Conditions) -> torch.Tensor:
+        """Take samples back towards the expectation, and give them the texture that they lack."""
+        if state.expected is None:
+            return samples
+        return with_texture(samples, state.expected, self.options.deviation, self.options.texture)
 
     def corrected(self, corrector: Corrector, x_prev: torch.Tensor, step: Step) -> Correction:
         """Ask about x_{t−1}; the authors' network is told the t of the step just made, as in their code."""
@@ -252,7 +274,16 @@ METHOD = Method(
     summary="interpolate the estimate towards a condition on a sparse grid, and correct the condition",
     reference="Yang et al., AAAI 2025, arXiv 2412.16552",
     restoration=DPI,
-    options=DPIOptions(tau=0.0, late_weight=1.0, crt="always", detail_above=16, smooth=True, rederived=1.0),
+    options=DPIOptions(
+        tau=0.0,
+        late_weight=1.0,
+        crt="always",
+        detail_above=16,
+        smooth=True,
+        rederived=1.0,
+        deviation=0.4,
+        texture=2.15,
+    ),
     sampling=SamplingOptions(steps=5, start=0.3, end=0.02, shift=0.13),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
     uses_corrector=True,

@@ -80,7 +80,9 @@ class Preset:
 PRESETS = {
     DEFAULT_PRESET: Preset.of(dpi.METHOD),
     "faithful": Preset(
-        "dpi", SamplingOptions(steps=4, start=0.15, end=0.04), replace(dpi.METHOD.options, detail=0.0)
+        "dpi",
+        SamplingOptions(steps=4, start=0.15, end=0.04),
+        replace(dpi.METHOD.options, detail=0.0, deviation=1.0, texture=0.0),
     ),
     "detailed": Preset(
         "dpi",

@@ -29,6 +29,7 @@ from faceprior.photographs.options import RestoreOptions, sample_suffix
 from faceprior.photographs.prepare import Prepared, sharp_face
 from faceprior.photographs.results import RestoredFace, doubt_picture, sheet
 from faceprior.photographs.upscaler import load_upscaler
+from faceprior.pipeline.face_prior import Samples
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Composed:
 
 def compose(
     prepared: Prepared,
-    samples: Sequence[torch.Tensor | FacePriorError],
+    samples: Sequence[Samples | FacePriorError],
     made: Mapping[str, Any],
     options: RestoreOptions = RestoreOptions(),
     doubt: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
@@ -74,7 +75,7 @@ def compose(
 
     Args:
         prepared: the picture.
-        samples: of each of its conditions, (N, 3, R, R) in [-1, 1], or why there are none.
+        samples: of each of its conditions, or why there are none.
         made: how they were made (`how_made`); goes into every file.
         options: as the picture was prepared and restored.
         doubt: of each condition, (R, R), see `RestoredFace`; None where it is not known.
@@ -90,7 +91,7 @@ def compose(
     found = [_checked(own, made) for own in samples]
     made = {**made, "input": prepared.name, "notes": list(prepared.notes)}
     results = {
-        condition.index: RestoredFace(condition.low_resolution, None, own, unsure)
+        condition.index: RestoredFace(condition.low_resolution, None, own.images, own.mean, unsure)
         for condition, own, unsure in zip(
             prepared.conditions, found, [None] * len(found) if doubt is None else doubt, strict=True
         )
@@ -99,10 +100,10 @@ def compose(
     return work(prepared, picture, results, made, options)
 
 
-def _checked(samples: torch.Tensor | FacePriorError, made: Mapping[str, Any]) -> torch.Tensor:
+def _checked(samples: Samples | FacePriorError, made: Mapping[str, Any]) -> Samples:
     if isinstance(samples, FacePriorError):
         raise samples
-    if not bool(torch.isfinite(samples).all()):
+    if not bool(torch.isfinite(samples.images).all()):
         raise DeviceError(f"the networks overflowed in {made['dtype']}; choose --dtype float32")
     return samples
 

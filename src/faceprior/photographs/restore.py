@@ -10,7 +10,7 @@ import torch
 from faceprior.errors import CancelledError, FacePriorError
 from faceprior.images import Tone
 from faceprior.photographs.options import RestoreOptions
-from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.sampling import Step, face_generator
 
 OnFacesStep = Callable[[Step, torch.Tensor, Sequence[int]], object]
@@ -32,9 +32,11 @@ class Condition:
     index: int = 0
     tone: Tone | None = None
 
-    def toned(self, restored: torch.Tensor) -> torch.Tensor:
-        """Return restored faces, sRGB in [-1, 1], (N, 3, R, R), in this one's tone."""
-        return self.tone(restored) if self.tone is not None and self.tone.holds(self.low_resolution) else restored
+    def toned(self, restored: Samples) -> Samples:
+        """Return restorations, sRGB, in this one's tone."""
+        if self.tone is None or not self.tone.holds(self.low_resolution):
+            return restored
+        return Samples(self.tone(restored.images), self.tone(restored.mean[None])[0])
 
 
 def restore(
@@ -43,11 +45,11 @@ def restore(
     options: RestoreOptions = RestoreOptions(),
     on_step: OnFacesStep | None = None,
     on_notice: Callable[[str], object] = lambda _text: None,
-) -> list[torch.Tensor | FacePriorError]:
+) -> list[Samples | FacePriorError]:
     """Sample faces, of one photograph or of many; see `BatchSampler`.
 
     Returns:
-        For each condition its samples, (N, 3, R, R) in [-1, 1], or why there are none.
+        For each condition its samples, or why there are none.
 
     Raises:
         CancelledError: `on_step` raised it.
@@ -81,13 +83,13 @@ class BatchSampler:
         options = self._options
         return max(1, self._pipeline.batch_size(options.preset, options.batch_size) // options.samples)
 
-    def __call__(self, faces: Sequence[Condition]) -> list[torch.Tensor | FacePriorError]:
+    def __call__(self, faces: Sequence[Condition]) -> list[Samples | FacePriorError]:
         """Sample faces, any number of them.
 
         Returns:
-            For each face its samples, (N, 3, R, R) in [-1, 1], or why there are none.
+            For each face its samples, or why there are none.
         """
-        results: list[torch.Tensor | FacePriorError] = []
+        results: list[Samples | FacePriorError] = []
         alone = 0  # so many faces are tried one by one: one of them is refused by the method
         while len(results) < len(faces):
             batch = faces[len(results) :][: 1 if alone else self.faces_at_once]
@@ -102,7 +104,7 @@ class BatchSampler:
             alone = max(0, alone - len(batch))
         return results
 
-    def _try(self, batch: Sequence[Condition], first: int) -> list[torch.Tensor | FacePriorError] | FacePriorError:
+    def _try(self, batch: Sequence[Condition], first: int) -> list[Samples | FacePriorError] | FacePriorError:
         options = self._options
 
         def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor, rows: range) -> torch.Tensor:

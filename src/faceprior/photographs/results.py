@@ -31,6 +31,7 @@ class RestoredFace:
         low_resolution: the input, (3, n, n).
         sharp: the face that the input was made from, (3, R, R); None for a real low-resolution face.
         images: N samples, (N, 3, R, R).
+        mean: of the samples (`faceprior.pipeline.Samples`), (3, R, R).
         doubt: half-width of an interval around the first sample that holds the true pixel with a probability of 90 %,
             (R, R) on the scale of [0, 1] pixel values; None where it is not known.
     """
@@ -38,17 +39,13 @@ class RestoredFace:
     low_resolution: torch.Tensor
     sharp: torch.Tensor | None
     images: torch.Tensor
+    mean: torch.Tensor
     doubt: torch.Tensor | None = None
 
     @cached_property
     def bicubic(self) -> torch.Tensor:
         """Bicubic enlargement of the input, (3, R, R)."""
         return resize(self.low_resolution[None], self.images.shape[-1])[0].clamp(-1, 1)
-
-    @cached_property
-    def mean(self) -> torch.Tensor:
-        """Mean of the samples, (3, R, R)."""
-        return self.images.mean(0)
 
     @property
     def scale(self) -> float:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from faceprior.pipeline.face_prior import FacePriorOutput, FacePriorPipeline
+from faceprior.pipeline.face_prior import FacePriorOutput, FacePriorPipeline, Samples
 
-__all__ = ["FacePriorOutput", "FacePriorPipeline"]
+__all__ = ["FacePriorOutput", "FacePriorPipeline", "Samples"]

@@ -36,6 +36,7 @@ from faceprior.sampling import (
     Batch,
     Initial,
     NoiseSource,
+    Sampled,
     Sampler,
     Step,
     sample_batches,
@@ -50,13 +51,26 @@ _IMAGES_AT_ONCE = 8
 _IMAGES_A_CORE = 2  # at once: cores that are done with a step wait for the others
 
 
+class Samples(NamedTuple):
+    """Restorations of one face, in [-1, 1].
+
+    Attributes:
+        images: N results, (N, 3, R, R).
+        mean: mean of what was sampled, before the method finished it (`faceprior.sampling.Restoration.finish`):
+            smoother than the results and nearer to the true face, (3, R, R).
+    """
+
+    images: torch.Tensor
+    mean: torch.Tensor
+
+
 class FacePriorOutput(NamedTuple):
     """Restored faces: B inputs, N samples of each.
 
     Attributes:
         images: B · N restored faces, the samples of an input side by side: a list of Pillow images, a float32
             array (B · N, R, R, 3) or a tensor (B · N, 3, R, R), in [0, 1].
-        mean: mean of the samples of each input, as `images`, B of them.
+        mean: mean of the samples of each input (`Samples`), as `images`, B of them.
         doubt: for each input the half-width, in [0, 1] pixel values, of an interval around its first result that
             holds the true pixel with a probability of 90 % (`faceprior.doubt`), array or tensor (B, R, R); None where
             it is not known, which takes a corrector that knows its error, or several samples.
@@ -210,12 +224,12 @@ class FacePriorPipeline:
             return [None] * len(faces)
         return self._each(lambda face: corrector.alone(corrector.network.see(face[None].to(device))), faces)
 
-    def doubt(self, faces: Sequence[torch.Tensor], samples: torch.Tensor) -> torch.Tensor | None:
+    def doubt(self, faces: Sequence[torch.Tensor], samples: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Half-width of a 90 % interval around the first sample of each face; see `faceprior.doubt`.
 
         Args:
             faces: what was restored, each (3, n, n) in [-1, 1].
-            samples: the results, (B, N, 3, R, R).
+            samples: the results of each, (N, 3, R, R).
 
         Returns:
             (B, R, R), on the scale of [0, 1] pixel values; None where it is not known.
@@ -301,7 +315,7 @@ class FacePriorPipeline:
                 corrected estimate, where images are in [-1, 1]), (B, 3, R, R).
             **options: options of the preset by name: `solver`, `start`, `end`, `eta`, `shift`, and the method's own,
                 for DPI `tau`, `late_weight`, `edge_exponent`, `stride`, `placement`, `crt`, `detail`,
-                `detail_above`, `smooth`, `rederived`; None leaves them to the preset.
+                `detail_above`, `smooth`, `rederived`, `deviation`, `texture`; None leaves them to the preset.
 
         Raises:
             ImageError: an input is not an image that can be restored.
@@ -347,14 +361,15 @@ class FacePriorPipeline:
             samples = self.restore(
                 faces, generators_of(generator, len(faces)), num_samples, chosen, batch_size, on_step
             )
-        doubt = self.doubt(faces, samples)
+        images = [own.images for own in samples]
+        doubt = self.doubt(faces, images)
         output = FacePriorOutput(
-            images=as_images(samples.flatten(0, 1), output_type),
-            mean=as_images(samples.mean(1), output_type),
+            images=as_images(torch.cat(images), output_type),
+            mean=as_images(torch.stack([own.mean for own in samples]), output_type),
             doubt=None if doubt is None else as_values(doubt, output_type),
             lr_consistency=[
                 value
-                for own, face in zip(samples, faces, strict=True)
+                for own, face in zip(images, faces, strict=True)
                 for value in lr_consistency(own, face.expand(num_samples, -1, -1, -1)).tolist()
             ],
             scales=[self.resolution / face.shape[-1] for face in faces],
@@ -374,7 +389,7 @@ class FacePriorPipeline:
         *,
         on_notice: Callable[[str], object] = warnings.warn,
         whole_batches: bool = False,
-    ) -> torch.Tensor:
+    ) -> list[Samples]:
         """Restore low-resolution faces as they are; what `__call__` and the workflow over files share.
 
         Args:
@@ -390,7 +405,7 @@ class FacePriorPipeline:
                 its batch. For measuring many faces; a result that someone keeps is made without.
 
         Returns:
-            (B, N, 3, R, R) in [-1, 1], on the CPU.
+            Of each face its samples, on the CPU.
 
         Raises:
             OptionError: initial faces are given to a method that cannot start from them.
@@ -410,7 +425,7 @@ class FacePriorPipeline:
             start = Initial(*(own[rows].to(device) for own in starts)) if starts else None
             return Batch(restoration, Sampler(prior, method.solver(preset.sampling), noise), start)
 
-        def sampled(rows: range) -> torch.Tensor | None:
+        def sampled(rows: range) -> Sampled | None:
             def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
                 return x_prev if on_step is None else on_step(step, x_prev, x0, rows)
 
@@ -419,31 +434,32 @@ class FacePriorPipeline:
                 batches = each(begin, [slice(row, row + size) for row in rows[::size]])
                 return sample_batches(batches, steps, on_step=stepped, each=each)
             except _InterruptedError as stopped:
-                return stopped.x0
+                return Sampled(stopped.x0, stopped.x0)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 return None
 
         restored = self._in_batches(sampled, len(repeated), preset, batch_size, on_notice)
-        return torch.cat(restored).unflatten(0, (len(faces), num_samples))
+        samples, results = (torch.cat(own).split(num_samples) for own in zip(*restored, strict=True))
+        return [Samples(images, own.mean(0)) for images, own in zip(results, samples, strict=True)]
 
     def _in_batches(
         self,
-        sampled: Callable[[range], torch.Tensor | None],
+        sampled: Callable[[range], Sampled | None],
         count: int,
         preset: Preset,
         batch_size: int | None,
         on_notice: Callable[[str], object],
-    ) -> list[torch.Tensor]:
+    ) -> list[Sampled]:
         """Sample so many images, in batches that are halved as long as they do not fit."""
-        device, found = self._execution_device, list[torch.Tensor]()
+        device, found = self._execution_device, list[Sampled]()
         done = 0
         while done < count:
             rows = range(done, min(done + self.batch_size(preset, batch_size), count))
-            images = sampled(rows)
-            if images is not None:
-                found.append(images.clamp(-1, 1).cpu())
+            batch = sampled(rows)
+            if batch is not None:
+                found.append(Sampled(*(images.clamp(-1, 1).cpu() for images in batch)))
                 done = rows.stop
             elif len(rows) == 1:
                 raise OutOfMemoryError(device)

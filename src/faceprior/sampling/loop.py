@@ -99,6 +99,22 @@ class Restoration:
         denoised = sampler.estimate(x_t, step)
         return sampler.solve(denoised, step), denoised.x0, state
 
+    def finish(self, samples: torch.Tensor, state: Any) -> torch.Tensor:  # noqa: ARG002
+        """Make the results of what was sampled, (B, 3, R, R) both: what is done to one, but not to a mean."""
+        return samples
+
+
+class Sampled(NamedTuple):
+    """What a sampler made of its images, (N, 3, R, R) each, float32.
+
+    Attributes:
+        samples: where the last step led.
+        results: the same, finished by their method.
+    """
+
+    samples: torch.Tensor
+    results: torch.Tensor
+
 
 class Batch(NamedTuple):
     """Images that are computed together.
@@ -122,8 +138,8 @@ def sample(
     initial: Initial | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """Sample one batch, on the caller's thread; see `sample_batches`."""
-    return sample_batches([Batch(restoration, sampler, initial)], steps, on_step=on_step)
+    """Sample one batch, on the caller's thread, and return its results; see `sample_batches`."""
+    return sample_batches([Batch(restoration, sampler, initial)], steps, on_step=on_step).results
 
 
 @torch.no_grad()
@@ -133,7 +149,7 @@ def sample_batches(
     *,
     on_step: OnStep | None = None,
     each: Callable[..., list[Any]] = in_turn,
-) -> torch.Tensor:
+) -> Sampled:
     """Run reverse diffusion from the first step to the clean images.
 
     Args:
@@ -143,9 +159,6 @@ def sample_batches(
         on_step: called with (step, x_{t_prev}, corrected x0) of all images after every step that asked the prior;
             returns the x_{t_prev} to go on with.
         each: `in_turn` or `on_cores`: how a step of all batches is made.
-
-    Returns:
-        All images, (N, 3, R, R), float32.
 
     Raises:
         OptionError: initial faces are given to a method that cannot start from them.
@@ -164,7 +177,8 @@ def sample_batches(
         if on_step is not None:
             sizes = [len(x) for x in images]
             images = list(on_step(step, torch.cat(images), torch.cat(estimates)).split(sizes))
-    return torch.cat(images)
+    results = each(lambda own, x, state: own.restoration.finish(x, state), batches, images, states)
+    return Sampled(torch.cat(images), torch.cat(results))
 
 
 def _step(step: Step, batch: Batch, x_t: torch.Tensor, state: Any) -> Stepped:

@@ -30,12 +30,12 @@ from faceprior.folders.run import failure, stamp_of
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
 from faceprior.photographs.restore import BatchSampler
-from faceprior.pipeline.face_prior import FacePriorPipeline
+from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.priors import ModelCard
 from faceprior.scale.listing import Photograph
 from faceprior.storage import Place, read
 
-Restored = list[tuple[torch.Tensor | FacePriorError, torch.Tensor | None]]
+Restored = list[tuple[Samples | FacePriorError, torch.Tensor | None]]
 """Of each face of a photograph its samples, and its doubt."""
 
 
@@ -163,9 +163,9 @@ class Restorer:
             faces = iter([(own, self._doubt(face, own)) for face, own in zip(conditions, samples, strict=True)])
         return None, *([next(faces) for _ in own] for own in photographs)
 
-    def _restored(self, conditions: Sequence[Condition]) -> list[torch.Tensor | FacePriorError]:
+    def _restored(self, conditions: Sequence[Condition]) -> list[Samples | FacePriorError]:
         try:
-            return [own if isinstance(own, FacePriorError) else own.cpu() for own in self._sampler(conditions)]
+            return self._sampler(conditions)
         except RuntimeError as error:
             if self._pipeline.prior.device.type == "cuda":  # its context may be broken: another begins anew
                 print(f"faceprior: this process ends, for {error}", file=sys.stderr)  # noqa: T201 - into Ray's log
@@ -173,10 +173,10 @@ class Restorer:
                 os._exit(1)
             raise
 
-    def _doubt(self, face: Condition, samples: torch.Tensor | FacePriorError) -> torch.Tensor | None:
+    def _doubt(self, face: Condition, samples: Samples | FacePriorError) -> torch.Tensor | None:
         if isinstance(samples, FacePriorError):
             return None
-        doubt = self._pipeline.doubt([face.low_resolution], samples.to(self._pipeline.prior.device)[None])
+        doubt = self._pipeline.doubt([face.low_resolution], [samples.images])
         return None if doubt is None else doubt[0].cpu()
 
 
