@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 
@@ -226,6 +227,22 @@ def test_the_same_clip_gives_the_same_frames_and_another_seed_others(pipeline, c
     assert not np.array_equal(first, restored_frames(pipeline, card, pictures, 6))
 
 
+def test_a_frame_goes_on_from_what_was_sampled_not_from_what_was_finished(pipeline, card, monkeypatch):
+    calls, restore = [], FacePriorPipeline.restore
+
+    def watched(self, *arguments, initial):
+        (found,) = restore(self, *arguments, initial=initial)
+        calls.append((initial, found))
+        return [found]
+
+    monkeypatch.setattr(FacePriorPipeline, "restore", watched)
+    restored_frames(pipeline, card, frames(STILL), 5)
+    for (_, before), (initial, found) in itertools.pairwise(calls):
+        assert torch.equal(initial.faces[0], before.mean)
+        assert not torch.equal(found.images[0], found.mean)
+    assert len(calls) > 2
+
+
 def test_outside_of_the_faces_a_frame_stays_as_it_is(pipeline, card):
     pictures = frames(STILL, noise=3)
     changed = restored_frames(pipeline, card, pictures, 5) != np.stack(pictures)
@@ -345,8 +362,9 @@ def test_a_restoration_starts_from_the_face_that_it_is_given_where_it_is_known(p
         return pipeline.restore(low, generators, 2, preset, 3, initial=initial)
 
     free = restored(None)
-    assert torch.equal(restored(Initial(others, torch.zeros(2, 1, 1, 1))), free)
+    for found, expected in zip(restored(Initial(others, torch.zeros(2, 1, 1, 1))), free, strict=True):
+        assert torch.equal(found.images, expected.images)
     first_known = restored(Initial(others, torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)))
-    assert torch.equal(first_known[1], free[1])
+    assert torch.equal(first_known[1].images, free[1].images)
     for sample in range(2):
-        assert not torch.equal(first_known[0, sample], free[0, sample])
+        assert not torch.equal(first_known[0].images[sample], free[0].images[sample])
