@@ -190,7 +190,7 @@ def test_a_row_says_all_that_is_needed_to_make_its_picture_again(uninterrupted, 
     small = bicubic_downscale(truth[None], round(row["resolution"] / row["scale"]))[0]
     options = json.loads(row["options"])
     preset = find_preset(row["method_name"]).with_options(**options)
-    own = pipeline.restore([small], [generator], row["samples"], preset, 1)[0]
+    own = pipeline.restore([small], [generator], row["samples"], preset, 1)[0].images
     assert row["psnr"] == pytest.approx(float(psnr(own[1:], truth[None])[0]))
     assert len(row["prior_sha256"]) == 64
     assert row["nfe"] == 2

@@ -539,7 +539,7 @@ def test_every_option_changes_the_result(restore, face, tmp_path):
 def test_every_option_is_written_into_the_metadata(restore, face, tmp_path):
     sampling = {"solver": "ddim", "steps": 5, "start": 0.7, "end": 0.06, "eta": 0.2, "shift": 0.1}
     dpi = {"tau": 0.3, "stride": 4, "edge_exponent": 1.1, "late_weight": 0.9, "placement": "resized", "crt": "after"}
-    dpi |= {"detail": 1.0, "detail_above": 4, "smooth": False, "rederived": 0.0}
+    dpi |= {"detail": 1.0, "detail_above": 4, "smooth": False, "rederived": 0.0, "deviation": 0.9, "texture": 0.5}
     others = "--scale 8 --seed 12 --corrector none --method paper-ddim --dtype bfloat16"
     assert restore(face, "--samples", "2", *others.split(), *own(**sampling, **dpi)).exit_code == 0
     metadata = read_metadata(tmp_path / "out" / "face-2.png")

@@ -32,7 +32,7 @@ from faceprior.images import read_metadata, read_picture
 from faceprior.methods import find_preset
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare, restore
 from faceprior.photographs.restore import BatchSampler
-from faceprior.pipeline import FacePriorPipeline, face_prior
+from faceprior.pipeline import FacePriorPipeline, Samples, face_prior
 from faceprior.sampling import face_generator
 
 SHORT = find_preset("default").with_options(steps=3, eta=0.5)
@@ -368,7 +368,7 @@ def test_the_three_functions_do_what_a_run_over_a_folder_does(pipeline, album, t
         ready, options = prepared(pipeline, Path(record["input"]), samples=2)
         samples = restore(pipeline, ready.conditions, options)
         low = [each.low_resolution for each in ready.conditions]
-        doubt = pipeline.doubt(low, torch.stack(samples)) if samples else None
+        doubt = pipeline.doubt(low, [own.images for own in samples]) if samples else None
         composed = compose(ready, samples, how_made(pipeline, options), options, doubt)
         files = [hashlib.sha256(file.content).hexdigest() for file in composed.files]
         assert files == [written["sha256"] for written in record["outputs"]]
@@ -382,7 +382,7 @@ def test_the_record_of_an_aligned_face_says_how_sure_it_is(pipeline, tmp_path, o
     )
     ready, how = prepared(pipeline, tmp_path / "face.png", samples=2, kind="aligned", **options)
     (samples,) = restore(pipeline, ready.conditions, how)
-    doubt = pipeline.doubt([ready.conditions[0].low_resolution], samples[None])
+    doubt = pipeline.doubt([ready.conditions[0].low_resolution], [samples.images])
     assert record["doubt"] == pytest.approx(float(doubt.mean()), abs=1e-4)
     assert len(record["lr_consistency"]) == 2
     assert ("psnr" in record) is ("degradation" in options)
@@ -416,7 +416,7 @@ def test_chosen_faces_alone_are_restored_and_keep_their_noise(pipeline, album):
     second, _ = prepared(pipeline, album / "b.jpg", chosen=(2,))
     assert [one.index for one in second.conditions] == [one.index for one in both.choose([1]).conditions] == [1]
     alone, together = restore(pipeline, second.conditions, options), restore(pipeline, both.conditions, options)
-    assert torch.equal(alone[0], together[1])
+    assert torch.equal(alone[0].images, together[1].images)
 
 
 def test_restoring_stops_where_whoever_looks_on_says_so(pipeline, album):
@@ -658,15 +658,13 @@ def test_a_disk_that_fills_fails_what_it_cannot_hold_and_resume_does_the_rest(pi
 
 
 def test_networks_that_overflow_fail_the_photograph(pipeline, album, tmp_path, monkeypatch):
-    nothing = torch.full((1, 1, 3, 32, 32), float("nan"))
-    monkeypatch.setattr(
-        FacePriorPipeline, "restore", lambda _self, faces, *_, **_options: nothing.expand(len(faces), -1, -1, -1, -1)
-    )
+    nothing = Samples(torch.full((1, 3, 32, 32), float("nan")), torch.zeros(3, 32, 32))
+    monkeypatch.setattr(FacePriorPipeline, "restore", lambda _self, faces, *_, **_options: [nothing] * len(faces))
     records = run(pipeline, [Input(album / "a.png")], tmp_path / "out")
     assert records[0]["error"].endswith("the networks overflowed in float32; choose --dtype float32")
     ready, options = prepared(pipeline, album / "a.png")
     with pytest.raises(DeviceError, match="overflowed"):
-        compose(ready, [nothing[0]], how_made(pipeline, options), options)
+        compose(ready, [nothing], how_made(pipeline, options), options)
 
 
 def test_what_is_held_in_memory_does_not_grow_with_the_folder(pipeline, tmp_path, monkeypatch):
