@@ -351,7 +351,7 @@ def test_a_restoration_that_takes_too_long_is_stopped(counted, crop):
 def test_two_restorations_take_turns(counted, crop):
     _, slow = counted
     studio = Studio({"tiny": slow}, None, ServeOptions(), "tiny")
-    alone = finished(studio.restore(crop, Controls(steps=10, seed=1))).samples[0]
+    alone = finished(studio.restore(crop, Controls(steps=10, seed=1))).samples[0].images
     first = studio.restore(crop, Controls(steps=30))
     next(first)
     others = []
@@ -359,7 +359,7 @@ def test_two_restorations_take_turns(counted, crop):
     second.start()
     finished(first)
     second.join(20)
-    assert torch.equal(finished(others).samples[0], alone)
+    assert torch.equal(finished(others).samples[0].images, alone)
 
 
 @pytest.mark.parametrize(
