@@ -22,7 +22,7 @@ from benchmarks.common import load, show
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceprior.clips import Frame, load_av, read_frames
+from faceprior.clips.container import Frame, load_av, read_frames
 from faceprior.clips.restore import ClipRestorer
 from faceprior.clips.tracks import find_cast
 from faceprior.errors import DataError, FacePriorError

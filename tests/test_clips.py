@@ -5,7 +5,7 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from faceprior.clips import frame_count, is_clip, output_suffix, read_clip_metadata, read_frames, rewrite  # noqa: E402
+from faceprior.clips.container import frame_count, is_clip, output_suffix, read_clip_metadata, read_frames, rewrite  # noqa: E402
 from faceprior.errors import FacePriorError, OutputError, VideoError  # noqa: E402
 from synthetic_clips import REGULAR, sound_of, timing, write_clip  # noqa: E402
 

@@ -19,7 +19,6 @@ from faceprior.images import (
     FORMATS,
     MIN_SIDE,
     Picture,
-    decode_image,
     decode_picture,
     read_image,
     read_metadata,
@@ -191,7 +190,7 @@ def test_sixteen_bit_colour_keeps_every_bit_side_by_side_and_in_planes(layout, h
     assert np.array_equal(picture.pixels, values)
     assert picture.lost == ()
     assert np.array_equal(np.asarray(read_image(tmp_path / "x")), (values.astype(int) + 128) // 257)
-    assert decode_image((tmp_path / "x").read_bytes(), "x").tobytes() == picture.image.tobytes()
+    assert decode_picture((tmp_path / "x").read_bytes(), "x").image.tobytes() == picture.image.tobytes()
 
 
 @pytest.mark.parametrize("layout", ["contig", "separate"])

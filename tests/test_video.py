@@ -14,7 +14,7 @@ av = pytest.importorskip("av")
 from benchmarks.flicker import made_clip, measure_clip  # noqa: E402
 
 from faceprior.cli.app import app  # noqa: E402
-from faceprior.clips import Frame, read_clip_metadata, read_frames  # noqa: E402
+from faceprior.clips.container import Frame, read_clip_metadata, read_frames  # noqa: E402
 from faceprior.clips.restore import ClipRestorer, noise_of, restore_clip, steady  # noqa: E402
 from faceprior.clips.restore import _Past as Past  # noqa: E402
 from faceprior.clips.tracks import find_cast  # noqa: E402

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from functools import lru_cache
-from typing import Any
-
-
-@lru_cache(maxsize=1)
-def _libc() -> Any:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "malloc_trim") else None  # glibc's own; musl keeps little
 
 
 def give_back_memory() -> None:
@@ -21,6 +11,7 @@ def give_back_memory() -> None:
 
     It takes milliseconds; elsewhere than on Linux with glibc it does nothing.
     """
-    libc = _libc()
-    if libc is not None:
-        libc.malloc_trim(0)
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; musl keeps little
+        if trim is not None:
+            trim(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from faceprior.app.studio import Run
-from faceprior.images import decode_image, read_image, square
+from faceprior.images import decode_picture, read_image, square
 from faceprior.photographs import Prepared
 from faceprior.photographs.results import doubt_picture
 
@@ -52,7 +52,7 @@ def write_views(run: Run, files: Sequence[Path], folder: Path) -> list[View]:
     """
     prepared = run.prepared
     samples = [read_image(path) for path in files[: run.options.samples]]
-    photo = decode_image(prepared.content, prepared.name)
+    photo = decode_picture(prepared.content, prepared.name).image
     photo = (square(photo) if prepared.aligned else photo).resize(samples[0].size, Image.Resampling.LANCZOS)
     views = []
     for position, (number, _) in enumerate(run.restored):

@@ -47,7 +47,7 @@ def explain(
     """Print how a result was made: prior, corrector, method, options, seed, version."""
     import json
 
-    from faceprior.clips import is_clip, read_clip_metadata
+    from faceprior.clips.container import is_clip, read_clip_metadata
     from faceprior.images import read_metadata
 
     made = read_clip_metadata(result) if is_clip(result) else read_metadata(result)

@@ -51,7 +51,7 @@ class RestoreProgress:
 
     def on_frame(self, clip: Path, stage: str, frames: int) -> None:
         """So many frames of a clip are done with a stage."""
-        from faceprior.clips import frame_count
+        from faceprior.clips.container import frame_count
 
         if (clip, stage) not in self._clips:
             self._clips[clip, stage] = self._bar.add_task(f"{clip.name}: {stage}", total=frame_count(clip) or None)

@@ -6,7 +6,7 @@ Tensors are RGB float32 in [-1, 1], shape (3, H, W) for one image and (B, 3, H, 
 from faceprior.images.limits import MAX_PIXELS, MIN_SIDE
 from faceprior.images.metadata import METADATA_KEY, read_metadata
 from faceprior.images.picture import IMAGE_SUFFIXES, SUFFIXES, Picture, format_of
-from faceprior.images.reading import decode_image, decode_picture, read_file, read_image, read_picture, to_rgb
+from faceprior.images.reading import decode_picture, read_file, read_image, read_picture, to_rgb
 from faceprior.images.samples import spread_under
 from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
 from faceprior.images.tone import Tone, tone_of
@@ -21,7 +21,6 @@ __all__ = [
     "SUFFIXES",
     "Picture",
     "Tone",
-    "decode_image",
     "decode_picture",
     "encode_picture",
     "encode_png",

@@ -77,15 +77,6 @@ def decode_picture(content: bytes, name: str | Path, max_pixels: int = MAX_PIXEL
         return replace(picture, lossless=True) if image.format == "WEBP" and _is_lossless_webp(content) else picture
 
 
-def decode_image(content: bytes, name: str) -> Image.Image:
-    """Return the bytes of a picture's file as upright 8-bit RGB.
-
-    Raises:
-        ImageError: as `read_picture`; the message begins with `name`.
-    """
-    return decode_picture(content, name).image
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return any Pillow image as upright 8-bit RGB, in sRGB, transparency over white."""
     return _picture(image, None).image

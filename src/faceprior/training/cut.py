@@ -15,7 +15,7 @@ from faceprior.errors import DataError, ImageError
 from faceprior.faces import FaceDetector
 from faceprior.faces.alignment import alignment, cut_out, inverted
 from faceprior.faces.sharpness import effective_side
-from faceprior.images import decode_image, write_png
+from faceprior.images import decode_picture, write_png
 from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.storage import Place, read
 
@@ -69,7 +69,7 @@ def cut_faces(
         index.writerow(COLUMNS)
         for path, name, source in photographs:
             try:
-                photo = decode_image(read(path), str(path))
+                photo = decode_picture(read(path), str(path)).image
                 detections = detector(photo)
                 faceless += not detections
                 for number, face in enumerate(detections, 1):

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from faceprior.errors import DataError, ImageError
-from faceprior.images import IMAGE_SUFFIXES, decode_image, read_image, square
+from faceprior.images import IMAGE_SUFFIXES, decode_picture, read_image, square
 from faceprior.images.writing import write_file
 
 MANIFEST = "manifest.json"
@@ -158,7 +158,7 @@ def _tar_pictures(path: Path, problems: list[str]) -> Iterator[tuple[str, Image.
                 if file is None or Path(member.name).suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 try:
-                    yield member.name, decode_image(file.read(), f"{path}: {member.name}")
+                    yield member.name, decode_picture(file.read(), f"{path}: {member.name}").image
                 except ImageError as error:
                     problems.append(str(error))
     except (tarfile.TarError, OSError) as error:
