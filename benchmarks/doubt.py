@@ -13,12 +13,15 @@ from typing import Annotated
 
 import torch
 import typer
+from benchmarks.common import load
 
 from faceprior import FacePriorPipeline
+from faceprior.corrector import load_corrector
 from faceprior.degradations import make_input
 from faceprior.doubt import conformal_factors, error_scale, half_width
 from faceprior.evaluation.regions import face_regions
 from faceprior.methods import find_preset
+from faceprior.priors.card import FFHQ_TEMPLATE
 from faceprior.training.blind import blind
 from faceprior.training.shards import PackedFaces
 
@@ -34,11 +37,14 @@ def main(
     write: Annotated[Path | None, typer.Option(help="Folder of the corrector whose card gets the factors.")] = None,
 ) -> None:
     """Print a table: factors of the surest and the least sure pixels, and the share of pixels inside."""
-    pipeline = FacePriorPipeline.from_pretrained(prior, corrector=corrector)
+    pipeline = load(prior)
+    if corrector != "auto":
+        pipeline = FacePriorPipeline(pipeline.prior, load_corrector(corrector))
     packed = PackedFaces(data, "val")
     count = min(faces, len(packed))
     clean = packed.batch([number * len(packed) // count for number in range(count)])
-    regions = face_regions(pipeline.prior.card.template, pipeline.resolution)
+    template = pipeline.prior.card.template or FFHQ_TEMPLATE  # random weights have none
+    regions = face_regions(template, pipeline.resolution)
     print(f"| input | factors | whole face | {' | '.join(regions)} |\n| --- | --- | --- |{' --- |' * len(regions)}")
     factors = {}
     for name in INPUTS:

@@ -766,7 +766,7 @@ def test_an_unexpected_key_is_refused_by_its_name(folder):
 
 def test_a_misshapen_tensor_is_refused_by_its_name(folder):
     alter_weights(folder, lambda state: state.update({"gaussian.component_std": torch.zeros(2, 9)}))
-    refused(folder, "mismatched", "gaussian.component_std")
+    refused(folder, "misshapen", "gaussian.component_std")
 
 
 def test_damaged_weights_are_refused(folder):

@@ -32,8 +32,8 @@ from faceprior.storage import Url, as_url, place
 pytest.importorskip("pyarrow")
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import Photograph, read_listing, write_listing
-from faceprior.scale.run import FOLDER_NAME, ScaleOptions, new_job, ray_lister, restore_on_ray
-from faceprior.scale.work import Restorer, compose_photograph, prepare_photograph
+from faceprior.scale.run import FOLDER_NAME, ScaleOptions, ray_lister, restore_on_ray
+from faceprior.scale.work import Job, Restorer, compose_photograph, prepare_photograph
 
 OPTIONS = RestoreOptions(preset=find_preset("default").with_options(steps=2), kind="photo", min_face=8)
 SETTINGS = {"seed": 0}
@@ -189,7 +189,7 @@ def test_a_driver_that_was_taken_for_lost_commits_nothing(tmp_path):
 def job_of(output, pipeline=None, detector=None, **changes):
     options = {"options": OPTIONS, "timeout": 60.0, **changes}
     find, load = partial(_same, detector or CornerDetector()), partial(_same, pipeline)
-    return new_job(output, find_detector=find, load_pipeline=load, **options)
+    return Job(output, find_detector=find, load_pipeline=load, **options)
 
 
 def _same(own):

@@ -242,13 +242,14 @@ def _on_ray(
     try:
         import ray
 
-        from faceprior.scale.run import ScaleOptions, new_job, ray_lister, restore_on_ray
+        from faceprior.scale.run import ScaleOptions, ray_lister, restore_on_ray
+        from faceprior.scale.work import Job
     except ImportError as error:
         raise OptionError(f"--ray needs Ray ({error}): pip install 'faceprior[scale]'") from error
     scale = ScaleOptions(**options.read_assignments(assignments, "--ray-option", get_type_hints(ScaleOptions)))
     places, folder = [absolute(where) for where in places], absolute(folder)  # other machines stand elsewhere
     how, find, load = work
-    job = new_job(folder, options=how, timeout=scale.timeout, find_detector=find, load_pipeline=load)
+    job = Job(folder, options=how, timeout=scale.timeout, find_detector=find, load_pipeline=load)
     inputs = (own for where in places for own in expand(where, folder, skipped, ray_lister()))
     try:
         ray.init(None if address == "local" else address, log_to_driver=False, include_dashboard=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import UNet2DModel
@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from faceprior.errors import WeightsError
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
-from faceprior.priors.checkpoint import read_state_dict
+from faceprior.priors.checkpoint import key_faults, named, read_state_dict
 from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 from faceprior.settings import load_settings
 
@@ -250,13 +250,6 @@ def build_unet(config: ADMConfig) -> UNet2DModel:
     )
 
 
-class _Source(NamedTuple):
-    """A tensor that the checkpoint must hold: its shape, and the parameters of the `UNet2DModel` that it becomes."""
-
-    shape: tuple[int, ...]
-    parameters: tuple[str, ...]
-
-
 def _adm_key(parameter: str, config: ADMConfig) -> str:
     """Name a parameter of the `UNet2DModel` as the checkpoint does."""
     for pattern, module in _MODULES.items():
@@ -277,32 +270,33 @@ def _adm_key(parameter: str, config: ADMConfig) -> str:
     raise LookupError(parameter)
 
 
-def _sources(config: ADMConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Source]:
-    """Say what the checkpoint must hold, by its own keys, to fill parameters of these shapes."""
-    parameters: dict[str, tuple[str, ...]] = {}
-    for name in shapes:
-        key = _adm_key(name, config)
-        parameters[key] = (*parameters.get(key, ()), name)
-    sources = {}
-    for key, names in parameters.items():
-        first, *rest = shapes[names[0]]
-        depth = (1,) if key.endswith(_CONV1D) else ()
-        sources[key] = _Source((first * len(names), *rest, *depth), names)
-    return sources
-
-
 def _convert(
     path: Path, state: Mapping[str, torch.Tensor], config: ADMConfig, network: UNet2DModel
 ) -> dict[str, torch.Tensor]:
     shapes = {name: tuple(parameter.shape) for name, parameter in network.state_dict().items()}
-    sources = _sources(config, shapes)
-    _check_fit(path, state, sources)
+    parameters: dict[str, list[str]] = {}  # by the checkpoint's own keys
+    for name in shapes:
+        parameters.setdefault(_adm_key(name, config), []).append(name)
+    wanted = {}
+    for key, names in parameters.items():
+        first, *rest = shapes[names[0]]
+        wanted[key] = (first * len(names), *rest, *((1,) if key.endswith(_CONV1D) else ()))
+    if not state.keys() & wanted.keys():
+        raise WeightsError(
+            f"{path}: is not an ADM (guided-diffusion) checkpoint: its first key is {next(iter(state))} and"
+            f" it has no {next(iter(wanted))}; to load a diffusers model, name its folder"
+        )
+    if wrong := named(key_faults(state, wanted)):
+        raise WeightsError(
+            f"{path}: {wrong}; the checkpoint does not fit the flags: name a config file of those that it was"
+            " trained with"
+        )
     converted: dict[str, torch.Tensor] = {}
-    for key, (_, parameters) in sources.items():
+    for key, names in parameters.items():
         tensor = state[key].detach().float()
-        parts = (tensor,) if len(parameters) == 1 else _split_qkv(tensor, config)
-        for parameter, part in zip(parameters, parts, strict=True):
-            converted[parameter] = part.reshape(shapes[parameter])
+        parts = (tensor,) if len(names) == 1 else _split_qkv(tensor, config)
+        for name, part in zip(names, parts, strict=True):
+            converted[name] = part.reshape(shapes[name])
     return converted
 
 
@@ -311,33 +305,6 @@ def _split_qkv(qkv: torch.Tensor, config: ADMConfig) -> tuple[torch.Tensor, ...]
         per_head = qkv.reshape(-1, 3, config.attention_head_dim, *qkv.shape[1:])  # (heads, 3, head_dim, …)
         qkv = per_head.transpose(0, 1).flatten(0, 2)
     return qkv.chunk(3)
-
-
-def _check_fit(path: Path, state: Mapping[str, torch.Tensor], sources: Mapping[str, _Source]) -> None:
-    if not state.keys() & sources.keys():
-        raise WeightsError(
-            f"{path}: is not an ADM (guided-diffusion) checkpoint: its first key is {next(iter(state))} and"
-            f" it has no {next(iter(sources))}; to load a diffusers model, name its folder"
-        )
-    faults = {
-        "missing keys": [key for key in sources if key not in state],
-        "unexpected keys": [key for key in state if key not in sources],
-        "misshapen keys": [
-            f"{key} {tuple(state[key].shape)} instead of {source.shape}"
-            for key, source in sources.items()
-            if key in state and tuple(state[key].shape) != source.shape
-        ],
-    }
-    if any(faults.values()):
-        named = "; ".join(f"{fault}: {_first_few(keys)}" for fault, keys in faults.items() if keys)
-        raise WeightsError(
-            f"{path}: {named}; the checkpoint does not fit the flags:"
-            " name a config file of those that it was trained with"
-        )
-
-
-def _first_few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _schedule(config: ADMConfig) -> dict[str, Any]:

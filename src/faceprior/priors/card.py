@@ -98,18 +98,6 @@ class ModelCard:
                 raise
             raise WeightsError(f"{path}: is not a valid card ({error})") from error
 
-    def verify(self, weights: Path) -> None:
-        """Check the weights against the card.
-
-        Raises:
-            WeightsError: the file's sha256 is not the card's.
-        """
-        if self.sha256 and (found := file_sha256(weights)) != self.sha256:
-            raise WeightsError(
-                f"{weights}: its sha256 {found[:12]}… is not the card's {self.sha256[:12]}…;"
-                " the file is damaged or was exchanged: get it again"
-            )
-
 
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""

@@ -25,6 +25,28 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return _unwrapped(path, _loaded(path))
 
 
+def key_faults(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Name the keys of a state dict that are missing, unexpected or of other shapes than a network's."""
+    return {
+        "missing keys": [key for key in shapes if key not in state],
+        "unexpected keys": [key for key in state if key not in shapes],
+        "misshapen keys": [
+            f"{key} {tuple(state[key].shape)} instead of {shape}"
+            for key, shape in shapes.items()
+            if key in state and tuple(state[key].shape) != shape
+        ],
+    }
+
+
+def named(faults: Mapping[str, list[str]]) -> str:
+    """Say what is wrong in a line; nothing if nothing is."""
+    return "; ".join(
+        f"{fault}: {', '.join(map(str, keys[:5]))}{f' and {len(keys) - 5} more' * (len(keys) > 5)}"
+        for fault, keys in faults.items()
+        if keys
+    )
+
+
 def _loaded(path: Path) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path}: is not a file; name a checkpoint")

@@ -21,6 +21,7 @@ from faceprior.hub import Address, check_download, download
 from faceprior.networks import ConfiguredNetwork
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
+from faceprior.priors.checkpoint import key_faults, named
 from faceprior.priors.noise_schedule import NoiseSchedule
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -32,9 +33,7 @@ NOT_INSTALLED = (
     " (owner/name)"
 )
 _DISTRIBUTIONS = ("faceprior_weights", "faceprior_weights_open")
-PRIOR_NETWORKS = {
-    "GaussianResidualUNet": "faceprior.priors.residual_unet",
-}
+PRIOR_NETWORKS = {"GaussianResidualUNet": "faceprior.priors.residual_unet"}
 """Modules of our own networks, by class; a stock `UNet2DModel` is a prior's network as well."""
 
 _PIPELINE_CODE = '''"""Tells `DiffusionPipeline.from_pretrained` which pipeline these weights are for."""
@@ -256,10 +255,13 @@ def read_card(folder: Path, weights: Path) -> ModelCard | None:
     card = ModelCard.read(folder)
     if card is None:
         return None
-    if weights.name in WEIGHTS_NAMES:
-        card.verify(weights)
-        return card if card.sha256 else replace(card, sha256=file_sha256(weights))
-    return replace(card, sha256=file_sha256(weights))
+    found = file_sha256(weights)
+    if weights.name in WEIGHTS_NAMES and card.sha256 not in ("", found):
+        raise WeightsError(
+            f"{weights}: its sha256 {found[:12]}… is not the card's {card.sha256[:12]}…;"
+            " the file is damaged or was exchanged: get it again"
+        )
+    return replace(card, sha256=found)
 
 
 def card_beside(network: nn.Module, kind: Literal["prior", "corrector"]) -> ModelCard | None:
@@ -324,11 +326,8 @@ def load_network(weights: Path, kind: type[nn.Module]) -> nn.Module:
         network, faults = load(weights, kind)
     except _UNREADABLE as error:
         raise WeightsError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from error
-    for fault, names in faults.items():
-        if names:
-            named = ", ".join(str(key) for key in names[:5])
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise WeightsError(f"{folder}: {fault}: {named}{more}; the weights do not fit config.json")
+    if wrong := named(faults):
+        raise WeightsError(f"{folder}: {wrong}; the weights do not fit config.json")
     return in_own_memory(network.eval().requires_grad_(requires_grad=False))
 
 
@@ -337,14 +336,9 @@ def _load_configured(weights: Path, kind: type[nn.Module]) -> tuple[nn.Module, d
     network = kind(**config)
     assert isinstance(network, ConfiguredNetwork)  # noqa: S101 - it is of the class that was asked for
     network.loaded_from = str(weights.parent)
-    own = network.state_dict()
     pickled = weights.suffix == ".bin"
     state = torch.load(weights, map_location="cpu", weights_only=True) if pickled else load_file(weights)
-    faults = {
-        "missing keys": [name for name in own if name not in state],
-        "unexpected keys": [name for name in state if name not in own],
-        "mismatched keys": [name for name in own if name in state and own[name].shape != state[name].shape],
-    }
+    faults = key_faults(state, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     if not any(faults.values()):
         network.load_state_dict(state)
     return network, faults

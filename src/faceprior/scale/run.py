@@ -9,7 +9,6 @@ more be under way than the cluster can work on.
 from __future__ import annotations
 
 import heapq
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -497,8 +496,3 @@ class _Restorers:
         self._at_work.pop(actor, None)
         self._used.pop(actor, None)
         self._ray.kill(actor)
-
-
-def new_job(output: Place, **rest: Any) -> Job:
-    """Return a job with a name of its own; `rest` as in `Job`."""
-    return Job(secrets.token_hex(8), output, **rest)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,20 +46,20 @@ class Job:
     """What all machines are told.
 
     Attributes:
-        name: of the run, its own.
         output: folder of the results.
         options: how photographs are restored.
         timeout: seconds for each step of a photograph.
         find_detector: loads the detector; returns None where every photograph is an aligned face.
         load_pipeline: loads the networks, onto the device that its machine has.
+        name: of the run, its own.
     """
 
-    name: str
     output: Place
     options: RestoreOptions
     timeout: float
     find_detector: Callable[[], FaceDetector | None]
     load_pipeline: Callable[[], FacePriorPipeline]
+    name: str = field(default_factory=partial(secrets.token_hex, 8))
 
 
 @dataclass(frozen=True)
