@@ -282,7 +282,7 @@ METHOD = Method(
         smooth=True,
         rederived=1.0,
         deviation=0.4,
-        texture=2.15,
+        texture=2.2,
     ),
     sampling=SamplingOptions(steps=5, start=0.3, end=0.02, shift=0.13),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),
