@@ -43,11 +43,10 @@ def write_clip(path, pictures, steps=None, *, sound=False, rotation=0, codec="li
 
 
 def timing(path):
-    """Time and duration of every frame, in seconds."""
+    """Time of every frame, in seconds; a packet's own duration is that of decoding, which depends on the encoder."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
-        packets = sorted((p.pts, p.duration) for p in container.demux(video) if p.pts is not None)
-        return [(pts * video.time_base, duration * video.time_base) for pts, duration in packets]
+        return sorted(p.pts * video.time_base for p in container.demux(video) if p.pts is not None)
 
 
 def sound_of(path):
