@@ -72,10 +72,10 @@ def measured(
     """Restore faces: the errors of their pixels and the scales of these errors, (B, R, R) each."""
     clean, low = inputs(faces, name)
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(low))]
-    samples = pipeline.restore(low, generators, 1, find_preset(preset), 8)
+    results = [own.images for own in pipeline.restore(low, generators, 1, find_preset(preset), 8)]
     expected = pipeline.expected(low)
-    errors = (samples[:, 0] - clean).square().mean(1).sqrt()
-    scales = [error_scale(own[0], known, own) for own, known in zip(samples, expected, strict=True)]
+    errors = (torch.cat(results) - clean).square().mean(1).sqrt()
+    scales = [error_scale(own[0], known, own) for own, known in zip(results, expected, strict=True)]
     return errors, torch.stack([scale for scale in scales if scale is not None])
 
 

@@ -82,7 +82,7 @@ PRESETS = {
     "faithful": Preset(
         "dpi",
         SamplingOptions(steps=4, start=0.15, end=0.04),
-        replace(dpi.METHOD.options, detail=0.0, deviation=1.0, texture=0.0),
+        replace(dpi.METHOD.options, detail=0.0, texture=0.0),
     ),
     "detailed": Preset(
         "dpi",
