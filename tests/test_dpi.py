@@ -278,7 +278,8 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels,
                 held = first + preset.options.detail * news
         assert (x - bad).abs().mean() > 0.01
         if preset.options.finishes:
-            x = with_texture(x.float(), alone, preset.options.deviation, preset.options.texture)
+            x = alone.x0 + preset.options.deviation * (x - alone.x0)
+            x = with_texture(x.float(), alone, preset.options.texture)
         torch.testing.assert_close(result.double(), x[0].double(), atol=2e-4, rtol=1e-3)
 
 

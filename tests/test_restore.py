@@ -112,7 +112,7 @@ def test_every_file_that_was_promised_is_there_with_its_size_and_metadata(pipeli
 
 
 def test_the_mean_is_that_of_the_samples_before_they_are_finished(pipeline, face, tmp_path):
-    options = replace(OPTIONS, samples=3, preset=SHORT.with_options(deviation=1.0, texture=0.0))
+    options = replace(OPTIONS, samples=3, preset=SHORT.with_options(texture=0.0))
     run(pipeline, [face], tmp_path / "out", options)
     run(pipeline, [face], tmp_path / "finished", samples=3)
     plain, finished = contents(tmp_path / "out"), contents(tmp_path / "finished")
@@ -122,7 +122,7 @@ def test_the_mean_is_that_of_the_samples_before_they_are_finished(pipeline, face
 
 
 def test_the_mean_is_that_of_the_written_samples_and_the_doubt_is_drawn(pipeline, face, tmp_path):
-    options = replace(OPTIONS, samples=3, preset=SHORT.with_options(deviation=1.0, texture=0.0))
+    options = replace(OPTIONS, samples=3, preset=SHORT.with_options(texture=0.0))
     run(pipeline, [face], tmp_path / "out", options)
 
     def pixels(name):

@@ -55,8 +55,9 @@ class DPIOptions:
             too; in the paper it is the grid's pixels, the others stay, and the last step is the prior's.
         rederived: share of the noise estimate that is derived again from the moved x0, 0 to 1. The paper's, 0, keeps
             the prior's; a corrector that looks at the sample then sees its own moves as news.
-        deviation: share of the sample's deviation from the corrector's expectation that stays in the result, 0 to 1.
-        texture: how much of the power that the result still lacks it is given, by a gain for each frequency
+        deviation: share of the sample's deviation from the corrector's expectation that stays at the end, 0 to 1; 1
+            is the paper's.
+        texture: how much of the power that is then missing a result is given, by a gain for each frequency
             (`faceprior.methods.texture`), at least 0. 0, the paper's, gives none.
 
     Raises:
@@ -97,7 +98,7 @@ class DPIOptions:
 
     @property
     def finishes(self) -> bool:
-        """Whether a result is more than where the sampler's last step led."""
+        """Whether the end needs the corrector's expectation."""
         return self.texture > 0 or self.deviation < 1
 
 
@@ -169,7 +170,7 @@ class DPI(Enlarged):
         options, level = self.options, step.alphas_cumprod
         denoised, condition = sampler.estimate(x_t, step), conditions.held
         if step.last and not options.smooth:
-            return sampler.solve(denoised, step), denoised.x0, conditions
+            return self.ended(sampler.solve(denoised, step), denoised.x0, conditions)
 
         # w_t · m_t: FCM, all of the grid, above τ · T; RACM, at random where the condition has edges, below
         weight: float | torch.Tensor = 1.0
@@ -185,7 +186,7 @@ class DPI(Enlarged):
         eps = denoised.eps - options.rederived * math.sqrt(level / (1 - level)) * (x0 - denoised.x0)
         x_prev = sampler.solve(denoised._replace(x0=x0, x_t=x_t, eps=eps), step)
         if step.last:
-            return x_prev, x0, conditions
+            return self.ended(x_prev, x0, conditions)
 
         # CRT looks at x_{t−1}
         if self.corrector is not None and options.crt in ("after", "always"):
@@ -195,11 +196,15 @@ class DPI(Enlarged):
             conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
         return x_prev, x0, conditions
 
+    def ended(self, sample: torch.Tensor, x0: torch.Tensor, conditions: Conditions) -> Stepped:
+        """The last step, taken back towards the expectation as far as `deviation` says."""
+        if conditions.expected is not None:
+            sample = torch.lerp(conditions.expected.x0, sample, self.options.deviation)
+        return sample, x0, conditions
+
     def finish(self, samples: torch.Tensor, state: Conditions) -> torch.Tensor:
-        """Take samples back towards the expectation, and give them the texture that they lack."""
-        if state.expected is None:
-            return samples
-        return with_texture(samples, state.expected, self.options.deviation, self.options.texture)
+        """Give samples the texture that they lack."""
+        return samples if state.expected is None else with_texture(samples, state.expected, self.options.texture)
 
     def corrected(self, corrector: Corrector, x_prev: torch.Tensor, step: Step) -> Correction:
         """Ask about x_{t−1}; the authors' network is told the t of the step just made, as in their code."""
@@ -282,7 +287,7 @@ METHOD = Method(
         smooth=True,
         rederived=1.0,
         deviation=0.4,
-        texture=2.2,
+        texture=5.5,
     ),
     sampling=SamplingOptions(steps=5, start=0.3, end=0.02, shift=0.13),
     solvers=("ddim", "ddpm", "dpmpp-2m", "unipc"),

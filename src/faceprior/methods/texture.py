@@ -20,27 +20,25 @@ _LOWEST = 4  # cycles a face up to which nothing is scaled
 _NOTHING = 1e-12  # power of a picture without any
 
 
-def with_texture(samples: torch.Tensor, expected: Correction, deviation: float, texture: float) -> torch.Tensor:
-    """Take samples x towards the expectation m and scale their spectra to the power that faces have.
+def with_texture(samples: torch.Tensor, expected: Correction, texture: float) -> torch.Tensor:
+    """Scale the spectra of samples x around the expectation m to the power that faces have.
 
-    r = m + deviation · (x − m). A gain for each half octave raises its power to that of m plus what m lacks: this has
-    the spectrum of x − m, and for an amount the geometric mean of what x deviates from m, which is too little, and
-    what the corrector expects m to be wrong by, most of which is coarser, times `texture`. A pixel of which it is
-    surer than of the whole face is raised the less, as its error is to the mean: what is flat stays flat.
+    A gain for each half octave raises its power to that of m plus what m lacks: this has the spectrum of x − m, and
+    for an amount the geometric mean of what x deviates from m, which is too little, and what the corrector expects m
+    to be wrong by, most of which is coarser, times `texture`. A pixel of which it is surer than of the whole face is
+    raised the less, as its error is to the mean: what is flat stays flat.
 
     Args:
         samples: x, (B, 3, R, R) in [-1, 1].
         expected: m with its expected error; without that nothing is scaled.
-        deviation: share of x − m that stays, 0 to 1.
         texture: factor of the power that is missing, at least 0; 0 scales nothing.
 
     Returns:
         (B, 3, R, R).
     """
-    away = samples - expected.x0
-    moved = expected.x0 + deviation * away
     if not texture or expected.log_error is None:
-        return moved
+        return samples
+    away = samples - expected.x0
     transform, octaves = _spectrum(samples.shape[-1], samples.device)
 
     def power(spectra: torch.Tensor) -> torch.Tensor:
@@ -49,12 +47,12 @@ def with_texture(samples: torch.Tensor, expected: Correction, deviation: float, 
     error = expected.log_error.exp()
     mean_error = error.mean((1, 2, 3), keepdim=True)
     ratio = mean_error.flatten() / away.square().mean((1, 2, 3)).clamp(min=_NOTHING)
-    spectra = transform @ moved @ transform.T
+    spectra = transform @ samples @ transform.T
     missing = texture * ratio.sqrt()[:, None] * power(transform @ away @ transform.T)
     wanted = power(transform @ expected.x0 @ transform.T) + missing
     gains = (wanted / power(spectra).clamp(min=_NOTHING)).clamp(min=1).sqrt().log() @ octaves  # (B, R²)
     raised = transform.T @ (gains.exp().view(-1, 1, *spectra.shape[2:]) * spectra) @ transform
-    return torch.lerp(moved, raised, (error / mean_error).clamp(max=1))
+    return torch.lerp(samples, raised, (error / mean_error).clamp(max=1))
 
 
 class _Spectrum(NamedTuple):
