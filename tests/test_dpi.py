@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -914,3 +915,17 @@ def test_what_is_not_a_corrector_is_refused(saved, tmp_path):
         load_corrector(saved / "config.json")
     with pytest.raises(FacePriorError, match=r"corrector 'no-such-thing' is neither"):
         load_corrector("no-such-thing")
+
+
+@torch.no_grad()
+def test_the_texture_is_that_of_the_option_times_that_of_the_priors_card(tiny):
+    found = []
+    for factor, texture in ((1.0, 2.0), (0.5, 4.0), (1.0, 4.0)):
+        prior = tiny.gaussian_prior()
+        prior.card = replace(prior.card, texture=factor)
+        options = replace(find_preset("default").options, texture=texture)
+        method = dpi(tiny, faces(1, 8), options, tiny.corrector(), prior)
+        steps = spaced_steps(prior.schedule, 3, 0.3)
+        found.append(sample(method, steps, sampler_of(tiny, 1, prior=prior)))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

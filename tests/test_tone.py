@@ -5,6 +5,7 @@ from PIL import Image, ImageOps
 
 from faceprior.images import resize, to_tensor, to_uint8, tone_of
 from faceprior.photographs.restore import Condition
+from faceprior.pipeline import Samples
 
 GREYS = torch.linspace(-1, 1, 256).expand(3, 4, 256)
 
@@ -31,8 +32,10 @@ def face_of(image, side=24):
 def test_a_grey_photograph_gets_grey_faces(photo):
     grey = ImageOps.grayscale(photo).convert("RGB")
     restored = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    toned = to_uint8(Condition(face_of(grey), tone=tone_of(grey)).toned(restored)).int()
+    samples = Condition(face_of(grey), tone=tone_of(grey)).toned(Samples(restored, restored.mean(0)))
+    toned = to_uint8(torch.cat([samples.images, samples.mean[None]])).int()
     assert (toned.amax(1) - toned.amin(1)).max() <= 1
+    restored = torch.cat([restored, restored.mean(0, keepdim=True)])
     luma = (to_uint8(restored).double() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
     assert (toned[:, 0] - luma).abs().max() <= 1
 
@@ -47,7 +50,7 @@ def test_a_sepia_photograph_gets_faces_in_its_sepia(photo, quality, tmp_path):
     # colours that the scan does not have, at its brightness
     alive = np.asarray(photo).astype(float) - np.asarray(grey)[..., None] + np.asarray(sepia(grey))
     restored = to_tensor(Image.fromarray(alive.clip(0, 255).astype(np.uint8)))
-    toned = Condition(face_of(picture), tone=tone_of(picture)).toned(restored[None])[0]
+    toned = Condition(face_of(picture), tone=tone_of(picture)).toned(Samples(restored[None], restored)).images[0]
     wanted = lab(sepia(grey))[60:170, 170:280]
     off, before = (
         np.sqrt(((lab(to_uint8(own).permute(1, 2, 0).numpy())[60:170, 170:280] - wanted) ** 2).sum(-1)).mean()
@@ -58,7 +61,7 @@ def test_a_sepia_photograph_gets_faces_in_its_sepia(photo, quality, tmp_path):
 
 
 def test_colours_that_are_alive_stay(photo):
-    restored = to_tensor(photo)[None]
+    restored = Samples(to_tensor(photo)[None], to_tensor(photo))
     tinted = np.array(sepia(ImageOps.grayscale(photo)))
     tinted[60:170, 170:280] = np.asarray(photo)[60:170, 170:280]  # a coloured face in a sepia picture
     for picture in (photo, Image.fromarray(tinted)):

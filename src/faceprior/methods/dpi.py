@@ -58,7 +58,7 @@ class DPIOptions:
         deviation: share of the sample's deviation from the corrector's expectation that stays at the end, 0 to 1; 1
             is the paper's.
         texture: how much of the power that is then missing a result is given, by a gain for each frequency
-            (`faceprior.methods.texture`), at least 0. 0, the paper's, gives none.
+            (`faceprior.methods.texture`), times the factor of the prior's card; at least 0. 0 is the paper's.
 
     Raises:
         OptionError: a value is out of its range.
@@ -143,7 +143,7 @@ class DPI(Enlarged):
         corrector = None if options.crt == "never" else corrector
         if corrector is not None:
             corrector.check(resolution, prior.schedule, options.stride)
-        self.options, self.corrector = options, corrector
+        self.options, self.corrector, self.texture = options, corrector, options.texture * prior.card.texture
         self.spacing = 1 if options.smooth else options.stride
         self.condition = torch.cat(
             [make_condition(face[None], resolution, self.spacing, options.placement) for face in low_resolution]
@@ -204,7 +204,7 @@ class DPI(Enlarged):
 
     def finish(self, samples: torch.Tensor, state: Conditions) -> torch.Tensor:
         """Give samples the texture that they lack."""
-        return samples if state.expected is None else with_texture(samples, state.expected, self.options.texture)
+        return samples if state.expected is None else with_texture(samples, state.expected, self.texture)
 
     def corrected(self, corrector: Corrector, x_prev: torch.Tensor, step: Step) -> Correction:
         """Ask about x_{t−1}; the authors' network is told the t of the step just made, as in their code."""

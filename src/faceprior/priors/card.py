@@ -51,6 +51,8 @@ class ModelCard:
         held_out: measured figures, with the command that makes them.
         calibration: of a corrector, or of a prior without one: (error scale, factor that turns it into the half-width
             of a 90 % interval), rising, by name (`faceprior.doubt`).
+        texture: of a prior: factor of DPI's option `texture` for its samples. Below 1 where they are grainy, so that
+            they deviate from the expectation by more than a face does.
         limits: where the model is weak, a sentence each.
     """
 
@@ -67,6 +69,7 @@ class ModelCard:
     training: dict[str, Any] = field(default_factory=dict)
     held_out: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    texture: float = 1.0
     limits: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
