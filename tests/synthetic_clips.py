@@ -43,10 +43,18 @@ def write_clip(path, pictures, steps=None, *, sound=False, rotation=0, codec="li
 
 
 def timing(path):
-    """Time of every frame, in seconds; a packet's own duration is that of decoding, which depends on the encoder."""
+    """Time and duration of every frame, in seconds."""
     with av.open(str(path)) as container:
         video = container.streams.video[0]
-        return sorted(p.pts * video.time_base for p in container.demux(video) if p.pts is not None)
+        packets = sorted((p.pts, p.duration) for p in container.demux(video) if p.pts is not None)
+        return [(pts * video.time_base, duration * video.time_base) for pts, duration in packets]
+
+
+def shown(path):
+    """Time of every frame, and the clip's end, in seconds: a packet's duration goes by the encoder's own order."""
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        return [*(time for time, _ in timing(path)), video.duration * video.time_base]
 
 
 def sound_of(path):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from faceprior.benchmark import run as run_module
 from faceprior.benchmark import sets
 from faceprior.benchmark.config import load_benchmark, read_method, split_methods
-from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
+from faceprior.benchmark.datasets import FaceSet, choose_faces, nose_offset, open_faces
 from faceprior.benchmark.memory import PeakMemory
 from faceprior.benchmark.metrics import COSTS, METRICS, FaceSamples, MeterOptions, Meters, lpips_network
 from faceprior.benchmark.results import Results
@@ -25,11 +25,11 @@ from faceprior.benchmark.run import Benchmark, noise_seed
 from faceprior.benchmark.summary import summarise
 from faceprior.cli.app import app
 from faceprior.degradations import bicubic_downscale
-from faceprior.errors import DataError, DeviceError, FacePriorError, OptionError, WeightsError
+from faceprior.errors import DataError, DeviceError, FacePriorError, ImageError, OptionError, WeightsError
 from faceprior.evaluation.arcface import ArcFaceEmbedder, IResNet
 from faceprior.evaluation.intervals import bootstrap
 from faceprior.evaluation.metrics import psnr
-from faceprior.faces import DetectedFace
+from faceprior.faces import DetectedFace, load_detector
 from faceprior.images import read_image, to_tensor
 from faceprior.methods import find_preset
 from faceprior.pipeline import FacePriorPipeline, face_prior
@@ -406,6 +406,27 @@ def test_faces_of_extreme_pose_are_chosen_by_how_far_the_nose_stands_off(picture
     monkeypatch.setattr("faceprior.benchmark.datasets.load_detector", lambda: look)
     chosen = choose_faces(open_faces([pictures]).faces, subset="extreme-pose")
     assert [face.name for face in chosen] == ["face-1.png"]
+
+
+def test_a_prior_whose_card_asks_for_less_texture_is_restored_anew(pipeline, pictures, tmp_path, monkeypatch):
+    config = make_config(pictures)
+    ids = [{row["id"] for row in make_benchmark(pipeline, config, tmp_path).run()}]
+    monkeypatch.setattr(pipeline.prior, "card", replace(pipeline.prior.card, texture=0.5))
+    ids.append({row["id"] for row in make_benchmark(pipeline, config, tmp_path).run()})
+    assert ids[0].isdisjoint(ids[1])
+
+
+def test_a_portrait_from_the_front_is_no_extreme_pose_and_a_photograph_without_a_face_is_named(tmp_path):
+    from skimage.data import astronaut
+
+    (tmp_path / "lfw" / "Eileen_Collins").mkdir(parents=True)
+    for number, picture in enumerate((Image.fromarray(astronaut()), Image.new("RGB", (64, 64))), 1):
+        picture.save(tmp_path / "lfw" / "Eileen_Collins" / f"Eileen_Collins_000{number}.jpg", quality=95)
+    found, blank = open_faces([tmp_path], "lfw").faces
+    (face,) = load_detector()(found.read())
+    assert nose_offset(face.landmarks) < 0.2
+    with pytest.raises(ImageError, match=r"_0002\.jpg: no face is found in it"):
+        blank.read()
 
 
 def test_folders_that_hold_no_faces_or_twice_the_same_name_are_refused(tmp_path, pictures):

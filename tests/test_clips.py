@@ -1,5 +1,4 @@
 import builtins
-import itertools
 
 import numpy as np
 import pytest
@@ -70,7 +69,7 @@ def test_a_variable_frame_rate_stays_as_it_is(tmp_path):
     source = write_clip(tmp_path / "clip.mp4", pictures(), steps)
     rewrite(source, tmp_path / "out.mp4", unchanged)
     assert timing(tmp_path / "out.mp4") == timing(source)
-    assert len({after - before for before, after in itertools.pairwise(timing(source))}) > 4
+    assert len({duration for _, duration in timing(source)}) > 4
 
 
 @pytest.mark.skipif(not hasattr(av.video.stream.VideoStream, "set_display_rotation"), reason="an older PyAV")

@@ -25,7 +25,7 @@ from faceprior.photographs import RestoreOptions  # noqa: E402
 from faceprior.pipeline import FacePriorPipeline  # noqa: E402
 from faceprior.priors.card import TIGHT_TEMPLATE  # noqa: E402
 from faceprior.sampling import Initial  # noqa: E402
-from synthetic_clips import REGULAR, sound_of, timing, write_clip  # noqa: E402
+from synthetic_clips import REGULAR, shown, sound_of, write_clip  # noqa: E402
 
 QUICK = RestoreOptions(preset=find_preset("default").with_options(steps=3), seed=5)
 
@@ -194,7 +194,7 @@ def clip(tmp_path):
 def test_a_clip_is_restored_with_its_sound_and_timing(pipeline, clip, tmp_path):
     record = restore_clip(pipeline, clip, tmp_path / "out.mp4", QUICK, NoseDetector())
     assert sound_of(tmp_path / "out.mp4") == sound_of(clip)
-    assert timing(tmp_path / "out.mp4") == timing(clip)
+    assert shown(tmp_path / "out.mp4") == shown(clip)
     assert (record["frames"], record["tracks"], record["restored"]) == (8, 1, 8)
     before, after = list(read_frames(clip)), list(read_frames(tmp_path / "out.mp4"))
     assert after[0].pixels.shape == before[0].pixels.shape

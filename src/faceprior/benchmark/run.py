@@ -250,11 +250,12 @@ class Benchmark:
     def _id(self, case: _Case, job: _Job, sample: int) -> str:
         how = {name: value for name, value in self._how(case).items() if name != "method"}  # a label decides nothing
         how["faceprior"] = faceprior.__version__
-        batch = self.config.batch_size if self.config.whole_batches else None
-        template = self.pipeline.prior.card.template if case.damage.degradation.startswith("occlusion") else None
-        return identify(
-            {**how, "face": job.face_sha256, "sample": sample, "batch": batch, "template": template, "name": job.name}
-        )
+        how |= {"face": job.face_sha256, "sample": sample, "name": job.name}
+        how["batch"] = self.config.batch_size if self.config.whole_batches else None
+        card = self.pipeline.prior.card  # what may be changed in it without changing the weights
+        how["texture"] = card.texture
+        how["template"] = card.template if case.damage.degradation.startswith("occlusion") else None
+        return identify(how)
 
     def _described(self, case: _Case) -> Row:
         return {

@@ -297,6 +297,7 @@ class _Sink:
         self.video = self.container.add_stream(_encoder(), rate=source.rate)
         self._copies, self._durations = self._add_copies(), dict[int, int]()
         self._started, self._waiting, self._last = False, list[Any](), -(2**62)
+        self._first_dts: int | None = None
 
     def tag(self, metadata: dict[str, Any] | None, *, with_location: bool) -> None:
         """Take over the file's own tags, and add how it was made."""
@@ -350,8 +351,17 @@ class _Sink:
         self._mux(self.video.encode(picture))
 
     def finish(self) -> None:
-        if self._started:
-            self._mux(self.video.encode())
+        if not self._started:
+            return
+        packets = self.video.encode()
+        self._mux(packets[:-1])
+        for packet in packets[-1:]:
+            # an MP4 is as long as its durations in the order of decoding, which is the encoder's own
+            first = packet.dts if self._first_dts is None else self._first_dts
+            rest = (self._source.video.duration or 0) - (packet.dts - first)
+            if rest > 0 and self.container.format.name != "matroska":
+                self._durations[packet.pts] = rest
+            self._mux([packet])
 
     def _start(self, picture: Any, height: int, width: int) -> None:
         video, context, source = self.video, self.video.codec_context, self._source.video
@@ -371,6 +381,7 @@ class _Sink:
     def _mux(self, packets: Any) -> None:
         for packet in packets:
             packet.duration = self._durations.pop(packet.pts, packet.duration)
+            self._first_dts = packet.dts if self._first_dts is None else self._first_dts
             self.container.mux(packet)
 
 

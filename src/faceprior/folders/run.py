@@ -32,7 +32,7 @@ from faceprior.images import MIN_SIDE
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
 from faceprior.photographs.prepare import degraded_scale
-from faceprior.photographs.restore import BatchSampler
+from faceprior.photographs.restore import BatchSampler, doubt_of
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.sampling import Step
@@ -348,16 +348,10 @@ class _Run:
         for (item, condition), result in zip(batch, results, strict=True):
             item.seconds += seconds
             item.samples.append(result)
-            item.doubt.append(self._doubt(condition, result))
+            item.doubt.append(doubt_of(self._pipeline, condition, result))
             item.missing -= 1
             self._write_if_restored(item)
         return True
-
-    def _doubt(self, condition: Condition, samples: Samples | FacePriorError) -> torch.Tensor | None:
-        if isinstance(samples, FacePriorError):
-            return None
-        doubt = self._pipeline.doubt([condition.low_resolution], [samples.images])
-        return None if doubt is None else doubt[0]
 
     def _restore_clip(self, item: _Item) -> None:
         try:

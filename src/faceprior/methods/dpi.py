@@ -78,12 +78,11 @@ class DPIOptions:
     texture: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tau <= 1:
-            raise OptionError(f"tau is {self.tau}; it must lie in 0 to 1")
+        for name in ("tau", "detail", "rederived", "deviation"):
+            check_share(name, getattr(self, name))
         if not (self.late_weight >= 0 and self.late_weight * self.tau <= 1):
             raise OptionError(f"late weight is {self.late_weight}; times tau ({self.tau}) it must lie in 0 to 1")
-        if not 0 <= self.edge_exponent < math.inf:
-            raise OptionError(f"edge exponent is {self.edge_exponent}; it must be at least 0")
+        check_not_negative("edge exponent", self.edge_exponent)
         if self.stride not in (1, 2, 4, 8):
             raise OptionError(f"stride is {self.stride}; choose 1, 2, 4 or 8")
         if self.placement not in ("resized", "sampled"):
@@ -92,8 +91,6 @@ class DPIOptions:
             raise OptionError(f"crt is {self.crt!r}; choose {', '.join(get_args(CRTUse))}")
         if self.detail_above < 0:
             raise OptionError(f"detail above is {self.detail_above}; it must be at least 0, in cycles a face")
-        for name in ("detail", "rederived", "deviation"):
-            check_share(name, getattr(self, name))
         check_not_negative("texture", self.texture)
 
     @property

@@ -57,6 +57,14 @@ def restore(
     return BatchSampler(pipeline, options, on_step, on_notice)(conditions)
 
 
+def doubt_of(pipeline: FacePriorPipeline, face: Condition, samples: Samples | FacePriorError) -> torch.Tensor | None:
+    """Half-width of a 90 % interval around the first sample of a face, (R, R); None where it is not known."""
+    if isinstance(samples, FacePriorError):
+        return None
+    doubt = pipeline.doubt([face.low_resolution], [samples.images])
+    return None if doubt is None else doubt[0]
+
+
 class BatchSampler:
     """Samples faces in batches; a face that the method refuses fails alone.
 

@@ -31,7 +31,7 @@ from faceprior.folders.outputs import write_results
 from faceprior.folders.run import failure, stamp_of
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
-from faceprior.photographs.restore import BatchSampler
+from faceprior.photographs.restore import BatchSampler, doubt_of
 from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.priors import ModelCard
 from faceprior.scale.listing import Photograph
@@ -162,7 +162,8 @@ class Restorer:
         conditions = [condition for own in photographs for condition in own]
         with _limited(self._job.timeout * len(photographs)):
             samples = self._restored(conditions)
-            faces = iter([(own, self._doubt(face, own)) for face, own in zip(conditions, samples, strict=True)])
+            pairs = zip(conditions, samples, strict=True)
+            faces = iter([(own, doubt_of(self._pipeline, face, own)) for face, own in pairs])
         return None, *([next(faces) for _ in own] for own in photographs)
 
     def _restored(self, conditions: Sequence[Condition]) -> list[Samples | FacePriorError]:
@@ -174,12 +175,6 @@ class Restorer:
                 sys.stderr.flush()
                 os._exit(1)
             raise
-
-    def _doubt(self, face: Condition, samples: Samples | FacePriorError) -> torch.Tensor | None:
-        if isinstance(samples, FacePriorError):
-            return None
-        doubt = self._pipeline.doubt([face.low_resolution], [samples.images])
-        return None if doubt is None else doubt[0].cpu()
 
 
 _DETECTORS = dict[str, FaceDetector | None]()  # of this process, by the name of the run

@@ -10,7 +10,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
@@ -24,7 +24,7 @@ from faceprior.images import IMAGE_SUFFIXES, decode_picture, read_image, square
 from faceprior.images.writing import write_file
 
 MANIFEST = "manifest.json"
-FORMAT = "faceprior-shards/1"
+FORMAT = "faceprior-shards/2"
 FACES = "faces.npy"
 
 _COLUMNS = "shard, source, terms and licence"
@@ -230,7 +230,7 @@ class PackedFaces:
 
     def pixels(self, indices: Sequence[int]) -> torch.Tensor:
         """Return faces as uint8, shape (B, 3, R, R)."""
-        pixels = np.array(self._array[[self._places[index] for index in indices]])
+        pixels = np.asarray(self._array[[self._places[index] for index in indices]])  # a copy of these alone
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
@@ -258,8 +258,7 @@ def _read_manifest(folder: Path) -> tuple[int, list[PackedFace]]:
         if manifest["format"] != FORMAT:
             raise DataError(f"{path} has format {manifest['format']!r}, not {FORMAT!r}; pack again")
         size = int(manifest["size"])
-        names = [own.name for own in fields(PackedFace)]
-        faces = [PackedFace(**{name: row[name] for name in names}) for row in manifest["faces"]]
+        faces = [PackedFace(**row) for row in manifest["faces"]]
     except OSError as error:
         raise DataError(f"{folder} has no {MANIFEST}; make it with `faceprior data pack`") from error
     except (LookupError, TypeError, ValueError) as error:
