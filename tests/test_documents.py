@@ -155,7 +155,7 @@ def pictures(tmp_path_factory):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         small.save(root / name)
     face = align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, 128)
-    for name, side in (("sharp.png", 128), ("face.png", 64), ("album/c.png", 64)):
+    for name, side in (("sharp.png", 128), ("face.png", 64), ("one.png", 16), ("two.png", 32), ("album/c.png", 64)):
         face.resize((side, side), Image.Resampling.BICUBIC).save(root / name)
     return root
 
@@ -183,6 +183,18 @@ def test_a_command_that_is_written_out_does_what_it_says(path, line, pictures, t
         assert result.output.strip()
 
 
+PYTHON = [ROOT / "README.md", ROOT / "docs" / "python.md"]
+WRITTEN = [
+    (path, code) for path in PYTHON for code in re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("path", "code"), WRITTEN, ids=names(WRITTEN))
+def test_an_example_in_python_runs(path, code, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(pictures, tmp_path / "here"))
+    exec(code, {})  # noqa: S102 - our own documentation
+
+
 def test_every_reason_not_to_run_a_command_is_still_needed():
     every = [line for path in DOCUMENTS for line in written_out(path)]
     for start in NOT_RUN:
@@ -194,7 +206,9 @@ def test_every_reason_not_to_run_a_command_is_still_needed():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_loads_with_all_its_methods_and_names_its_command(path):
     assert load_benchmark(path, {}).chosen_methods()
-    assert f"faceprior benchmark --config {path.relative_to(ROOT)}" in path.read_text(encoding="utf-8")
+    [command] = re.findall(r"^# (faceprior benchmark .*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"--config {path.relative_to(ROOT)} " in command
+    parse(shlex.split(command)[1:])
 
 
 def test_the_toy_of_the_documents_is_trained_from_photographs_that_packages_bring(tmp_path, monkeypatch):

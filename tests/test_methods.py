@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ from faceprior.methods import (
     find_preset,
     registry,
 )
+from faceprior.methods.presets import PRESETS
 from faceprior.methods.registry import OWN
 from faceprior.operators import bicubic_matrix, bicubic_reduction
 from faceprior.pipeline import FacePriorPipeline
@@ -880,7 +882,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones(installed):
 
 # --- the documentation ---
 
-DOCUMENTATION = Path(__file__).parent.parent / "docs" / "methods.md"
+DOCUMENTATION = Path(__file__).parent.parent / "docs" / "method.md"
 
 
 def example(language):
@@ -903,18 +905,28 @@ def test_the_documented_example_is_a_method(pipeline, installed):
 
 
 def test_the_documented_table_is_what_the_methods_say():
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+) \| [^|]*\|$", DOCUMENTATION.read_text("utf-8"), re.MULTILINE)
+    assert {name: int(evaluations) for name, evaluations in rows} == {
+        name: method.default_evaluations for name, method in OWN.items()
+    }
+
+
+def test_the_documented_presets_are_those_of_the_code():
     rows = re.findall(
-        r"^\| `(\w+)` \| .+? \| .+? \| (\d+) \| (.*)\|$", DOCUMENTATION.read_text("utf-8"), re.MULTILINE
+        r"^\| `([\w-]+)`(?:, after `([\w-]+)`)? \| (`solver=.*|`steps=.*)\|$",
+        DOCUMENTATION.read_text("utf-8"),
+        re.MULTILINE,
     )
-    assert [name for name, *_ in rows] == list(OWN)
-    for name, evaluations, options in rows:
-        method = OWN[name]
-        assert int(evaluations) == method.default_evaluations
-        shown = dict(re.findall(r"`(\w+)` ([\w.]+)", options))
-        defaults = {field.name: getattr(method.options, field.name) for field in fields(method.options)}
-        assert shown == {
-            option: f"{value:g}" if type(value) is float else str(value).lower() for option, value in defaults.items()
-        }
+    shown = {"": {}}
+    for name, before, options in rows:
+        shown[name] = shown[before] | dict(re.findall(r"`(\w+)=([^`]+)`", options))
+    assert shown.keys() == {"", *PRESETS}
+    for name, preset in PRESETS.items():
+        assert shown[name].keys() == preset.as_dict().keys()
+        for option, value in preset.as_dict().items():
+            text = shown[name][option]
+            same = float(Fraction(text)) == value if type(value) in (int, float) else text == str(value).lower()
+            assert same, (name, option, text, value)
 
 
 # --- the command line ---
