@@ -21,7 +21,7 @@ from faceprior.corrector import BlindCorrector, Corrector, PaperCorrector
 from faceprior.devices import choose_device, choose_dtype
 from faceprior.images import resize
 from faceprior.pipeline import FacePriorPipeline
-from faceprior.priors import ModelCard, NoiseSchedule, Prior
+from faceprior.priors import ModelCard, Prior
 from faceprior.priors.adm import ADMConfig, build_unet
 from faceprior.priors.noise_schedule import ddim_scheduler_config
 
@@ -103,8 +103,7 @@ def _random(name: str) -> FacePriorPipeline:
             own.eval().requires_grad_(requires_grad=False)
     schedule = ddim_scheduler_config({}, "epsilon")
     side = int(network.config.sample_size)
-    card = ModelCard(kind="prior", name=name, resolution=side, schedule=schedule, prediction_type="epsilon")
-    prior = Prior(network, NoiseSchedule.linear(), "epsilon", card)
+    prior = Prior(network, ModelCard(kind="prior", name=name, resolution=side, schedule=schedule))
     described = ModelCard(kind="corrector", name=name, resolution=side, schedule=schedule)
     return FacePriorPipeline(prior, Corrector(corrector, described) if corrector else None)
 

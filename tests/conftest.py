@@ -8,7 +8,6 @@ from torch import nn
 from faceprior.corrector import BlindCorrector, Corrector, PaperCorrector
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
-from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.residual_unet import GaussianResidualUNet
 
 SIDE = 32
@@ -86,14 +85,11 @@ def make_card(kind, name, steps=1000, prediction_type="epsilon"):
         name=name,
         resolution=SIDE,
         schedule={**linear_scheduler_config(steps), "prediction_type": prediction_type},
-        prediction_type=prediction_type,
     )
 
 
 def make_prior(network, prediction_type, steps=1000):
-    schedule = NoiseSchedule.linear(steps, 0.1 / steps, 20 / steps)
-    card = make_card("prior", "tiny", steps, prediction_type)
-    return Prior(network, schedule, prediction_type, card)
+    return Prior(network, make_card("prior", "tiny", steps, prediction_type))
 
 
 def make_corrector(steps=1000, seed=0, *, kind="blind", stride=2):

@@ -25,7 +25,7 @@ from faceprior.methods.texture import with_texture
 from faceprior.networks import without_grid
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
-from faceprior.priors.noise_schedule import NoiseSchedule
+from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 from faceprior.priors.store import embedded_cards
 from faceprior.sampling import Initial, NoiseSource, Sampler, make_solver, noised, sample, spaced_steps
 
@@ -139,7 +139,7 @@ def test_a_step_of_a_published_preset_is_the_reference_codes(tiny, rng, preset_n
     preset = PRESETS[preset_name]
     prediction = torch.randn(1, 6, 16, 16, generator=rng).clamp(-1, 1)
     prior = tiny.prior(Fixed(prediction), "epsilon")
-    prior.card = ModelCard(kind="prior", name="fixed", resolution=16)
+    prior.card = replace(prior.card, resolution=16)
     step = next(step for step in spaced_steps(prior.schedule, count) if step.t == t)
     low = faces(2, 8)
     x = math.sqrt(step.alphas_cumprod) * faces(2, 16, seed=1) + math.sqrt(1 - step.alphas_cumprod) * torch.randn(
@@ -684,7 +684,7 @@ def test_the_ends_of_the_ranges_are_accepted(options):
 
 def test_a_stride_that_does_not_divide_the_resolution_is_refused(tiny):
     prior = tiny.gaussian_prior()
-    prior.card = ModelCard(kind="prior", name="odd", resolution=36)
+    prior.card = replace(prior.card, resolution=36)
     with pytest.raises(OptionError, match=r"stride is 8.*36"):
         DPI([faces(1, 8)[0]], prior, DPIOptions(stride=8))
 
@@ -883,11 +883,10 @@ def test_a_variant_of_a_corrector_is_loaded_by_its_name_and_only_so(tiny, tmp_pa
 
 
 def test_the_embedded_corrector_is_that_of_the_resolution_and_the_schedule(tiny):
-    def serves(schedule=None, licence="", **card):
-        prior = tiny.gaussian_prior()
-        schedule = schedule or NoiseSchedule.linear(1000, 1e-4, 0.02)
-        given = ModelCard(kind="prior", name="given", licence=licence, **card)
-        found = embedded_corrector_for(Prior(prior.network, schedule, "sample", given))
+    def serves(betas=None, **card):
+        schedule = ddim_scheduler_config(betas or {}, "sample")
+        given = ModelCard(kind="prior", name="given", schedule=schedule, **card)
+        found = embedded_corrector_for(Prior(tiny.gaussian_prior().network, given))
         return found and found.card
 
     correctors = embedded_cards("corrector")
@@ -895,7 +894,7 @@ def test_the_embedded_corrector_is_that_of_the_resolution_and_the_schedule(tiny)
     for card in correctors.values():
         assert serves(resolution=card.resolution, licence=card.licence) == card
     assert serves(resolution=64) is None
-    assert serves(NoiseSchedule.linear(1000, 1e-5, 0.01), resolution=128) is None
+    assert serves({"beta_start": 1e-5, "beta_end": 0.01}, resolution=128) is None
 
 
 @pytest.mark.parametrize("kind", ["blind", "paper"])

@@ -26,7 +26,7 @@ COMFY = ROOT / "integrations" / "comfyui"
 def pipeline(tiny, tmp_path):
     prior = tiny.gaussian_prior()
     card = replace(prior.card, template=TIGHT_TEMPLATE)
-    save_prior(Prior(prior.network, prior.schedule, prior.prediction_type, card), tmp_path / "prior", half=False)
+    save_prior(Prior(prior.network, card), tmp_path / "prior", half=False)
     loaded = FacePriorPipeline.from_pretrained(tmp_path / "prior", corrector="none")
     return FacePriorPipeline(loaded.prior, tiny.corrector())
 

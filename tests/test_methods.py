@@ -38,7 +38,7 @@ from faceprior.operators import bicubic_matrix, bicubic_reduction
 from faceprior.pipeline import FacePriorPipeline
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
-from faceprior.priors.noise_schedule import NoiseSchedule
+from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 from faceprior.sampling import (
     Initial,
     NoiseSource,
@@ -124,8 +124,8 @@ class WholeGaussian(nn.Module):
 
 
 def gaussian_prior(covariance=None):
-    card = ModelCard(kind="prior", name="gaussian", resolution=SIDE)
-    return Prior(WholeGaussian(smooth_covariance() if covariance is None else covariance), SCHEDULE, "sample", card)
+    card = ModelCard(kind="prior", name="gaussian", resolution=SIDE, schedule=ddim_scheduler_config({}, "sample"))
+    return Prior(WholeGaussian(smooth_covariance() if covariance is None else covariance), card)
 
 
 def face(seed=0, side=LOW):

@@ -675,7 +675,7 @@ def test_a_plain_diffusers_folder_is_a_prior(tiny, tmp_path, diffusers_folder, l
         folder = as_flat_legacy(diffusers_folder, tmp_path / "flat")
     prior = load_prior(folder)
     assert isinstance(prior, Prior)
-    assert (prior.resolution, prior.prediction_type, len(prior.schedule)) == (SIDE, "epsilon", 1000)
+    assert (prior.resolution, prior.card.prediction_type, len(prior.schedule)) == (SIDE, "epsilon", 1000)
     assert (prior.card.name, prior.card.source) == (folder.name, str(folder))
     x_t = torch.randn(1, 3, SIDE, SIDE, generator=generator())
     expected = tiny.epsilon_network()(x_t, torch.tensor([300])).sample

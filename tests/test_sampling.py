@@ -16,7 +16,7 @@ from faceprior.errors import OptionError, WeightsError
 from faceprior.methods.dpi import DPI, Conditions, DPIOptions
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard
-from faceprior.priors.noise_schedule import NoiseSchedule
+from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
 from faceprior.sampling import (
     Batch,
     Denoised,
@@ -144,8 +144,9 @@ class Given(Restoration):
 
 
 def constant_prior(prediction, prediction_type="epsilon"):
-    card = ModelCard(kind="prior", name="constant", resolution=prediction.shape[-1])
-    return Prior(Constant(prediction), SCHEDULE, prediction_type, card)
+    schedule = ddim_scheduler_config({}, prediction_type)
+    card = ModelCard(kind="prior", name="constant", resolution=prediction.shape[-1], schedule=schedule)
+    return Prior(Constant(prediction), card)
 
 
 def one_step(solver, prediction, x, step, seed=5, prediction_type="epsilon"):
@@ -374,13 +375,13 @@ class BlockGaussian(nn.Module):
 
     input_dtype = torch.float64
 
-    def __init__(self, prediction_type, schedule):
+    def __init__(self, prediction_type):
         super().__init__()
-        self.prediction_type, self.schedule = prediction_type, schedule
+        self.prediction_type = prediction_type
         self.anchor = nn.Parameter(torch.zeros(()))
 
     def forward(self, x_t, t):
-        level = self.schedule.alphas_cumprod[t[0]]
+        level = SCHEDULE.alphas_cumprod[t[0]]
         noisy = level * COVARIANCE + (1 - level) * torch.eye(4, dtype=torch.float64)
         centred = to_blocks(x_t) - level.sqrt() * MEAN
         x0 = MEAN + level.sqrt() * centred @ torch.linalg.solve(noisy, COVARIANCE)
@@ -390,9 +391,10 @@ class BlockGaussian(nn.Module):
         return SimpleNamespace(sample={"epsilon": eps, "sample": x0, "v_prediction": v}[self.prediction_type])
 
 
-def block_prior(prediction_type="sample", schedule=SCHEDULE, side=8):
-    card = ModelCard(kind="prior", name="blocks", resolution=side)
-    return Prior(BlockGaussian(prediction_type, schedule), schedule, prediction_type, card)
+def block_prior(prediction_type="sample", side=8):
+    schedule = ddim_scheduler_config({}, prediction_type)
+    card = ModelCard(kind="prior", name="blocks", resolution=side, schedule=schedule)
+    return Prior(BlockGaussian(prediction_type), card)
 
 
 def test_the_three_prediction_types_give_one_estimate(rng):

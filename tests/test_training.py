@@ -469,7 +469,7 @@ def test_a_start_keeps_its_prediction_type_and_schedule(data, tmp_path):
     train(task, task.config, splits(data)[0], tmp_path)
     again = make_task("v_prediction", data, tmp_path / "weights")
     assert again.prior.schedule.equals(task.prior.schedule)
-    assert again.prior.prediction_type == "sample"
+    assert again.prior.card.prediction_type == "sample"
     assert again.prior.card.schedule["beta_end"] == 0.2
 
 

@@ -34,8 +34,8 @@ def check_component(name: str, component: Any, before: Any) -> None:
     if name == "scheduler":
         if not isinstance(component, SchedulerMixin):
             raise WeightsError(f"the scheduler is a {kind}; a pipeline needs one of diffusers' schedulers")
-        NoiseSchedule.from_scheduler_config({"_class_name": kind, **component.config})
-        Prior.check_prediction_type(prediction_type_of(component))
+        NoiseSchedule.from_scheduler_config(schedule_of(component))
+        Prior.check_prediction_type(component.config.get("prediction_type", "epsilon"))
         _warn_of_sampling(component, before)
     elif name == "unet" and not isinstance(_side(component), int):
         raise WeightsError(f"the unet is a {kind} whose config has no sample_size; a prior's network has one")
@@ -64,11 +64,6 @@ def schedule_of(scheduler: Any) -> dict[str, Any]:
     """Return a scheduler's configuration as a card has it."""
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     return {"_class_name": type(scheduler).__name__, **config}
-
-
-def prediction_type_of(scheduler: Any) -> Any:
-    """Return what a scheduler says that the network predicts."""
-    return scheduler.config.get("prediction_type", "epsilon")
 
 
 def describe(network: nn.Module, before: ModelCard | None = None) -> ModelCard:
@@ -100,4 +95,4 @@ def scheduler_for(prior: Prior) -> SchedulerMixin:
     """Return the scheduler that a prior was saved with; DDIM if diffusers has none of its name."""
     named = getattr(diffusers, str(prior.card.schedule.get("_class_name")), None)
     kind: Any = named if isinstance(named, type) and issubclass(named, SchedulerMixin) else DDIMScheduler
-    return kind.from_config({**prior.card.schedule, "prediction_type": prior.prediction_type})
+    return kind.from_config({**prior.card.schedule, "prediction_type": prior.card.prediction_type})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,11 @@ from torch import nn
 from faceprior.corrector import Corrector, CorrectorNetwork
 from faceprior.devices import choose_device
 from faceprior.diffusers import models
-from faceprior.diffusers.components import (
-    check_component,
-    describe,
-    prediction_type_of,
-    schedule_of,
-    scheduler_for,
-)
+from faceprior.diffusers.components import check_component, describe, schedule_of, scheduler_for
 from faceprior.diffusers.models import as_model
 from faceprior.errors import OptionError
 from faceprior.pipeline import face_prior
-from faceprior.priors import DEFAULT_PRIOR, ModelCard, NoiseSchedule, Prior
+from faceprior.priors import DEFAULT_PRIOR, ModelCard, Prior
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import bare, in_own_memory
 
@@ -98,49 +93,30 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
         corrector: str | Path | CorrectorNetwork | None = "auto",
         unet: nn.Module | None = None,
         scheduler: SchedulerMixin | None = None,
-        adm_config: Path | None = None,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         device_map: str | None = None,
-        variant: str | None = None,
-        use_safetensors: bool | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        **unknown: Any,
+        **options: Any,
     ) -> FacePriorPipeline:
         """Load a prior and its corrector.
 
         Args:
-            pretrained_model_name_or_path: name of an embedded prior, diffusers folder, hub id or ADM checkpoint
-                file.
-            corrector: name, folder, hub id or network; "auto" takes what was saved with the prior, and where
-                the folder says nothing about a corrector the embedded one of the same resolution and noise schedule,
-                if there is one; None or "none" takes none.
+            pretrained_model_name_or_path: see `faceprior.FacePriorPipeline.from_pretrained`.
+            corrector: see there; or a network.
             unet: a network instead of the saved one.
             scheduler: a scheduler instead of the saved one.
-            adm_config: architecture flags of an ADM checkpoint file.
             torch_dtype: number format to compute in; None is float32.
             dtype: the same under diffusers' newer name.
             device_map: device for all networks: "cuda", "cpu", ..., or "balanced" for the best there is.
-            variant: "fp16" and the like: of several sets of weights in the folder, the one with this in its name.
-            use_safetensors: True refuses pickled weights, False takes only them; None takes safetensors where there
-                are both.
-            revision: branch, tag or commit of the hub's repository.
-            cache_dir: where downloads are kept.
-            token: for the hub.
-            local_files_only: don't ask the hub.
-            force_download: download again.
-            **unknown: other options of diffusers are refused by name.
+            **options: `adm_config`, `variant`, `use_safetensors`, `revision`, `cache_dir`, `token`,
+                `local_files_only` and `force_download`; see `faceprior.pipeline.face_prior.load_components`.
 
         Raises:
             WeightsError: something is not found, not safe, or does not fit.
             OptionError: the corrector does not fit the prior, or an option is unknown.
             DeviceError: the device does not exist on this machine.
         """
-        if unknown:
+        if unknown := options.keys() - signature(face_prior.load_components).parameters.keys():
             raise OptionError(f"FacePriorPipeline.from_pretrained has no option {', '.join(sorted(unknown))}")
         number_format = torch_dtype or dtype or torch.float32
         if not isinstance(number_format, torch.dtype):
@@ -149,30 +125,14 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
             raise OptionError(f"device_map is {device_map!r}; name one device for all networks, or balanced")
         device = choose_device("auto" if device_map == "balanced" else device_map) if device_map else None
 
-        prior, crt = face_prior.load_components(
-            pretrained_model_name_or_path,
-            None if isinstance(corrector, nn.Module) else corrector,
-            adm_config,
-            variant=variant,
-            use_safetensors=use_safetensors,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        named = None if isinstance(corrector, nn.Module) else corrector
+        prior, crt = face_prior.load_components(pretrained_model_name_or_path, named, **options)
         network: Any = as_model(crt.network) if crt else None
         if isinstance(corrector, nn.Module):
             check_component("corrector", corrector, None)
             crt, network = Corrector(corrector, describe(corrector)), corrector
             crt.check(prior.resolution, prior.schedule, corrector.stride)
-        pipeline = cls(
-            as_model(prior.network),
-            scheduler_for(prior),
-            network,
-            card=prior.card,
-            corrector_card=crt.card if crt else None,
-        )
+        pipeline = cls(as_model(prior.network), scheduler_for(prior), network, prior.card, crt.card if crt else None)
         if unet is not None:
             pipeline.unet = unet
         if scheduler is not None:
@@ -236,17 +196,12 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
     @property
     def prior(self) -> Prior:
         """The registered network under the registered noise schedule."""
-        schedule = NoiseSchedule.from_scheduler_config(self.scheduler.config)
-        return Prior(self.unet, schedule, prediction_type_of(self.scheduler), self.card)
+        return Prior(self.unet, self.card)
 
     @property
     def card(self) -> ModelCard:
         """What the prior is; of a network that took the place of another, the sha256 is unknown."""
-        return replace(
-            self._cards["unet"],
-            schedule=schedule_of(self.scheduler),
-            prediction_type=prediction_type_of(self.scheduler),
-        )
+        return replace(self._cards["unet"], schedule=schedule_of(self.scheduler))
 
     @property
     def crt(self) -> Corrector | None:

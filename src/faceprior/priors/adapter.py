@@ -32,22 +32,16 @@ class Prior:
 
     Args:
         network: maps (x_t, t) to an object with `.sample` of 3 or 6 channels, as diffusers models do.
-        schedule: the noise schedule that it was trained with.
-        prediction_type: what the first 3 channels mean.
-        card: what the prior is and where it came from.
+        card: what the prior is and where it came from, its noise schedule, and what the first 3 channels mean.
 
     Raises:
-        WeightsError: the prediction type is unknown.
+        WeightsError: the noise schedule or the prediction type is unknown.
     """
 
-    def __init__(
-        self, network: nn.Module, schedule: NoiseSchedule, prediction_type: PredictionType, card: ModelCard
-    ) -> None:
-        self.check_prediction_type(prediction_type)
-        self.network = network
-        self.schedule = schedule
-        self.prediction_type = prediction_type
-        self.card = card
+    def __init__(self, network: nn.Module, card: ModelCard) -> None:
+        self.network, self.card = network, card
+        self.schedule = NoiseSchedule.from_scheduler_config(card.schedule)
+        self.check_prediction_type(card.prediction_type)
 
     @staticmethod
     def check_prediction_type(name: str) -> None:
@@ -90,8 +84,8 @@ class Prior:
         variance_range = None
         if predicted.shape[1] == 2 * x_t.shape[1]:
             predicted, variance_range = predicted.chunk(2, dim=1)
-        if self.prediction_type == "epsilon":
+        if self.card.prediction_type == "epsilon":
             return Estimate((x_t - noise * predicted) / signal, predicted, variance_range)
-        if self.prediction_type == "v_prediction":
+        if self.card.prediction_type == "v_prediction":
             return Estimate(signal * x_t - noise * predicted, noise * x_t + signal * predicted, variance_range)
         return Estimate(predicted, (x_t - signal * predicted) / noise, variance_range)

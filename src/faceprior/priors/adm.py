@@ -15,7 +15,7 @@ from faceprior.errors import WeightsError
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.checkpoint import key_faults, named, read_state_dict
-from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
+from faceprior.priors.noise_schedule import ddim_scheduler_config
 from faceprior.settings import load_settings
 
 _GROUPS = 32  # of every group norm of ADM
@@ -210,18 +210,16 @@ def load_adm_checkpoint(path: Path, config_path: Path | None = None) -> Prior:
     with torch.device("meta"):
         network = build_unet(config)
     network.load_state_dict(_convert(path, state, config, network), strict=True, assign=True)
-    schedule = ddim_scheduler_config(_schedule(config), "epsilon")
     card = ModelCard(
         kind="prior",
         name=path.stem,
         resolution=config.image_size,
         sha256=file_sha256(path),
-        schedule=schedule,
-        prediction_type="epsilon",
+        schedule=ddim_scheduler_config(_schedule(config), "epsilon"),
         source=path.name,
     )
     network.eval().requires_grad_(requires_grad=False)
-    return Prior(network, NoiseSchedule.from_scheduler_config(schedule), "epsilon", card)
+    return Prior(network, card)
 
 
 def build_unet(config: ADMConfig) -> UNet2DModel:

@@ -42,8 +42,7 @@ class ModelCard:
         resolution: side R of the images, in pixels.
         sha256: of the weights file, hex.
         template: where five landmarks stand in an aligned face, as fractions of the side; empty if unknown.
-        schedule: the noise schedule, as a diffusers scheduler configuration.
-        prediction_type: of a prior: "epsilon", "sample" or "v_prediction".
+        schedule: the noise schedule, and of a prior the prediction type, as a diffusers scheduler configuration.
         source: folder, file or hub id that the weights were loaded from or converted from.
         licence: what the weights may be used for.
         data: training data; one entry a source with its name, number of faces, terms and licence.
@@ -62,7 +61,6 @@ class ModelCard:
     sha256: str = ""
     template: Landmarks = ()
     schedule: dict[str, Any] = field(default_factory=dict)
-    prediction_type: str = ""
     source: str = ""
     licence: str = "unknown"
     data: list[dict[str, Any]] = field(default_factory=list)
@@ -71,6 +69,11 @@ class ModelCard:
     calibration: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     texture: float = 1.0
     limits: list[str] = field(default_factory=list)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network of a prior predicts: "epsilon", "sample" or "v_prediction"."""
+        return str(self.schedule.get("prediction_type", "epsilon"))
 
     def write(self, folder: Path) -> None:
         """Write `card.json` into a folder."""
@@ -91,6 +94,7 @@ class ModelCard:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise WeightsError(f"{path}: is not a JSON object")
+            values.pop("prediction_type", None)  # cards once said it twice
             known = {f.name for f in fields(cls)}
             if unknown := sorted(set(values) - known):
                 raise WeightsError(f"{path}: unknown entries {', '.join(unknown)}")

@@ -22,7 +22,6 @@ from faceprior.networks import ConfiguredNetwork
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256
 from faceprior.priors.checkpoint import key_faults, named
-from faceprior.priors.noise_schedule import NoiseSchedule
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 INDEX_NAME = "model_index.json"
@@ -71,7 +70,7 @@ def _embedded_places() -> list[Path]:
 def public_cards(kind: str) -> dict[str, ModelCard]:
     """Cards of weights that others published on the hub, by the name that `--prior` knows them by.
 
-    `source` says where they are; sha256, noise schedule and prediction type are read from what is there.
+    `source` says where they are; sha256 and noise schedule are read from what is there.
     """
     return _cards_in(_PUBLIC, kind)
 
@@ -164,16 +163,14 @@ def _load_folder(path: Path, spec: str, variant: str | None, use_safetensors: bo
         card = ModelCard(kind="prior", name=Path(spec).name, resolution=side, sha256=sha256, source=spec)
     elif card.resolution != side:
         raise WeightsError(f"{path}: card.json says {card.resolution} pixels, config.json {config['sample_size']}")
-    prediction_type = scheduler.get("prediction_type", "epsilon")
-    card = replace(card, schedule=scheduler, prediction_type=prediction_type)
-    return Prior(network, NoiseSchedule.from_scheduler_config(scheduler), prediction_type, card), weights
+    return Prior(network, replace(card, schedule=scheduler)), weights
 
 
 def _described(public: ModelCard, found: ModelCard, weights: Path) -> ModelCard:
     """The public card of weights, with what was read from them."""
     if found.resolution != public.resolution:
         raise WeightsError(f"{weights}: is for {found.resolution} pixels, {public.name} for {public.resolution}")
-    return replace(public, sha256=found.sha256, schedule=found.schedule, prediction_type=found.prediction_type)
+    return replace(public, sha256=found.sha256, schedule=found.schedule)
 
 
 def _plain_stem(name: str) -> str:

@@ -17,8 +17,8 @@ from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import to_pil
 from faceprior.priors.adapter import Prior
-from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard, PredictionType
-from faceprior.priors.noise_schedule import NoiseSchedule, ddim_scheduler_config
+from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
+from faceprior.priors.noise_schedule import ddim_scheduler_config
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import load_prior, save_prior
 from faceprior.sampling import NoiseSource, Restoration, Sampler, make_solver, sample, spaced_steps
@@ -64,7 +64,6 @@ class PriorTask:
                     f" {faces.size}×{faces.size}; pack it again with another --size"
                 )
             self.network, schedule = prior.network, prior.card.schedule
-            schedule = {**(schedule or ddim_scheduler_config({}, "")), "prediction_type": prior.prediction_type}
             self.network.requires_grad_(requires_grad=True)
         elif config.network == "gaussian-residual":
             residual = build_network(GaussianResidualUNet, config.network_options, sample_size=faces.size)
@@ -74,18 +73,16 @@ class PriorTask:
             self.network = build_network(UNet2DModel, config.network_options, sample_size=faces.size)
         if config.weighting == "residual" and not isinstance(self.network, GaussianResidualUNet):
             raise OptionError("weighting residual needs the network gaussian-residual; choose plain, min-snr or p2")
-        prediction_type: PredictionType = schedule["prediction_type"]
         card = ModelCard(
             kind="prior",
             name=f"faces-{faces.size}",
             resolution=faces.size,
             template=TIGHT_TEMPLATE,
             schedule=schedule,
-            prediction_type=prediction_type,
             data=describe_data(faces),
             licence=licence_of(faces),
         )
-        self.prior = Prior(self.network, NoiseSchedule.from_scheduler_config(schedule), prediction_type, card)
+        self.prior = Prior(self.network, card)
 
     def prepare(self) -> None:
         """Fit the Gaussian of fresh weights to the training faces."""
@@ -118,7 +115,9 @@ class PriorTask:
             return snr.clamp(max=_MIN_SNR_GAMMA)
         if weighting == "p2":
             return snr / (1 + snr)
-        return {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.prior.prediction_type]
+        return {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[
+            self.prior.card.prediction_type
+        ]
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> tuple[dict[str, float], Image.Image]:
@@ -157,8 +156,7 @@ class PriorTask:
         save_prior(self._with(network, training=training, held_out=figures), folder)
 
     def _with(self, network: nn.Module, **card: Any) -> Prior:
-        own = replace(self.prior.card, **card)
-        return Prior(network, self.prior.schedule, self.prior.prediction_type, own)
+        return Prior(network, replace(self.prior.card, **card))
 
 
 def describe_data(faces: PackedFaces) -> list[dict[str, Any]]:
