@@ -1,29 +1,31 @@
 """How long a run over millions of photographs takes to start, and how much memory: a listing made, and a run resumed.
 
-    python benchmarks/listing.py --photographs 10000000 --folder /tmp/listing
+    python -m benchmarks.listing --photographs 10000000 --folder /tmp/listing
 
-The keys are made up, by a file system as s3fs is one; what a real store takes to tell them is not in it. Folders are
-listed here one after the other; on a cluster its tasks do that, and the driver does the rest (docs/scale.md).
+The keys are made up, by a file system as s3fs is one. On a cluster its tasks list the folders, and the driver does
+the rest (docs/scale.md): here both are done in one process and their CPU seconds told apart, or with `--ray` as
+there, on this machine; `--latency` is what a store takes for each thousand keys.
 """
 
 import argparse
 import json
+import os
 import pickle
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from faceprior.folders.inputs import Folder, expand, list_folder
+from faceprior.folders.inputs import Folder, expand
 from faceprior.scale.journal import Journal
-from faceprior.scale.listing import read_listing, write_listing
+from faceprior.scale.listing import Rows, list_rows, read_listing, write_listing
+from faceprior.scale.run import ray_lister
 from faceprior.storage import Url, as_url, place
 
 PER_FOLDER = 1000
@@ -36,13 +38,16 @@ class MadeUp(fsspec.AbstractFileSystem):
 
     Attributes:
         photographs: how many it holds.
+        latency: seconds that it takes to answer.
     """
 
     protocol = "made-up"
     photographs = 0
+    latency = 0.0
 
     def ls(self, path: str, **_: Any) -> list[dict[str, Any]]:
         """Tell what is in a folder."""
+        time.sleep(MadeUp.latency)
         if path.endswith("photographs"):
             folders = range(-(-MadeUp.photographs // PER_FOLDER))
             return [{"name": f"{path}/{number:06d}", "size": 0, "type": "directory"} for number in folders]
@@ -56,19 +61,25 @@ class MadeUp(fsspec.AbstractFileSystem):
         return {**about, "type": "file", "size": size, "name": key}
 
 
-def write(folder: Url, photographs: int, parts: int) -> float:
-    """List the made-up bucket and write the listing; return the CPU seconds that are a cluster's tasks'."""
+def make_up() -> None:
+    """Have the bucket in this process, as the environment tells."""
     fsspec.register_implementation("made-up", MadeUp)
-    MadeUp.photographs, output, cpu = photographs, place("made-up://bucket/out"), 0.0
+    MadeUp.photographs, MadeUp.latency = int(os.environ["PHOTOGRAPHS"]), float(os.environ["LATENCY"])
 
-    def lister(url: Url, below: str) -> Callable[[], Folder]:
+
+def write(folder: Url, parts: int, *, on_ray: bool) -> float:
+    """List the made-up bucket and write the listing; return the CPU seconds that are a cluster's tasks', or 0."""
+    output, cpu = place("made-up://bucket/out"), 0.0
+
+    def lister(url: Url, belows: Sequence[str]) -> Iterator[Folder[Rows]]:
         nonlocal cpu
         started = time.process_time()
-        sent = pickle.dumps(list_folder(url, below))
+        sent = pickle.dumps(list_rows(url, belows, output, [""]))
         cpu += time.process_time() - started
-        return partial(pickle.loads, sent)
+        yield from pickle.loads(sent)  # noqa: S301 - our own
 
-    inputs = expand(place("made-up://bucket/photographs"), output, print, lister)
+    listers = ray_lister(output, [""]) if on_ray else lister
+    inputs = expand(place("made-up://bucket/photographs"), output, print, listers)
     write_listing(inputs, folder / "listing", output, [""], parts, SETTINGS)
     return cpu
 
@@ -102,15 +113,25 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=10_000_000)
     parser.add_argument("--parts", type=int, default=2000)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--step", choices=("write", "pretend", "resume"))
     options = parser.parse_args()
     folder = as_url(options.folder)
     if options.step == "pretend":
         pretend(folder)
     elif options.step is not None:
+        how = {"PHOTOGRAPHS": str(options.photographs), "LATENCY": str(options.latency)}
+        os.environ.update(how, PYTHONPATH=os.pathsep.join(sys.path))  # for the cluster's processes
+        make_up()
+        if options.ray and options.step == "write":
+            import ray
+
+            hook = {"worker_process_setup_hook": "benchmarks.listing.make_up"}
+            ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=hook)
         started, cpu, of_tasks = time.monotonic(), time.process_time(), 0.0
         if options.step == "write":
-            of_tasks = write(folder, options.photographs, options.parts)
+            of_tasks = write(folder, options.parts, on_ray=options.ray)
         else:
             resume(folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -119,7 +140,7 @@ def main() -> None:
         print(options.step, json.dumps({name: round(value, 1) for name, value in figures.items()}))
     else:
         for step in ("write", "pretend", "resume"):
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--step", step], check=True)  # noqa: S603
+            subprocess.run([sys.executable, "-m", "benchmarks.listing", *sys.argv[1:], "--step", step], check=True)  # noqa: S603
 
 
 if __name__ == "__main__":

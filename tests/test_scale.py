@@ -13,6 +13,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import fsspec
 import pytest
 from typer.testing import CliRunner
 
@@ -31,7 +32,7 @@ from faceprior.storage import Url, as_url, place
 
 pytest.importorskip("pyarrow")
 from faceprior.scale.journal import Journal
-from faceprior.scale.listing import Photograph, read_listing, write_listing
+from faceprior.scale.listing import Photograph, list_rows, read_listing, write_listing
 from faceprior.scale.run import FOLDER_NAME, ScaleOptions, ray_lister, restore_on_ray
 from faceprior.scale.work import Job, Restorer, compose_photograph, prepare_photograph
 
@@ -94,6 +95,39 @@ def test_the_names_of_a_listing_are_those_of_a_run_over_a_folder(tmp_path, suffi
     assert expected != [str(Path(name).with_suffix("")) for name in names]
 
 
+def rows_lister(output, suffixes=("",)):
+    return lambda url, belows: iter(list_rows(url, belows, output, suffixes))
+
+
+@pytest.mark.parametrize("suffixes", [("",), ("", "-2", "-mean")])
+def test_folders_that_are_listed_apart_get_the_names_that_they_get_together(tmp_path, suffixes):
+    chance = random.Random(0)  # noqa: S311
+    for trial in range(30):
+        output = place(f"memory://{tmp_path.name}/{trial}")
+        urls = [output / "x", output / "y/x"]
+        for url in urls + chance.choices(urls, k=chance.randrange(60)):
+            stem = "".join(chance.choices("abA_ä", k=chance.randrange(1, 3))) + chance.choice(["", "-2", "_png"])
+            folder, ending = chance.choice(["", "x/", "sub/", "SUB/"]), chance.choice(["jpg", "png", "JPG"])
+            (url / f"{folder}{stem}.{ending}").write(b"")
+        inputs = find_inputs(urls, output)
+        expected = dict(zip((str(own.path) for own in inputs), output_names(inputs, output, suffixes), strict=True))
+        found = (own for url in urls for own in expand(url, output, print, rows_lister(output, suffixes)))
+        listing = write_listing(found, output / "run", output, suffixes, 2, SETTINGS)
+        photographs = [own for part in range(listing.parts) for own in listing.read(part)]
+        assert {own.input: own.name for own in photographs} == expected
+        fsspec.filesystem("memory").store.clear()
+
+
+def test_an_input_that_lies_in_the_output_is_not_written_over(tmp_path):
+    names = ["a.jpg", "in/a.jpg", "in/b-face1.png", "in/in/a.png", "in/in/b.png", "in/in/c.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    inputs = find_inputs([tmp_path / "a.jpg", tmp_path / "in"], tmp_path)
+    written = write_listing(inputs, as_url(tmp_path / "run"), tmp_path, [""], 1, SETTINGS)
+    assert [own.name for own in written.read(0)] == ["a_jpg", "in_a", "b-face1", "in/a_png", "in/b_png", "in/c"]
+
+
 def test_an_input_with_a_problem_keeps_it(tmp_path):
     given = Input(place("s3://b/none"), problem="s3://b/none: holds no pictures")
     _, (photograph,) = listed(tmp_path, [given])
@@ -116,7 +150,7 @@ def test_a_name_that_is_not_text_is_a_problem_of_that_file_alone(tmp_path):
     folder.mkdir()
     for name in (b"a.png", b"b\xff.png", b"c.png"):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
-    _, photographs = listed(tmp_path, expand(folder, tmp_path / "out", print))
+    _, photographs = listed(tmp_path, expand(folder, tmp_path / "out", print, rows_lister(tmp_path / "out")))
     assert [one.problem for one in photographs] == [
         None,
         f"{folder}/b?.png: its name is not UTF-8; rename it",
@@ -247,6 +281,21 @@ def test_a_photograph_that_takes_too_long_is_stopped(pipeline, tmp_path):
     assert step.record["again"]
 
 
+def test_a_decoder_that_is_stopped_has_no_damaged_picture(pipeline, tmp_path):
+    class Decoder(PoisonedDetector):
+        def __call__(self, *own):
+            try:
+                return super().__call__(*own)
+            except OSError as error:
+                raise ImageError("is damaged") from error
+
+    photograph = Photograph(str(save_photo(tmp_path / "hangs.png", *HANGS)), "hangs")
+    job = job_of(tmp_path, detector=Decoder(), timeout=0.3)
+    step, _, _ = prepare_photograph(job, pipeline.prior.card, photograph)
+    assert "took longer than 0.3 seconds" in step.record["error"]
+    assert step.record["again"]
+
+
 # --- the command
 
 
@@ -355,22 +404,21 @@ def test_whatever_fails_every_other_result_is_that_of_a_plain_run(pipeline, clus
         save_photo(many / f"{name}.png", seed=len(name))
     failed = {**FAILED, "forbidden": "cannot be opened (Access Denied)", "full": "No space left on device"}
     want = expected(pipeline, many, tmp_path / "plain", failed)
-    there = place(f"moody://{output}")
+    there, source = place(f"moody://{output}"), place(f"moody://{many}")
     job = job_of(there, pipeline, PoisonedDetector(), timeout=5.0)
     node = cluster.add_node(num_cpus=2)
-    listed = list(expand(place(f"moody://{many}"), there, print, ray_lister()))
     seen, options = [], ScaleOptions(parts=4, tries=2, timeout=5.0)
-    for record in restore_on_ray(listed, there, job, options):
+    for record in restore_on_ray([source], job, options):
         seen.append(record["input"])
         if len(seen) == 3:
             cluster.remove_node(node, allow_graceful=False)
-    inputs = find_inputs([place(f"moody://{many}")], there)
+    inputs = find_inputs([source], there)
     records = check(output, inputs, want, failed)
     assert sorted(seen) == sorted(record["input"] for record in records)
     with pytest.raises(OptionError, match="holds a run; add --resume"):
-        next(restore_on_ray([], there, job))
+        next(restore_on_ray([], job))
     Path(os.environ["MOODY"], moody_store.ROOM).touch()
-    again = {Path(record["input"]).stem: record for record in restore_on_ray([], there, job, options, resume=True)}
+    again = {Path(record["input"]).stem: record for record in restore_on_ray([], job, options, resume=True)}
     assert again.keys() == {"hangs", "full"}  # what may pass is tried again, and nothing else
     assert (again["hangs"]["status"], again["full"]["status"]) == ("failed", "done")
     del failed["full"]
@@ -381,12 +429,15 @@ def test_the_folders_of_a_storage_are_listed_by_the_cluster_as_by_one_machine(cl
     for name in ("b.png", "a.jpg", "trip/c.png", "trip/day/d.png", "zoo/e.webp", "notes.txt", "out/f.png"):
         place(f"{bucket}/in/{name}").write(name.encode())
     url, output, said = place(f"{bucket}/in"), place(f"{bucket}/in/out"), []
-    here = list(expand(url, output, said.append))
-    assert list(expand(url, output, said.append, ray_lister())) == here
-    assert [own.folder for own in here] == ["", "trip", "trip/day", "zoo"]
+    lister = ray_lister(output, [""])
+    _, photographs = listed(tmp_path, expand(url, output, said.append, lister))
+    assert [photograph.given for photograph in photographs] == [
+        replace(own, folder="") for own in find_inputs([url], output, said.append)
+    ]
+    assert [photograph.name for photograph in photographs] == ["a", "b", "trip/c", "trip/day/d", "zoo/e"]
     assert said == [f"{url}: left out 1 .txt file"] * 2
-    (gone,) = expand(place("s3://no-such-bucket/in"), output, print, ray_lister())
-    assert gone == next(expand(place("s3://no-such-bucket/in"), output, print))
+    (gone,) = expand(place("s3://no-such-bucket/in"), output, print, lister)
+    assert [gone] == find_inputs([place("s3://no-such-bucket/in")], output)
     assert isinstance(gone, Unlisted)
 
 
@@ -404,7 +455,7 @@ def test_ten_machines_are_lost_and_nothing_else(pipeline, cluster, tmp_path):
     nodes, seen = [cluster.add_node(num_cpus=1) for _ in range(2)], []
     moments = random.sample(range(1, count - 10), 10)
     inputs, job = find_inputs([many], output), job_of(output, pipeline, Slow(), timeout=5.0)
-    for record in restore_on_ray(inputs, output, job, ScaleOptions(parts=7, tries=2, timeout=5.0)):
+    for record in restore_on_ray([many], job, ScaleOptions(parts=7, tries=2, timeout=5.0)):
         seen.append(record["input"])
         if len(seen) in moments:
             cluster.remove_node(nodes.pop(random.randrange(2)), allow_graceful=False)  # noqa: S311
@@ -420,8 +471,8 @@ import pickle, sys, ray
 from pathlib import Path
 ray.init(sys.argv[1], log_to_driver=False)
 from faceprior.scale.run import restore_on_ray
-inputs, output, job, options = pickle.loads(Path(sys.argv[2]).read_bytes())
-for record in restore_on_ray(inputs, output, job, options, resume=True):
+places, job, options = pickle.loads(Path(sys.argv[2]).read_bytes())
+for record in restore_on_ray(places, job, options, resume=True):
     print(record["input"], flush=True)
 """
 
@@ -433,7 +484,7 @@ def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, b
     want, output = expected(pipeline, many, tmp_path / "plain"), place(f"{bucket}/out")
     job, inputs = job_of(output, pipeline, PoisonedDetector(), timeout=5.0), find_inputs([many], output)
     options = ScaleOptions(parts=3, tries=3, timeout=5.0)
-    (tmp_path / "job").write_bytes(ray.cloudpickle.dumps((inputs, output, job, options)))
+    (tmp_path / "job").write_bytes(ray.cloudpickle.dumps(([many], job, options)))
     command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path / "job")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:  # noqa: S603
         done = (line for line in driver.stdout if line.startswith(str(many)))  # Ray has things to say, too
@@ -443,7 +494,7 @@ def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, b
         driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     assert len(contents(output)) >= 5
-    again = [record["input"] for record in restore_on_ray([], output, job, options, resume=True)]
+    again = [record["input"] for record in restore_on_ray([], job, options, resume=True)]
     assert 0 < len(again) <= 20
     check(output, inputs, want, {**FAILED, "kills": "given up after 3 tries ("})
 

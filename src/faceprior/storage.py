@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,13 +18,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
+from numpy.typing import NDArray
+
 from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError, UnreachableError
 from faceprior.images import read_file, write_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # a put is seen when all of it is there
 _WHOLE_OR_NOTHING = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"])
-_CHANGED = ("last_modified", "updated", "mtime", "modified", "created")  # as stores other than S3 call it
+_CHANGED = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")  # as stores call it
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Url:
     @property
     def stem(self) -> str:
         """Its name without the ending."""
-        return self.name.removesuffix(self.suffix)
+        name = self.name
+        stem, _, ending = name.rpartition(".")
+        return stem if stem and ending else name
 
     @property
     def suffix(self) -> str:
@@ -121,7 +126,7 @@ class Url:
         with _reached(self) as (store, path):
             return _stamp(store.info(path))
 
-    def listed(self) -> tuple[list[str], list[str], dict[str, list[int]]]:
+    def listed(self) -> tuple[list[str], list[str], dict[str, NDArray[np.int64]]]:
         """Return what is in the folder: its folders' names, its files' names, both sorted, and the files' stamps.
 
         Raises:
@@ -130,15 +135,14 @@ class Url:
         with _reached(self) as (store, path):
             # what is called as the folder stands for the folder itself
             inside = [own for own in store.ls(path, detail=True) if own["name"].rstrip("/") != path]
-        folders, files = [own for own in inside if own["type"] == "directory"], inside
-        if folders:
-            files = [own for own in inside if own["type"] != "directory"]
+        folders = [own["name"].rstrip("/").rpartition("/")[2] for own in inside if own["type"] == "directory"]
+        files = [own for own in inside if own["type"] != "directory"] if folders else inside
         names = [own["name"].rpartition("/")[2] for own in files]
         if any(map(gt, names, names[1:])):
             order = sorted(range(len(names)), key=names.__getitem__)
             names, files = [names[place] for place in order], [files[place] for place in order]
-        stamps = {"bytes": [int(own.get("size") or 0) for own in files], "modified_ns": [*map(_modified_ns, files)]}
-        return sorted(own["name"].rstrip("/").rpartition("/")[2] for own in folders), names, stamps
+        sizes = np.array([own.get("size") or 0 for own in files], np.int64)
+        return sorted(folders), names, {"bytes": sizes, "modified_ns": _modified_ns(files)}
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield all files in the folder and in those below: their places below it, and bytes; raises OSError."""
@@ -147,7 +151,7 @@ class Url:
             below = todo.pop()
             folders, names, stamps = (self / below if below else self).listed()
             inside = f"{below}/" if below else ""
-            yield from ((inside + name, size) for name, size in zip(names, stamps["bytes"], strict=True))
+            yield from ((inside + name, size) for name, size in zip(names, stamps["bytes"].tolist(), strict=True))
             todo.extend(inside + name for name in reversed(folders))
 
     def matches(self) -> list[tuple[Url, dict[str, int]]]:
@@ -281,16 +285,22 @@ def _is_whole_or_nothing(store: Any) -> bool:
 
 
 def _stamp(info: Mapping[str, Any]) -> dict[str, int]:
-    return {"bytes": int(info.get("size") or 0), "modified_ns": _modified_ns(info)}
+    return {"bytes": int(info.get("size") or 0), "modified_ns": int(_modified_ns([info])[0])}
 
 
-def _modified_ns(info: Mapping[str, Any]) -> int:
-    changed = info.get("LastModified") or next((info[key] for key in _CHANGED if info.get(key)), 0.0)
-    if isinstance(changed, datetime):
-        return round(changed.timestamp() * 1e6) * 1000  # a float holds microseconds exactly
+def _modified_ns(infos: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    try:
+        seconds = [info["LastModified"].timestamp() for info in infos]  # of S3, where there may be millions
+    except (KeyError, AttributeError):
+        seconds = [_modified(info) for info in infos]
+    return np.rint(np.multiply(seconds, 1e6)).astype(np.int64) * 1000  # a float holds microseconds exactly
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    changed = next((info[key] for key in _CHANGED if info.get(key)), 0.0)
     if isinstance(changed, str):
         try:
-            return _modified_ns({"LastModified": datetime.fromisoformat(changed.replace("Z", "+00:00"))})
+            changed = datetime.fromisoformat(changed.replace("Z", "+00:00"))
         except ValueError:
-            return 0
-    return round(changed * 1e6) * 1000
+            return 0.0
+    return changed.timestamp() if isinstance(changed, datetime) else float(changed)

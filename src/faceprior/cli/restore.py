@@ -235,14 +235,13 @@ def _on_ray(
     """Restore on a Ray cluster."""
     from faceprior.cli.progress import restore_progress
     from faceprior.errors import OptionError
-    from faceprior.folders.inputs import expand
     from faceprior.storage import absolute
 
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # they are handled, and said in the end
     try:
         import ray
 
-        from faceprior.scale.run import ScaleOptions, ray_lister, restore_on_ray
+        from faceprior.scale.run import ScaleOptions, restore_on_ray
         from faceprior.scale.work import Job
     except ImportError as error:
         raise OptionError(f"--ray needs Ray ({error}): pip install 'faceprior[scale]'") from error
@@ -250,7 +249,6 @@ def _on_ray(
     places, folder = [absolute(where) for where in places], absolute(folder)  # other machines stand elsewhere
     how, find, load = work
     job = Job(folder, options=how, timeout=scale.timeout, find_detector=find, load_pipeline=load)
-    inputs = (own for where in places for own in expand(where, folder, skipped, ray_lister()))
     try:
         ray.init(None if address == "local" else address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -267,7 +265,7 @@ def _on_ray(
                 watcher.on_inputs(photographs)
                 skipped(f"{photographs} photographs; {parts} parts of the listing are left")
 
-            for record in restore_on_ray(inputs, folder, job, scale, resume=resume, on_listed=on_listed):
+            for record in restore_on_ray(places, job, scale, resume=resume, on_skipped=skipped, on_listed=on_listed):
                 tally.count(record)
                 watcher.on_step(1)
                 watcher.on_input()

@@ -6,13 +6,16 @@ import glob
 import os
 import re
 import unicodedata
-from array import array
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path, PurePath
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from faceprior.clips.container import CLIP_SUFFIXES
 from faceprior.errors import OptionError
@@ -22,10 +25,12 @@ from faceprior.storage import Place, Url, reason
 SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES
 """File name endings by which pictures and clips are found in a folder."""
 
-_AHEAD = 64  # folders of a storage that are listed while others are waited for
+_AHEAD = 2048  # folders of a storage that are listed while others are waited for
+_ASKED = 64  # times, so that many share one
 _IS_PATTERN = re.compile(r"[*?\[]")
 _KEPT_BY_SYSTEMS = {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX", "Thumbs.db"}  # network drives' too
-_FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-doubt|-sheet)?$")
+FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-doubt|-sheet)?$")
+"""What the name of a single face's result ends with, behind that of its photograph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,36 +68,40 @@ class Files:
     parent: Place
     names: Sequence[str]
     folder: str = ""
-    stamps: Mapping[str, Sequence[int]] | None = None
+    stamps: Mapping[str, NDArray[np.int64]] | None = None
 
     @property
     def inputs(self) -> Iterator[Input]:
         """The same one by one."""
+        stamps = {key: own.tolist() for key, own in (self.stamps or {}).items()}
         for number, name in enumerate(self.names):
-            stamp = {key: own[number] for key, own in self.stamps.items()} if self.stamps is not None else None
+            stamp = {key: own[number] for key, own in stamps.items()} or None
             yield Input(self.parent / name, self.folder, stamp=stamp)
 
 
+Found = TypeVar("Found")
+
+
 @dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Generic[Found]):
     """What a restoration wants to know of one folder of a storage.
 
     Attributes:
         folders: names of those in it, sorted.
-        pictures: that lie in it, sorted.
+        pictures: that lie in it, sorted; None if there are none.
         left_out: of each kind how many.
     """
 
     folders: list[str]
-    pictures: Files
+    pictures: Found | None
     left_out: Counter[str]
 
 
-Lister = Callable[[Url, str], Callable[[], Folder]]
-"""Begins to do what `list_folder` does, and returns what waits for the result."""
+Lister = Callable[[Url, Sequence[str]], Iterator[Folder[Found]]]
+"""Begins to do for some folders what `list_folder` does, and returns what waits for the results."""
 
 
-def list_folder(url: Url, below: str) -> Folder:
+def list_folder(url: Url, below: str) -> Folder[Files]:
     """List a folder of a storage.
 
     Args:
@@ -106,17 +115,17 @@ def list_folder(url: Url, below: str) -> Folder:
     folders, names, stamps = where.listed()
     hidden = {name for name in folders if _is_hidden(name)}
     left_out = Counter({"hidden folder": len(hidden)})
-    if not all(map(_is_picture, names)):
-        kept = [number for number, name in enumerate(names) if _is_picture(name)]
+    kept = [number for number, name in enumerate(names) if _is_picture(name)]
+    if len(kept) < len(names):
         left_out.update(map(_other, sorted({*names}.difference(names[number] for number in kept))))
         names = [names[number] for number in kept]
-        stamps = {key: [own[number] for number in kept] for key, own in stamps.items()}
-    pictures = Files(where, names, below, {key: array("q", own) for key, own in stamps.items()})
+        stamps = {key: own[kept] for key, own in stamps.items()}
+    pictures = Files(where, names, below, stamps) if names else None
     return Folder([name for name in folders if name not in hidden], pictures, left_out)
 
 
-def _when_wanted(url: Url, below: str) -> Callable[[], Folder]:
-    return partial(list_folder, url, below)
+def _when_wanted(url: Url, belows: Sequence[str]) -> Iterator[Folder[Files]]:
+    return map(partial(list_folder, url), belows)
 
 
 def find_inputs(
@@ -144,19 +153,12 @@ def find_inputs(
         if output is None and (isinstance(argument, Url) or argument.is_dir()):
             kind = "URL" if isinstance(argument, Url) else "folder"
             raise OptionError(f"{argument}: is a {kind}; say where its results go, with --output")
-        for candidate in _singly(expand(argument, output or Path(), on_skipped)):
-            if output is None:
-                candidate = replace(candidate, folder=str(candidate.path.parent))  # noqa: PLW2901
-            found.setdefault(_absolute(candidate.path), candidate)
+        for own in expand(argument, output or Path(), on_skipped, _when_wanted):
+            for candidate in own.inputs if isinstance(own, Files) else [own]:
+                if output is None:
+                    candidate = replace(candidate, folder=str(candidate.path.parent))  # noqa: PLW2901
+                found.setdefault(_absolute(candidate.path), candidate)
     return list(found.values())
-
-
-def _singly(expanded: Iterable[Input | Files]) -> Iterator[Input]:
-    for own in expanded:
-        if isinstance(own, Files):
-            yield from own.inputs
-        else:
-            yield own
 
 
 def _absolute(path: Place) -> str:
@@ -164,15 +166,15 @@ def _absolute(path: Place) -> str:
 
 
 def expand(
-    argument: Place, output: Place, on_skipped: Callable[[str], object], lister: Lister = _when_wanted
-) -> Iterator[Input | Files]:
+    argument: Place, output: Place, on_skipped: Callable[[str], object], lister: Lister[Found]
+) -> Iterator[Input | Files | Found]:
     """Yield what one argument of `find_inputs` stands for.
 
     Args:
         argument: a file, a folder or a pattern.
         output: as in `find_inputs`.
         on_skipped: as there.
-        lister: lists the folders of a storage; it is called some folders ahead.
+        lister: lists folders of a storage; it is called some folders ahead.
     """
     if isinstance(argument, Url):
         yield from _remote(argument, output, on_skipped, lister)
@@ -184,7 +186,9 @@ def expand(
         yield Input(argument)
 
 
-def _remote(url: Url, output: Place, on_skipped: Callable[[str], object], lister: Lister) -> Iterator[Input | Files]:
+def _remote(
+    url: Url, output: Place, on_skipped: Callable[[str], object], lister: Lister[Found]
+) -> Iterator[Input | Found]:
     try:
         if "*" in url.text:
             yield from _match_remote(url, on_skipped)
@@ -210,21 +214,24 @@ def _match_remote(pattern: Url, on_skipped: Callable[[str], object]) -> Iterator
 
 
 def _walk_remote(
-    url: Url, output: Place, on_skipped: Callable[[str], object], lister: Lister
-) -> Iterator[Input | Files]:
+    url: Url, output: Place, on_skipped: Callable[[str], object], lister: Lister[Found]
+) -> Iterator[Input | Found]:
     if url == output:
         raise _into_itself(url)
     results = str(output).removeprefix(f"{url}/")  # which, if they lie in the folder, are no pictures of it
     left_out, empty = Counter[str](), True
-    todo, asked = deque([""]), dict[str, Callable[[], Folder]]()
+    todo, asked = deque([""]), dict[str, Iterator[Folder[Found]]]()
     while todo:
-        for below in islice(todo, _AHEAD):
-            if below not in asked:
-                asked[below] = lister(url, below)
+        if todo[0] not in asked or len(asked) < _AHEAD // 2:
+            new = [below for below in islice(todo, _AHEAD) if below not in asked]
+            at_once = -(-len(new) // _ASKED)
+            for start in range(0, len(new), at_once or 1):
+                some = new[start : start + at_once]
+                asked.update(dict.fromkeys(some, lister(url, some)))
         below = todo.popleft()
-        found = asked.pop(below)()
+        found = next(asked.pop(below))
         left_out.update(found.left_out)
-        if found.pictures.names:
+        if found.pictures is not None:
             empty = False
             yield found.pictures
         inner = [f"{below}/{name}" if below else name for name in found.folders]
@@ -249,7 +256,7 @@ def _nothing(folder: Place, below: str = "") -> Input:
 def _walk(
     folder: Path, output: Place, on_skipped: Callable[[str], object], below: str = ""
 ) -> Iterator[Input | Files]:
-    skipped = _real(output)
+    skipped = real(output)
     if os.path.realpath(folder) == skipped:
         raise _into_itself(folder)
     left_out, empty = Counter[str](), True
@@ -349,14 +356,14 @@ def output_names(
     earlier = earlier or {}
     kept = {i: earlier[str(given.path)] for i, given in enumerate(inputs) if str(given.path) in earlier}
     own = {str(given.path) for given in inputs}
-    places = {parent: folded(_real(parent)) for parent in {given.path.parent for given in inputs}}
-    folders = {folder: folded(_real(_below(output, folder))) for folder in {given.folder for given in inputs}}
+    places = {parent: folded(real(parent)) for parent in {given.path.parent for given in inputs}}
+    folders = {folder: folded(real(_below(output, folder))) for folder in {given.folder for given in inputs}}
     taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
     for given in inputs:  # an input is never written over
         stem = folded(given.path.stem)
-        taken[places[given.path.parent]].update((stem, _FACE_SUFFIX.sub("", stem)))
+        taken[places[given.path.parent]].update((stem, FACE_SUFFIX.sub("", stem)))
     for path, name in earlier.items():
-        place = folded(_real(_below(output, PurePath(name).parent.as_posix())))
+        place = folded(real(_below(output, PurePath(name).parent.as_posix())))
         stem = folded(PurePath(name).name)
         taken[place].update(stem + suffix for suffix in (suffixes if path in own else ("",)))
     numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
@@ -376,19 +383,20 @@ def output_names(
 
 
 def _candidates(given: Input, numbers: Mapping[tuple[str, str], Iterator[int]], label: str) -> Iterator[str]:
-    path = given.path
+    path, stem = given.path, given.path.stem
+    yield f"{stem}{label}"
     kind = path.suffix.lstrip(".")
-    yield f"{path.stem}{label}"
-    yield f"{path.stem}_{kind}{label}"
-    yield f"{path.parent.name}_{path.stem}{label}"
-    yield from (f"{path.stem}_{kind}_{number}{label}" for number in numbers[given.folder, path.name])
+    yield f"{stem}_{kind}{label}"
+    yield f"{path.parent.name}_{stem}{label}"
+    yield from (f"{stem}_{kind}_{number}{label}" for number in numbers[given.folder, path.name])
 
 
 def _below(output: Place, folder: str) -> Place:
     return output if folder in ("", ".") else output / folder
 
 
-def _real(folder: Place) -> str:
+def real(folder: Place) -> str:
+    """Return what a folder is called where no link leads to it."""
     return str(folder) if isinstance(folder, Url) else os.path.realpath(folder)
 
 

@@ -1,21 +1,21 @@
 """A listing in parts: what is to be restored and what its results are called, for any number of photographs.
 
-Ten million names do not fit into memory as objects, so they are spooled to a file while they are listed; what stays
-is a number for each name, by which those that meet are found.
+Ten million names do not fit into memory as objects. They are columns from the moment that their folder is listed, by
+whichever machine did that, and lie packed in a file until all are known; what stays in memory is a number for each
+input and for each name, by which those that meet are found.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
-from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,25 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from faceprior.errors import OutputError
-from faceprior.folders.inputs import Files, Input, Unlisted, folded, output_names
+from faceprior.folders.inputs import (
+    FACE_SUFFIX,
+    Files,
+    Folder,
+    Input,
+    Unlisted,
+    folded,
+    list_folder,
+    output_names,
+    real,
+)
 from faceprior.storage import Place, Url, place, reason
 
-_ROWS = 50_000  # that are in memory as objects
-_WRITES = 8  # of parts at once, for a store takes its time
-_SPOOLED = pa.ipc.IpcWriteOptions(compression="lz4")
+_AT_ONCE = 50_000  # inputs that no listing of their folder has told
+_FOLDERS = 8  # that a machine lists at once
+_WRITES = 32  # of parts at once, for a store takes its time
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # of the numbers that stand for texts
+_PACKED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+_ALONE = pa.ipc.IpcReadOptions(use_threads=False)  # a thousand lines are not worth a thread
 _SCHEMA = pa.schema(
     [
         ("input", pa.string()),
@@ -113,8 +126,139 @@ def read_listing(folder: Url) -> Listing | None:
     return Listing(folder, about["parts"], about["photographs"], about["settings"])
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Lines of the listing, as they travel and wait.
+
+    Attributes:
+        packed: an Arrow stream of the columns.
+        inputs: a number for each line, the same where the input is the same.
+        stems: numbers of the stems that each line takes in the output, the same where they are the same but for case;
+            (stems, lines).
+    """
+
+    packed: bytes
+    inputs: NDArray[np.uint64]
+    stems: NDArray[np.uint64]
+
+
+def rows_of(given: Files | Sequence[Input], output: Place, suffixes: Sequence[str]) -> Rows:
+    """Return the lines of inputs, with the names that their results have if they meet those of no others.
+
+    Args:
+        given: the inputs.
+        output: as in `write_listing`.
+        suffixes: as there.
+    """
+    try:
+        table = _columns(given) if isinstance(given, Files) else _columns_of_any(given)
+    except UnicodeEncodeError:
+        table = _columns_of_any(list(given.inputs) if isinstance(given, Files) else given)
+    numbers = _numbers(table["input"])
+    own = _own_stems(given, output, numbers)
+    stems = np.stack([*_result_stems(table["name"], suffixes), *own])
+    # of several stems, one that is free for some may not be for all
+    (names,) = _renamed([stems], lambda _: table, output, suffixes) if len(suffixes) == 1 else [{}]
+    if names:
+        table = _with_names(table, names)
+        stems = np.stack([*_result_stems(table["name"], suffixes), *own])
+    with io.BytesIO() as file:
+        with pa.ipc.new_stream(file, _SCHEMA, options=_PACKED) as writer:
+            writer.write(table)
+        return Rows(file.getvalue(), numbers, stems)
+
+
+def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
+    """Do for some folders of a storage what `list_folder` does, several at once, for the store takes its time."""
+
+    def listed(below: str) -> Folder[Rows]:
+        found = list_folder(url, below)
+        rows = rows_of(found.pictures, output, suffixes) if found.pictures is not None else None
+        return Folder(found.folders, rows, found.left_out)
+
+    with ThreadPoolExecutor(_FOLDERS) as pool:
+        return list(pool.map(listed, belows))
+
+
+def _columns(given: Files) -> pa.RecordBatch:
+    if str(given.parent).startswith("http"):
+        return _columns_of_any(list(given.inputs))  # whose names are quoted
+    names = pa.array(given.names, pa.string())
+    inputs = pc.binary_join_element_wise(str(given.parent / "_")[:-1], names, "")
+    stems = pc.list_element(pc.split_pattern(names, ".", max_splits=1, reverse=True), 0)
+    if given.folder:
+        stems = pc.binary_join_element_wise(given.folder, stems, "/")
+    nothing = pa.nulls(len(names), pa.int64())
+    stamps = given.stamps or {"bytes": nothing, "modified_ns": nothing}
+    return pa.record_batch([inputs, stems, *stamps.values(), nothing.cast(pa.string())], schema=_SCHEMA)
+
+
+def _columns_of_any(given: Sequence[Input]) -> pa.RecordBatch:
+    paths = [str(own.path) for own in given]
+    inputs = [_shown(path) for path in paths]
+    names = [_shown(f"{own.folder}/{own.path.stem}" if own.folder else own.path.stem) for own in given]
+    sizes, changed = ([(own.stamp or {}).get(key) for own in given] for key in ("bytes", "modified_ns"))
+    problems = [
+        own.problem if shown == path else f"{shown}: its name is not UTF-8; rename it"
+        for own, shown, path in zip(given, inputs, paths, strict=True)
+    ]
+    return pa.record_batch([inputs, names, sizes, changed, problems], schema=_SCHEMA)
+
+
+def _own_stems(
+    given: Files | Sequence[Input], output: Place, numbers: NDArray[np.uint64]
+) -> list[NDArray[np.uint64]]:
+    """The stems that inputs themselves take, where they lie in the output: they are never written over."""
+    root = folded(real(output))
+    parents = {given.parent} if isinstance(given, Files) else {own.path.parent for own in given}
+    places = {parent: folded(real(parent)) for parent in parents}
+    inner = {
+        parent: where[len(root) :].replace(os.sep, "/").lstrip("/")
+        for parent, where in places.items()
+        if where == root or where.startswith((f"{root}/", f"{root}{os.sep}"))
+    }
+    if not inner:
+        return []
+    stems, without_face = numbers.copy(), ~numbers  # of those that lie elsewhere nothing that meets others
+    for row, own in enumerate(given.inputs if isinstance(given, Files) else given):
+        below = inner.get(own.path.parent)
+        if below is not None:
+            stem = folded(own.path.stem)
+            short = FACE_SUFFIX.sub("", stem)
+            both = [f"{below}/{name}" if below else name for name in (stem, short)]
+            stems[row], other = _numbers(pa.array(both))
+            without_face[row] = other if short != stem else without_face[row]
+    return [stems, without_face]
+
+
+def _numbers(texts: pa.Array) -> NDArray[np.uint64]:
+    """A number for each text, the same in every process: its bytes as digits, modulo 2**64."""
+    if len(texts) > _AT_ONCE:
+        return np.concatenate([_numbers(texts.slice(start, _AT_ONCE)) for start in range(0, len(texts), _AT_ONCE)])
+    _, offsets, content = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(content or b"", np.uint8)[ends[0] : ends[-1]]
+    ends, lengths = ends - ends[0], np.diff(ends)
+    places = np.arange(len(data)) - np.repeat(ends[:-1], lengths)
+    powers = np.multiply.accumulate(np.full(lengths.max(initial=0) + 1, _BASE))
+    sums = np.append(np.uint64(0), np.cumsum(data * powers[places]))
+    return sums[ends[1:]] - sums[ends[:-1]]
+
+
+def _result_stems(names: pa.StringArray, suffixes: Sequence[str]) -> list[NDArray[np.uint64]]:
+    if pc.all(pc.string_is_ascii(names)).as_py():
+        names = pc.ascii_lower(names)
+    else:
+        names = pa.array(map(folded, names.to_pylist()), pa.string())
+    return [_numbers(pc.binary_join_element_wise(names, end, "")) for end in suffixes]
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
 def write_listing(
-    inputs: Iterable[Input | Files],
+    inputs: Iterable[Input | Files | Rows],
     folder: Url,
     output: Place,
     suffixes: Sequence[str],
@@ -137,23 +281,22 @@ def write_listing(
         OutputError: it cannot be written, or an input cannot be listed to its end: a listing is complete or there is
             none.
     """
-    with tempfile.TemporaryDirectory(prefix="faceprior-") as spool:
-        path = Path(spool, "listing.arrow")
-        places, stems = _spool(inputs, path, suffixes)
-        repeated, count = _repeated(places)
-        meeting, renamed = _renamed(path, stems, output, suffixes)
-        del stems
+    with tempfile.TemporaryFile(prefix="faceprior-") as file:
+        spool = _Spool(file)
+        for rows in _all_rows(inputs, output, suffixes):
+            spool.append(rows)
+        repeated, count = _repeated(spool.inputs)
+        renamed = _renamed(spool.stems, spool.table, output, suffixes)
         total = written = 0
         try:
             most = max(1, min(parts, count))
             ends = [(number + 1) * count // most for number in range(most)]
             with ThreadPoolExecutor(_WRITES, "faceprior-list") as pool:
                 writes = deque[Future[None]]()
-                for table in _cut(_finished(path, places, repeated, meeting, renamed), ends):
+                for table in _cut(_finished(spool, repeated, renamed), ends):
                     if len(writes) == _WRITES:
                         writes.popleft().result()
-                    url = folder / part_name(written, "parquet")
-                    writes.append(pool.submit(url.write, _encoded(table)))
+                    writes.append(pool.submit(_write, folder / part_name(written, "parquet"), table))
                     total, written = total + len(table), written + 1
                 for write in writes:
                     write.result()
@@ -164,152 +307,114 @@ def write_listing(
     return Listing(folder, written, total, settings)
 
 
-def _spool(
-    inputs: Iterable[Input | Files], path: Path, suffixes: Sequence[str]
-) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Write all inputs to a file.
-
-    Returns:
-        Hashes of the inputs, and of the stems of all their results, an array for each suffix.
-    """
-    places, stems = array("q"), [array("q") for _ in suffixes]
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA, options=_SPOOLED) as writer:
-        for rows in _rows(inputs):
-            try:
-                batch = pa.record_batch(rows, schema=_SCHEMA)
-            except UnicodeEncodeError:
-                _say_what_is_no_text(rows)
-                batch = pa.record_batch(rows, schema=_SCHEMA)
-            writer.write_batch(batch)
-            places.extend(map(hash, rows[0]))
-            names = _folded(rows[1])
-            for hashes, suffix in zip(stems, suffixes, strict=True):
-                hashes.extend(map(hash, [name + suffix for name in names] if suffix else names))
-    return np.frombuffer(places, np.int64), [np.frombuffer(hashes, np.int64) for hashes in stems]
-
-
-def _folded(names: Sequence[str]) -> list[str]:
-    together = "\0".join(names)
-    if together.isascii() and together.count("\0") == len(names) - 1:
-        return together.lower().split("\0")  # an eighth of the time
-    return [folded(name) for name in names]
-
-
-def _rows(inputs: Iterable[Input | Files]) -> Iterator[list[list[Any]]]:
-    """The columns of the schema, for some ten thousand inputs at a time."""
-    rows: list[list[Any]] = [[] for _ in _SCHEMA]
+def _all_rows(inputs: Iterable[Input | Files | Rows], output: Place, suffixes: Sequence[str]) -> Iterator[Rows]:
+    singles = list[Input]()
     for given in inputs:
         if isinstance(given, Unlisted):
             raise OutputError(f"{given.problem}; nothing was begun, start again")
-        for column, more in zip(rows, _columns(given), strict=True):
-            column.extend(more)
-        if len(rows[0]) >= _ROWS:
-            yield rows
-            rows = [[] for _ in _SCHEMA]
-    yield rows
+        if isinstance(given, Input):
+            singles.append(given)
+        if singles and (len(singles) == _AT_ONCE or not isinstance(given, Input)):
+            yield rows_of(singles, output, suffixes)
+            singles = []
+        if not isinstance(given, Input):
+            yield given if isinstance(given, Rows) else rows_of(given, output, suffixes)
+    if singles:
+        yield rows_of(singles, output, suffixes)
 
 
-def _say_what_is_no_text(rows: list[list[Any]]) -> None:
-    """Names that are not UTF-8, which Parquet cannot hold, become problems."""
-    paths, names, *_, problems = rows
-    for row, path in enumerate(paths):
-        shown = path.encode("utf-8", "replace").decode()
-        if shown != path:
-            paths[row], names[row] = shown, names[row].encode("utf-8", "replace").decode()
-            problems[row] = f"{shown}: its name is not UTF-8; rename it"
+class _Spool:
+    """Rows in a file; what is in memory of them is their numbers."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._ends = file, [0]
+        self.inputs, self.stems = list[NDArray[np.uint64]](), list[NDArray[np.uint64]]()
+
+    def append(self, rows: Rows) -> None:
+        self._ends.append(self._ends[-1] + self._file.write(rows.packed))
+        self.inputs.append(rows.inputs)
+        self.stems.append(rows.stems)
+
+    def table(self, number: int) -> pa.Table:
+        self._file.seek(self._ends[number])
+        packed = self._file.read(self._ends[number + 1] - self._ends[number])
+        return pa.ipc.open_stream(packed, options=_ALONE).read_all()
 
 
-def _columns(given: Input | Files) -> tuple[Iterable[Any], ...]:
-    if isinstance(given, Input):
-        stamp = given.stamp or {}
-        own_name = f"{given.folder}/{given.path.stem}" if given.folder else given.path.stem
-        return (str(given.path),), (own_name,), (stamp.get("bytes"),), (stamp.get("modified_ns"),), (given.problem,)
-    inside, below = str(given.parent / "_")[:-1], f"{given.folder}/" if given.folder else ""
-    nothing: list[Any] = [None] * len(given.names)
-    stamps = given.stamps or {"bytes": nothing, "modified_ns": nothing}
-    inputs = [inside + name for name in given.names]
-    if inside.startswith("http"):
-        names = [below + Url(text).stem for text in inputs]
-    else:
-        names = [below + name.rpartition(".")[0] for name in given.names]
-    return inputs, names, stamps["bytes"], stamps["modified_ns"], nothing
-
-
-def _repeated(hashes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def _repeated(numbers: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], int]:
     """Those that stand there more than once, and how many different ones there are."""
-    ordered = np.sort(hashes)
+    ordered = np.concatenate([own.ravel() for own in numbers]) if numbers else np.empty(0, np.uint64)
+    ordered.sort()
     same = ordered[1:] == ordered[:-1]
-    return np.unique(ordered[1:][same]), len(hashes) - int(np.count_nonzero(same))
+    return np.unique(ordered[1:][same]), len(ordered) - int(np.count_nonzero(same))
 
 
-def _marked(hashes: NDArray[np.int64], some: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _marked(numbers: NDArray[np.uint64], some: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which are among some, sorted ones."""
     if not len(some):
-        return np.zeros(len(hashes), np.bool_)
-    return some[np.searchsorted(some, hashes).clip(max=len(some) - 1)] == hashes
+        return np.zeros(numbers.shape, np.bool_)
+    return some[np.searchsorted(some, numbers).clip(max=len(some) - 1)] == numbers
 
 
 def _renamed(
-    path: Path, stems: list[NDArray[np.int64]], output: Place, suffixes: Sequence[str]
-) -> tuple[NDArray[np.bool_], dict[str, str]]:
-    """Which inputs' results would meet those of others, and the names that those inputs get."""
-    taken = np.concatenate(stems) if len(stems) > 1 else stems[0]
+    taken: Sequence[NDArray[np.uint64]],
+    table: Callable[[int], pa.Table | pa.RecordBatch],
+    output: Place,
+    suffixes: Sequence[str],
+) -> list[dict[str, str]]:
+    """Choose names for the inputs whose results would meet those of others, or others.
+
+    Args:
+        taken: the stems of some tables' lines.
+        table: gives a table by its number.
+        output: as in `write_listing`.
+        suffixes: as there.
+
+    Returns:
+        For each table the names of some of its inputs.
+    """
     wanted, _ = _repeated(taken)
     while True:
-        meeting = np.any([_marked(own, wanted) for own in stems], axis=0)
-        rows = [
-            row
-            for batch, here in _spooled(path)
-            if meeting[here].any()
-            for row in batch.filter(pa.array(meeting[here])).select(["input", "name"]).to_pylist()
-        ]
-        given = {row["input"]: Input(place(row["input"]), row["name"].rpartition("/")[0]) for row in rows}
-        own = {hash(folded(row["name"]) + suffix) for row in rows for suffix in suffixes}
-        names = output_names(list(given.values()), output, suffixes)
-        new = {hash(folded(name) + suffix) for name in names for suffix in suffixes} - own
-        met = np.fromiter(sorted(new), np.int64, len(new))
-        others = np.unique(taken[_marked(taken, met)])
-        if not len(others):
-            return meeting, dict(zip(given, names, strict=True))
-        wanted = np.union1d(wanted, others)  # a new name meets one that met none before
+        met, given = list[list[str]](), dict[str, Input]()
+        for number, stems in enumerate(taken):
+            meeting = _marked(stems, wanted).any(axis=0)
+            some = table(number).filter(pa.array(meeting)) if meeting.any() else _SCHEMA.empty_table()
+            met.append(some["input"].to_pylist())
+            for text, name in zip(met[-1], some["name"].to_pylist(), strict=True):
+                given[text] = Input(place(text), name.rpartition("/")[0])
+        if not given:
+            return [{} for _ in met]
+        names = dict(zip(given, output_names([*given.values()], output, suffixes), strict=True))
+        new = np.setdiff1d(_result_stems(pa.array(names.values(), pa.string()), suffixes), wanted)
+        more = np.union1d(wanted, np.concatenate([stems[_marked(stems, new)] for stems in taken]))
+        if len(more) == len(wanted):
+            return [{text: names[text] for text in own} for own in met]
+        wanted = more  # a new name meets one that met none before
+
+
+def _with_names(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    new = pc.take(pa.array(names.values(), pa.string()), pc.index_in(table["input"], pa.array(names, pa.string())))
+    return table.set_column(1, _SCHEMA.field("name"), pc.coalesce(new, table["name"]))
 
 
 def _finished(
-    path: Path,
-    places: NDArray[np.int64],
-    repeated: NDArray[np.int64],
-    meeting: NDArray[np.bool_],
-    renamed: Mapping[str, str],
+    spool: _Spool, repeated: NDArray[np.uint64], renamed: Sequence[Mapping[str, str]]
 ) -> Iterator[pa.Table]:
     """All inputs once, with the names of their results."""
     seen = set[str]()
-    for batch, rows in _spooled(path):
-        table = pa.Table.from_batches([batch])
-        named = meeting[rows]
-        if named.any():
-            new = [renamed[own] for own in table["input"].filter(named).to_pylist()]
-            names = pc.replace_with_mask(table["name"], pa.array(named), pa.array(new, pa.string()))
-            table = table.set_column(1, _SCHEMA.field("name"), names)
-        kept = ~_marked(places[rows], repeated)
-        if kept.all():
-            yield table
-            continue
-        for row in np.flatnonzero(~kept):
-            text = table["input"][row].as_py()
-            kept[row] = text not in seen
-            seen.add(text)
-        yield table.filter(pa.array(kept))
-
-
-def _spooled(path: Path) -> Iterator[tuple[pa.RecordBatch, slice]]:
-    """What was spooled, and which rows it is."""
-    start = 0
-    with pa.OSFile(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            yield batch, slice(start, start + len(batch))
-            start += len(batch)
+    for number, (inputs, names) in enumerate(zip(spool.inputs, renamed, strict=True)):
+        table = spool.table(number)
+        if names:
+            table = _with_names(table, names)
+        twice = np.flatnonzero(_marked(inputs, repeated))
+        if len(twice):
+            kept = np.ones(len(table), np.bool_)
+            for row in twice:
+                text = table["input"][row].as_py()
+                kept[row] = text not in seen
+                seen.add(text)
+            table = table.filter(pa.array(kept))
+        yield table
 
 
 def _cut(tables: Iterable[pa.Table], ends: Sequence[int]) -> Iterator[pa.Table]:
@@ -325,7 +430,7 @@ def _cut(tables: Iterable[pa.Table], ends: Sequence[int]) -> Iterator[pa.Table]:
         yield held
 
 
-def _encoded(table: pa.Table) -> bytes:
+def _write(url: Url, table: pa.Table) -> None:
     with io.BytesIO() as file:
         parquet.write_table(table, file, compression="zstd", use_dictionary=False)
-        return file.getvalue()
+        url.write(file.getvalue())

@@ -18,10 +18,10 @@ from itertools import count
 from typing import Any
 
 from faceprior.errors import FacePriorError, OptionError
-from faceprior.folders.inputs import Files, Folder, Input, Lister, list_folder
+from faceprior.folders.inputs import Folder, Lister, expand
 from faceprior.folders.manifest import Record, check_settings
 from faceprior.scale.journal import Journal
-from faceprior.scale.listing import Listing, Photograph, read_listing, write_listing
+from faceprior.scale.listing import Listing, Photograph, Rows, list_rows, read_listing, write_listing
 from faceprior.scale.work import About, Job, Restorer, Stage, compose_photograph, prepare_photograph
 from faceprior.storage import Place, Url, as_url
 
@@ -66,22 +66,22 @@ class ScaleOptions:
 
 
 def restore_on_ray(
-    inputs: Iterable[Input | Files],
-    output: Place,
+    arguments: Iterable[Place],
     job: Job,
     options: ScaleOptions = ScaleOptions(),
     *,
     resume: bool = False,
+    on_skipped: Callable[[str], object] = lambda _text: None,
     on_listed: Callable[[int, int], object] = lambda _all, _left: None,
 ) -> Iterator[Record]:
     """Restore photographs on the cluster that `ray.init` has joined.
 
     Args:
-        inputs: any number; not asked for if a run is resumed.
-        output: folder of the results, the same for all machines.
-        job: how photographs are restored.
+        arguments: files, folders and patterns as of `find_inputs`; not looked at if a run is resumed.
+        job: how photographs are restored, and into which folder, the same for all machines.
         options: how the cluster is used.
         resume: go on with the run in the output folder, if there is one.
+        on_skipped: told in a sentence what was left out of a folder or pattern.
         on_listed: called with the number of photographs and of the parts that are left, before the first is tried.
 
     Yields:
@@ -94,6 +94,7 @@ def restore_on_ray(
             works on it.
         FacePriorError: the networks cannot be loaded.
     """
+    output = job.output
     folder = as_url(output) / FOLDER_NAME
     listing = read_listing(folder / "listing")
     if listing is not None and not resume:
@@ -105,6 +106,8 @@ def restore_on_ray(
             check_settings(folder, listing.settings, about.settings)
         else:
             suffixes = [""] if job.options.only_faces else job.options.suffixes
+            lister = ray_lister(output, suffixes)
+            inputs = (own for where in arguments for own in expand(where, output, on_skipped, lister))
             listing = write_listing(inputs, folder / "listing", output, suffixes, options.parts, about.settings)
         journal = Journal(folder, listing.settings)
         journal.tidy()
@@ -115,23 +118,22 @@ def restore_on_ray(
         restorers.close()
 
 
-def ray_lister() -> Lister:
+def ray_lister(output: Place, suffixes: Sequence[str]) -> Lister[Rows]:
     """Return what lists the folders of a storage on the cluster, many at once."""
     import ray
 
-    task = ray.remote(num_cpus=0.5)(list_folder)
+    task = ray.remote(num_cpus=1)(list_rows)
 
-    def begin(url: Url, below: str) -> Callable[[], Folder]:
-        return partial(listed, task.remote(url, below))
+    def begin(url: Url, belows: Sequence[str]) -> Iterator[Folder[Rows]]:
+        return folders(task.remote(url, belows, output, suffixes))
 
-    def listed(ref: Ref) -> Folder:
+    def folders(ref: Ref) -> Iterator[Folder[Rows]]:
         try:
-            folder: Folder = ray.get(ref)
+            yield from ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
             raise OSError(_why(error)) from error
-        return folder
 
     return begin
 

@@ -206,9 +206,13 @@ def _check(given: Input) -> None:
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
     """Stop what takes too long: by an error where Python can be reached, else by the end of the process."""
+    late = _TooLongError(f"took longer than {seconds:g} seconds; allow more with --ray-option timeout=N")
+    stopped = False
 
     def stop(_signal: int, _frame: object) -> None:
-        raise _TooLongError(f"took longer than {seconds:g} seconds; allow more with --ray-option timeout=N")
+        nonlocal stopped
+        stopped = True
+        raise late
 
     main = threading.current_thread() is threading.main_thread()
     faulthandler.dump_traceback_later(2 * seconds + 5, exit=True)
@@ -217,6 +221,10 @@ def _limited(seconds: float) -> Iterator[None]:
         if main:
             signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
+    except Exception as error:
+        if stopped and error is not late:
+            raise late from error  # a decoder takes whatever happens to it for a damaged file
+        raise
     finally:
         if main:
             signal.setitimer(signal.ITIMER_REAL, 0)
