@@ -77,7 +77,7 @@ def make_config(folder, **options):
         "methods": ["bicubic", {"name": "dpi", "steps": 2, "label": "dpi"}],
         "scales": [4.0],
     }
-    return load_benchmark(None, {**usual, "batch_size": 2, "confidence_draws": 50, **options})
+    return load_benchmark(None, {**usual, "batch_size": 2, **options})
 
 
 def changed(config, **options):
@@ -226,7 +226,7 @@ def test_a_face_that_fails_is_a_row_with_its_error_until_it_can_be_read(pipeline
     failed = [row for row in rows if row["error"] is not None]
     assert {(row["face"], row["method"]) for row in failed} == {("face-1.png", "bicubic"), ("face-1.png", "dpi")}
     assert "not a picture" in failed[0]["error"]
-    assert summarise(rows, ["bicubic", "dpi"], "bicubic", 10)[0].failed == 1
+    assert summarise(rows, ["bicubic", "dpi"], "bicubic")[0].failed == 1
     save(tmp_path / "faces" / "face-1.png", 1)
     rows = make_benchmark(pipeline, config, tmp_path / "out").run()
     assert [row["error"] for row in Results(tmp_path / "out").rows.values()] == [None] * 4
@@ -625,7 +625,7 @@ def row(face, method, value, seed=0, sample=1, **more):
 
 def test_the_bootstrap_finds_the_interval_of_a_known_case():
     values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-    found = bootstrap(values.tolist(), 4000)
+    found = bootstrap(values.tolist())
     half = 1.96 * values.std() / math.sqrt(400)
     assert found.mean == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
@@ -635,7 +635,7 @@ def test_the_bootstrap_finds_the_interval_of_a_known_case():
 
 def test_faces_count_once_however_many_seeds_and_samples_they_have():
     rows = [row("a", "m", 10.0, seed) for seed in range(3)] + [row("b", "m", 20.0)]
-    (summary,) = summarise(rows, ["m"], "m", 100)
+    (summary,) = summarise(rows, ["m"], "m")
     assert summary.figures["psnr"].mean == 15
     assert (summary.figures["psnr"].faces, summary.faces) == (2, 2)
 
@@ -646,7 +646,7 @@ def test_differences_are_paired_by_face():
     rows = [row(f"{i}", "base", value) for i, value in enumerate(hard)]
     rows += [row(f"{i}", "better", value + 0.5 + 0.01 * rng.normal()) for i, value in enumerate(hard)]
     rows += [row("alone", "better", 1000.0)]
-    base, better = summarise(rows, ["base", "better"], "base", 500)
+    base, better = summarise(rows, ["base", "better"], "base")
     assert base.differences == {}
     found = better.differences["psnr"]
     assert (found.faces, found.mean) == (50, pytest.approx(0.5, abs=0.01))
@@ -655,7 +655,7 @@ def test_differences_are_paired_by_face():
 
 def test_faces_are_grouped_by_their_labels():
     rows = [row(f"{i}", "m", float(i), labels=json.dumps({"source": "press" if i < 3 else "film"})) for i in range(4)]
-    whole, film, press = summarise(rows, ["m"], "m", 20, by=["source"])
+    whole, film, press = summarise(rows, ["m"], "m", by=["source"])
     assert (whole.case, film.case, press.case) == (
         "×4 bicubic",
         "×4 bicubic, source film",
@@ -663,7 +663,7 @@ def test_faces_are_grouped_by_their_labels():
     )
     assert [(own.faces, own.figures["psnr"].mean) for own in (whole, film, press)] == [(4, 1.5), (1, 3), (3, 1)]
     with pytest.raises(OptionError, match="there are source"):
-        summarise(rows, ["m"], "m", 20, by=["age"])
+        summarise(rows, ["m"], "m", by=["age"])
 
 
 def faceprior(*arguments):

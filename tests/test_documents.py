@@ -120,7 +120,7 @@ def test_a_comparison_of_the_documents_runs_at_toy_size(path, line, toy, tmp_pat
     for name in ("shards", "shards-256"):
         (tmp_path / name).symlink_to(shards)
     toy_size = ["--prior", prior, "--faces", "2", "--samples", "1", "--dtype", "float32", "--scales", "4"]
-    toy_size += ["--methods", "dpi,steps=2", "--metrics", "psnr,texture_8,grid", "--set", "confidence_draws=20"]
+    toy_size += ["--methods", "dpi,steps=2", "--metrics", "psnr,texture_8,grid"]
     toy_size += ["--degradations", "bicubic", "--seeds", "0", "--set", "baseline="]
     result = CliRunner().invoke(app, [*words, *map(str, toy_size)])
     assert result.exit_code == 0, result.output

@@ -60,7 +60,6 @@ class BenchmarkConfig(BaseModel):
         adm_config: see `--adm-config`; "" is none.
         whole_batches: networks see whole batches on a CPU too: faster, but the last bits depend on the batch.
         batch_size: samples that go through the networks together.
-        confidence_draws: draws of the bootstrap.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +86,6 @@ class BenchmarkConfig(BaseModel):
     adm_config: str = ""
     whole_batches: bool = False
     batch_size: int = Field(8, ge=1)
-    confidence_draws: int = Field(2000, ge=1)
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -49,8 +49,8 @@ class FaceSamples:
     true_embedding: torch.Tensor | None = None
 
 
-Meter = Callable[[FaceSamples], Sequence[float]]
-"""A figure of each image, N of them."""
+Meter = Callable[[FaceSamples], torch.Tensor | float]
+"""A figure of each image, (N,), or one that they have together."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,18 @@ def missing_if_it_fails(text: str) -> Iterator[None]:
         raise FacePriorError(text.format(reason=one_line(error))) from error
 
 
-def _against_truth(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Meter:
-    def meter(face: FaceSamples) -> Sequence[float]:
+def _ready(meter: Meter) -> Opener:
+    return lambda _: meter
+
+
+def _alone(measure: Callable[[torch.Tensor], torch.Tensor]) -> Meter:
+    return lambda face: measure(face.images)
+
+
+def _against_truth(compare: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Meter:
+    def meter(face: FaceSamples) -> torch.Tensor:
         assert face.truth is not None  # noqa: S101 - Meters asks for it
-        return function(face.images, face.truth.expand_as(face.images)).clamp(max=EXACT).tolist()
+        return compare(face.images, face.truth.expand_as(face.images)).clamp(max=EXACT)
 
     return meter
 
@@ -118,23 +126,19 @@ def _in_region(name: str, options: MeterOptions) -> Meter:
     return _against_truth(lambda a, b: psnr(a[..., mask, None], b[..., mask, None]))
 
 
-def _grid(face: FaceSamples) -> Sequence[float]:
-    return grid_excess(face.images).tolist()
-
-
-def _lr_consistency(face: FaceSamples) -> Sequence[float]:
+def _lr_consistency(face: FaceSamples) -> torch.Tensor:
     inputs = face.low_resolution.expand(len(face.images), -1, -1, -1)
-    return lr_consistency(face.images, inputs).clamp(max=EXACT).tolist()
+    return lr_consistency(face.images, inputs).clamp(max=EXACT)
 
 
-def _identity(face: FaceSamples) -> Sequence[float]:
+def _identity(face: FaceSamples) -> torch.Tensor:
     assert face.embeddings is not None  # noqa: S101 - Meters embeds where there is an embedder
     assert face.true_embedding is not None  # noqa: S101
-    return F.cosine_similarity(face.embeddings, face.true_embedding).tolist()
+    return F.cosine_similarity(face.embeddings, face.true_embedding)
 
 
 def _same_person(options: MeterOptions) -> Meter:
-    return lambda face: [float(value >= options.same_person) for value in _identity(face)]
+    return lambda face: (_identity(face) >= options.same_person).double()
 
 
 def lpips_network(net: Literal["alex", "vgg"]) -> nn.Module:
@@ -159,22 +163,13 @@ def _lpips(net: Literal["alex", "vgg"], options: MeterOptions) -> Meter:
     return _against_truth(lambda a, b: network(a.to(options.device), b.to(options.device)).flatten().cpu())
 
 
-def _diversity(face: FaceSamples) -> Sequence[float]:
-    return [diversity(face.images)] * len(face.images)
-
-
-def _spread(face: FaceSamples) -> Sequence[float]:
-    return [float(spread(face.images).mean())] * len(face.images)
-
-
 def _diversity_lpips(options: MeterOptions) -> Meter:
     network = lpips_network("alex").to(options.device)
 
-    def meter(face: FaceSamples) -> Sequence[float]:
-        pairs = torch.combinations(torch.arange(len(face.images)))
+    def meter(face: FaceSamples) -> torch.Tensor:
+        one, other = torch.combinations(torch.arange(len(face.images))).T
         images = face.images.to(options.device)
-        value = float(network(images[pairs[:, 0]], images[pairs[:, 1]]).mean())
-        return [value] * len(images)
+        return network(images[one], images[other]).mean()
 
     return meter
 
@@ -184,19 +179,13 @@ def _musiq(options: MeterOptions) -> Meter:
         import pyiqa
     with missing_if_it_fails("MUSIQ: pyiqa cannot load its weights ({reason})"):
         network = pyiqa.create_metric("musiq", device=options.device)
-    return lambda face: network((face.images.to(options.device) + 1) / 2).flatten().tolist()
+    return _alone(lambda images: network((images.to(options.device) + 1) / 2).flatten())
 
 
 def _niqe(options: MeterOptions) -> Meter:
     if options.resolution < NIQE_SIDE:
         raise FacePriorError(f"NIQE needs {NIQE_SIDE} pixels a side; these faces have {options.resolution}")
-    measure = Niqe()
-    return lambda face: measure(face.images).tolist()
-
-
-def _brisque(_: MeterOptions) -> Meter:
-    measure = Brisque()
-    return lambda face: measure(face.images).tolist()
+    return _alone(Niqe())
 
 
 @dataclass(frozen=True)
@@ -227,10 +216,6 @@ class Metric:
     least_side: int = 0
 
 
-def _ready(meter: Meter) -> Opener:
-    return lambda _: meter
-
-
 def _metrics() -> Iterator[Metric]:
     of_truth = partial(Metric, kind="image", needs_truth=True)
     yield of_truth("psnr", "PSNR, dB", better="higher", digits=2, open=_ready(_against_truth(psnr)))
@@ -244,16 +229,16 @@ def _metrics() -> Iterator[Metric]:
     for octave, low in enumerate(OCTAVES):
         title, texture = f"texture {low}–{2 * low}, dB", _ready(_texture(octave))
         yield of_truth(f"texture_{low}", title, better="zero", digits=1, open=texture, least_side=4 * low)
-    yield Metric("grid", "2-pixel grid", "image", "lower", 2, _ready(_grid))
+    yield Metric("grid", "2-pixel grid", "image", "lower", 2, _ready(_alone(grid_excess)))
     yield Metric("niqe", "NIQE", "image", "lower", 2, _niqe)
-    yield Metric("brisque", "BRISQUE", "image", "lower", 1, _brisque)
+    yield Metric("brisque", "BRISQUE", "image", "lower", 1, lambda _: _alone(Brisque()))
     yield Metric("musiq", "MUSIQ", "image", "higher", 1, _musiq)
     yield of_truth("identity", "identity", better="higher", open=_ready(_identity), needs_identity=True)
     yield of_truth("same_person", "same person", better="higher", digits=2, open=_same_person, needs_identity=True)
     yield Metric("lr_consistency", "LR consistency, dB", "image", "higher", 1, _ready(_lr_consistency))
-    yield Metric("diversity", "diversity", "samples", "", 3, _ready(_diversity))
+    yield Metric("diversity", "diversity", "samples", "", 3, _ready(lambda face: diversity(face.images)))
     yield Metric("diversity_lpips", "diversity, LPIPS (alex)", "samples", "", 3, _diversity_lpips)
-    yield Metric("spread", "spread", "samples", "", 3, _ready(_spread))
+    yield Metric("spread", "spread", "samples", "", 3, _ready(_alone(lambda images: spread(images).mean())))
     yield Metric("fid", "FID", "set", "lower", 1)
     yield Metric("kid", "KID × 1000", "set", "lower", 2)
     yield Metric("inception_score", "IS", "set", "higher", 2)
@@ -333,8 +318,9 @@ class Meters:
             metric = METRICS[name]
             if (metric.needs_truth and face.truth is None) or (metric.kind == "samples" and len(face.images) < 2):
                 continue
-            for row, value in zip(rows, meter(face), strict=True):
-                row[name] = float(value)
+            values = torch.as_tensor(meter(face), dtype=torch.float64).expand(len(rows))
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[name] = value
         return rows
 
 

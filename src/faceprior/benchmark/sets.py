@@ -44,7 +44,7 @@ class SetMeters:
     """
 
     def __init__(self, config: BenchmarkConfig, meters: Meters, output: Path) -> None:
-        self.output, self.meters, self._draws = output, meters, config.confidence_draws
+        self.output, self.meters = output, meters
         wanted = config.metrics or METRICS
         self.wanted = [own.name for own in METRICS.values() if own.kind == "set" and own.name in wanted]
         has_truth = any(damage.has_truth for damage in config.damages())
@@ -84,7 +84,7 @@ class SetMeters:
         figures = {name: Interval(value, value, value, len(rows)) for name, value in found.items()}
         if "auc" in self.wanted and has_truth and len(rows) >= MIN_FACES:
             restored, real = (torch.stack(list(self._pictures(rows, column))) for column in ("image", "truth"))
-            figures["auc"] = two_sample_auc(restored, real, self._draws)
+            figures["auc"] = two_sample_auc(restored, real)
         return figures
 
     def _inception(self, network: InceptionFeatures, rows: Sequence[Row], *, has_truth: bool) -> dict[str, float]:

@@ -11,7 +11,7 @@ from faceprior.benchmark.metrics import METRICS
 from faceprior.benchmark.results import Row
 from faceprior.benchmark.sets import SetFigures
 from faceprior.evaluation.groups import group_faces
-from faceprior.evaluation.intervals import DRAWS, Interval, bootstrap
+from faceprior.evaluation.intervals import Interval, bootstrap
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ def summarise(
     rows: Sequence[Row],
     methods: Sequence[str],
     baseline: str,
-    draws: int = DRAWS,
     set_figures: SetFigures = lambda _: {},
     by: Sequence[str] = (),
 ) -> list[MethodSummary]:
@@ -59,7 +58,6 @@ def summarise(
         rows: see `faceprior.benchmark.results`.
         methods: labels, in the order of tables.
         baseline: the one that the others are compared with.
-        draws: of the bootstrap.
         set_figures: measures sets.
         by: labels of the faces, whose values are summarised too.
 
@@ -75,11 +73,11 @@ def summarise(
             for method, all_rows in per_method.items():
                 done = [row for row in all_rows if row["error"] is None]
                 by_face = _by_face(all_rows)
-                figures = {name: bootstrap(list(values.values()), draws) for name, values in by_face.items()}
+                figures = {name: bootstrap(list(values.values())) for name, values in by_face.items()}
                 if not group:
                     figures |= _of_sets(done, set_figures)
                 faces, failed = len({row["face"] for row in done}), len(all_rows) - len(done)
-                differences = {} if method == baseline else _differences(by_face, base, draws)
+                differences = {} if method == baseline else _differences(by_face, base)
                 found.append(MethodSummary(degradation, scale, group, method, faces, failed, figures, differences))
     return found
 
@@ -107,13 +105,13 @@ def _by_face(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _differences(
-    own: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[str, float]], draws: int
+    own: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Interval]:
     found = {}
     for name, values in own.items():
         both = [face for face in values if face in base.get(name, {})]
         if both:
-            found[name] = bootstrap([values[face] - base[name][face] for face in both], draws)
+            found[name] = bootstrap([values[face] - base[name][face] for face in both])
     return found
 
 

@@ -115,7 +115,7 @@ def benchmark(
         bar = progress.add_task("restoring faces", total=run.total)
         rows = run.run(lambda done: progress.advance(bar, done), lambda text: say(errors, text))
     with errors.status("summarising"):
-        summaries = summarise(rows, run.labels, baseline, chosen.confidence_draws, run.set_meters, chosen.by)
+        summaries = summarise(rows, run.labels, baseline, run.set_meters, chosen.by)
         write_report(output, about(run, shlex.join(["faceprior", *sys.argv[1:]])), summaries, rows)
     _print(summaries, baseline)
     say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")

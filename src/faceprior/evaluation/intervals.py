@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-DRAWS = 2000
-"""Draws of the bootstrap."""
-
-_SEED = 0
+_DRAWS, _SEED = 2000, 0
 _COVERED = (0.025, 0.975)
 _AT_ONCE = 4_000_000  # indices that are drawn together, for memory
 
@@ -33,33 +30,23 @@ class Interval:
     faces: int
 
 
-def bootstrap(values: Sequence[float], draws: int = DRAWS) -> Interval:
-    """Mean of at least one value with its 95 % percentile interval (Efron 1979).
-
-    Args:
-        values: one for each face.
-        draws: number of resamplings, from a fixed seed.
-    """
+def bootstrap(values: Sequence[float]) -> Interval:
+    """Mean of at least one value, one for each face, with its 95 % percentile interval (Efron 1979)."""
     own = np.asarray(values, np.float64)
     generator = np.random.default_rng(_SEED)
     each = max(1, _AT_ONCE // len(own))
     parts = [
-        own[generator.integers(len(own), size=(min(each, draws - first), len(own)))].mean(1)
-        for first in range(0, draws, each)
+        own[generator.integers(len(own), size=(min(each, _DRAWS - first), len(own)))].mean(1)
+        for first in range(0, _DRAWS, each)
     ]
     return interval(float(own.mean()), np.concatenate(parts), len(own))
 
 
-def bootstrap_pairs(values: NDArray[np.float64], draws: int = DRAWS) -> Interval:
-    """Mean over all pairs of faces, where whole faces are drawn anew: a row and its column together.
-
-    Args:
-        values: (N, N).
-        draws: number of resamplings, from a fixed seed.
-    """
+def bootstrap_pairs(values: NDArray[np.float64]) -> Interval:
+    """Mean over all pairs of faces, (N, N), where whole faces are drawn anew: a row and its column together."""
     count = len(values)
     generator = np.random.default_rng(_SEED)
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
+    weights = generator.multinomial(count, np.full(count, 1 / count), size=_DRAWS) / count
     return interval(float(values.mean()), ((weights @ values) * weights).sum(1), count)
 
 

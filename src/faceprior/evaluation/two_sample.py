@@ -7,7 +7,7 @@ import math
 import torch
 
 from faceprior.errors import DataError
-from faceprior.evaluation.intervals import DRAWS, Interval, bootstrap_pairs
+from faceprior.evaluation.intervals import Interval, bootstrap_pairs
 from faceprior.evaluation.texture import luma
 from faceprior.images import to_uint8
 
@@ -18,7 +18,7 @@ _SEEN = (2 / 127.5) ** 2  # power below which a coefficient counts as nothing: t
 _FOLDS, _RIDGE, _NEWTON_STEPS = 5, 10.0, 30
 
 
-def two_sample_auc(restored: torch.Tensor, real: torch.Tensor, draws: int = DRAWS) -> Interval:
+def two_sample_auc(restored: torch.Tensor, real: torch.Tensor) -> Interval:
     """How well a patch of a restored face can be told from one of a real face: area under the ROC curve.
 
     A logistic regression sees the log power of the 63 cosine transform coefficients of a patch's luma, 8×8 pixels, so
@@ -28,10 +28,9 @@ def two_sample_auc(restored: torch.Tensor, real: torch.Tensor, draws: int = DRAW
     Args:
         restored: (N, 3, R, R) in [-1, 1], N at least 10.
         real: sharp faces, of the same shape: those that were restored, or N others.
-        draws: of the bootstrap over faces, whose scores stay as they are.
 
     Returns:
-        ½ where nothing tells them apart, up to 1.
+        ½ where nothing tells them apart, up to 1; the interval is of faces drawn anew, whose scores stay as they are.
 
     Raises:
         DataError: there are too few faces, or not as many of both.
@@ -49,7 +48,7 @@ def two_sample_auc(restored: torch.Tensor, real: torch.Tensor, draws: int = DRAW
         mean, scale = known.mean((0, 1, 2)), known.std((0, 1, 2)) + 1e-9
         weights = _fit(((known - mean) / scale).flatten(1, 2))
         scores[:, folds == fold] = ((sets[:, folds == fold] - mean) / scale) @ weights[:-1] + weights[-1]
-    return bootstrap_pairs(_wins(*scores).numpy(), draws)
+    return bootstrap_pairs(_wins(*scores).numpy())
 
 
 def _features(faces: torch.Tensor) -> torch.Tensor:
