@@ -191,17 +191,12 @@ USAGE = {
     "faces": (("--faces", "none"), "error --faces is 'none'; it must be a whole number"),
     "no faces": (("--faces", "0"), "error --faces is '0'; it must be at least 1"),
     "a detector for aligned faces": (("--aligned", "--detector", "yunet"), "contradict each other"),
-    "a detector for spoilt faces": (("--degrade", "bicubic", "--detector", "yunet"), "contradict each other"),
     "blend": (("--blend", "1.1"), "error --blend is '1.1'; it must be at most 1"),
     "upscale": (("--upscale", "3"), "error --upscale: '3' is not one of '1', '2', '4'"),
     "smallest face": (("--min-face", "2"), "error --min-face is '2'; it must be at least 8"),
     "detector": (("--detector", "eyes"), "eyes"),
     "two kinds": (("--photo", "--aligned"), "--photo and --aligned contradict each other; leave one out"),
     "said and not": (("--quiet", "--verbose"), "--quiet and --verbose contradict each other; leave one out"),
-    "degraded photographs": (
-        ("--photo", "--degrade", "bicubic"),
-        "wants sharp aligned faces; leave out --photo or --degrade",
-    ),
     "samples": (("--samples", "0"), "error --samples is '0'; it must be at least 1"),
     "too many samples": (("--samples", "1000000"), "error --samples is '1000000'; it must be at most 1000"),
     "seed": (("--seed", "-1"), "error --seed is '-1'; it must be at least 0"),
@@ -209,7 +204,6 @@ USAGE = {
     "device": (("--device", "tpu"), "error --device: 'tpu' is not one of"),
     "dtype": (("--dtype", "int8"), "error --dtype: 'int8' is not one of"),
     "method": (("--method", "best"), "'best' is neither a preset nor a method; choose one of default"),
-    "degradation": (("--degrade", "rain"), "degradation 'rain' is not known; choose bicubic, noise-SIGMA"),
     "unknown option": (("--sharpen",), "No such option: --sharpen"),
     "unknown prior": (("--prior", "faces-9000"), "prior 'faces-9000' is neither a name (faces-128, "),
     "unknown corrector": (("--corrector", "best"), "corrector 'best' is neither a name (corrector-128, "),
@@ -232,7 +226,6 @@ def test_wrong_usage_is_refused_before_anything_is_written(restore, kind, face, 
         assert one_line_of(result.stderr).startswith("error ")
 
 
-@pytest.mark.parametrize("alone", [("--aligned",), ("--degrade", "bicubic")])
 @pytest.mark.parametrize(
     "option",
     [
@@ -245,10 +238,10 @@ def test_wrong_usage_is_refused_before_anything_is_written(restore, kind, face, 
         "--upscale 2",
     ],
 )
-def test_what_is_of_photographs_alone_is_refused_for_aligned_faces(face, option, alone, tmp_path):
-    result = faceprior("restore", face, "--output", tmp_path / "out", *option.split(), *alone)
+def test_what_is_of_photographs_alone_is_refused_for_aligned_faces(face, option, tmp_path):
+    result = faceprior("restore", face, "--output", tmp_path / "out", *option.split(), "--aligned")
     assert result.exit_code == 2
-    assert f"{option.split()[0]} and {alone[0]} contradict each other" in result.stderr
+    assert f"{option.split()[0]} and --aligned contradict each other" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -520,8 +513,6 @@ OPTIONS = {
     "eta": ("--option", "eta=0.4"),
     "seed": ("--seed", "1"),
     "dtype": ("--dtype", "bfloat16"),
-    "degrade": ("--degrade", "bicubic"),
-    "degradation": ("--degrade", "difface"),
 }
 
 
@@ -880,7 +871,8 @@ def test_the_demo_writes_its_pictures_and_its_mean_beats_bicubic(tmp_path):
     assert result.exit_code == 0
     sizes = {path.stem: Image.open(path).size for path in output.glob("*.png")}
     assert sizes.pop("restored-sheet")[0] > 4 * 256
-    names = ("original", *(f"restored{suffix}" for suffix in ("", "-2", "-3", "-4", "-mean", "-doubt")))
+    assert sizes.pop("input") == (16, 16)
+    names = ("original", "bicubic", *(f"restored{suffix}" for suffix in ("", "-2", "-3", "-4", "-mean", "-doubt")))
     assert sizes == dict.fromkeys(names, (128, 128))
     rows = re.findall(
         r"│ (bicubic|restored|mean of 4 samples) +│ +([\d.]+) +│ +([\d.]+) +│ +([\d.]+) +│", result.stdout
@@ -890,7 +882,7 @@ def test_the_demo_writes_its_pictures_and_its_mean_beats_bicubic(tmp_path):
     assert psnr["mean of 4 samples"] > psnr["bicubic"]
     assert f"Look at {output / 'restored-sheet.png'}" in result.stdout
     metadata = read_metadata(output / "restored.png")
-    assert (metadata["prior"]["name"], metadata["degradation"]) == ("faces-128", "bicubic")
+    assert (metadata["prior"]["name"], metadata["scale"]) == ("faces-128", 8)
 
 
 # --- the terminal

@@ -223,14 +223,14 @@ def test_the_toy_of_the_documents_is_trained_from_photographs_that_packages_brin
     every = written_out(TRAINING)
     first = next(number for number, line in enumerate(every) if "$data" in line)
     toy = every[first : first + 5]
-    assert [line.split()[1] for line in toy] == ["data", "data", "train", "train", "restore"]
+    assert [line.split()[1] for line in toy] == ["data", "data", "train", "train", "benchmark"]
     for line in toy:
         words = [re.sub(r"\$\w+", lambda match: places[match[0]], word) for word in shlex.split(line)[1:]]
         if words[0] == "train":
             words += ["--steps", "2", "--set", "evaluate_every=2"]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
-    assert list((tmp_path / "out").glob("*-sheet.png"))
+    assert (tmp_path / "runs" / "measured" / "report.html").is_file()
 
 
 def test_the_site_leads_to_every_page():

@@ -312,11 +312,6 @@ def test_without_a_detector_a_photograph_is_refused_with_the_remedy(pipeline, al
     assert "no face detector was given" in record["error"]
 
 
-def test_a_degraded_experiment_on_photographs_is_refused():
-    with pytest.raises(OptionError, match="--photo or --degrade"):
-        replace(OPTIONS, degradation="bicubic")
-
-
 # --- the same result in every company
 
 
@@ -375,17 +370,13 @@ def test_the_three_functions_do_what_a_run_over_a_folder_does(pipeline, album, t
         assert composed.record.items() <= record.items()
 
 
-@pytest.mark.parametrize("options", [{}, {"degradation": "bicubic"}])
-def test_the_record_of_an_aligned_face_says_how_sure_it_is(pipeline, tmp_path, options):
-    (record,) = run(
-        pipeline, save_photo(tmp_path / "face.png", 16, 16), tmp_path / "out", samples=2, kind="aligned", **options
-    )
-    ready, how = prepared(pipeline, tmp_path / "face.png", samples=2, kind="aligned", **options)
+def test_the_record_of_an_aligned_face_says_how_sure_it_is(pipeline, tmp_path):
+    (record,) = run(pipeline, save_photo(tmp_path / "face.png", 16, 16), tmp_path / "out", samples=2, kind="aligned")
+    ready, how = prepared(pipeline, tmp_path / "face.png", samples=2, kind="aligned")
     (samples,) = restore(pipeline, ready.conditions, how)
     doubt = pipeline.doubt([ready.conditions[0].low_resolution], [samples.images])
     assert record["doubt"] == pytest.approx(float(doubt.mean()), abs=1e-4)
     assert len(record["lr_consistency"]) == 2
-    assert ("psnr" in record) is ("degradation" in options)
 
 
 def test_what_travels_between_the_functions_may_be_pickled_and_is_hardly_larger_than_the_file(pipeline, tmp_path):

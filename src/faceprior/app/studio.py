@@ -80,7 +80,7 @@ class Run:
     def restored(self) -> list[tuple[int, RestoredFace]]:
         """The faces that were restored, with their numbers from 1."""
         pairs = zip(self.prepared.conditions, self.samples, strict=True)
-        return [(own.index + 1, RestoredFace(own.low_resolution, None, *samples)) for own, samples in pairs]
+        return [(own.index + 1, RestoredFace(own.low_resolution, *samples)) for own, samples in pairs]
 
     def write(self, folder: Path) -> tuple[list[Path], Composed]:
         """Write the results as `faceprior restore` does, but for the name; returns the files and what they are."""

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -23,12 +22,8 @@ if TYPE_CHECKING:
 
 
 _UPSCALES: dict[str, Literal[1, 2, 4, "auto"]] = {"1": 1, "2": 2, "4": 4, "auto": "auto"}
-_OF_PHOTOGRAPHS = ("detector", "only_faces", "faces", "face", "min_face", "blend", "upscale")
-_CONTRADICTING = (
-    ("photo", "aligned"),
-    ("quiet", "verbose"),
-    *product(_OF_PHOTOGRAPHS, ("aligned", "degrade")),
-)
+_OF_PHOTOGRAPHS = ("photo", "detector", "only_faces", "faces", "face", "min_face", "blend", "upscale")
+_CONTRADICTING = (("quiet", "verbose"), *((name, "aligned") for name in _OF_PHOTOGRAPHS))
 
 
 def restore(
@@ -91,9 +86,6 @@ def restore(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="One of the method's own: `faceprior methods NAME`."),
     ] = None,
-    degrade: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Spoil sharp aligned faces first, and measure.")
-    ] = None,
     prior: options.Prior = None,
     corrector: options.Corrector = "auto",
     detector: Annotated[
@@ -141,7 +133,6 @@ def restore(
         samples=samples,
         seed=seed,
         kind="photo" if photo else "aligned" if aligned else "auto",
-        degradation=degrade,
         write_sheet=sheet,
         only_faces=only_faces,
         faces=faces or "all",
@@ -155,7 +146,7 @@ def restore(
         ending=ending or (".jpg" if jpeg else None),
     )
     skipped = (lambda _text: None) if quiet else partial(say, errors)
-    find = partial(_find_detector, None if aligned or degrade else detector or "centerface")
+    find = partial(_find_detector, None if aligned else detector or "centerface")
     load = partial(options.load_pipeline, prior, None, corrector, device, dtype, preset)
     tally = _Tally(folder, quiet=quiet, verbose=verbose)
     if ray is not None:

@@ -50,7 +50,6 @@ def check_options(options: RestoreOptions) -> None:
         "--sheet": options.write_sheet,
         "--face": bool(options.chosen),
         "--only-faces": options.only_faces,
-        "--degrade": options.degradation is not None,
         "--aligned": options.kind == "aligned",
     }
     if chosen := ", ".join(name for name, is_set in idle.items() if is_set):

@@ -31,7 +31,6 @@ from faceprior.folders.outputs import about_file, make_folder, write_results
 from faceprior.images import MIN_SIDE
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
-from faceprior.photographs.prepare import degraded_scale
 from faceprior.photographs.restore import BatchSampler, doubt_of
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
@@ -118,7 +117,7 @@ def restore_files(
         OutputError: the folder cannot be made or written to.
         OptionError: the scale does not fit the prior, or the run that is resumed had other options.
     """
-    _check_scale(options, pipeline.resolution)
+    low_resolution(torch.zeros(3, MIN_SIDE, MIN_SIDE), options.scale, pipeline.resolution)  # is it one that fits?
     watcher, folder = watcher or NoWatcher(), output or Path()
     make_folder(folder)
     if resume and not isinstance(folder, Url):
@@ -137,11 +136,6 @@ def restore_files(
         label = _BESIDE if output is None else ""
         names = [name] if name is not None else output_names(inputs, folder, suffixes, earlier, label)
         yield from _Run(pipeline, detector, folder, options, manifest, watcher).run(inputs, names)
-
-
-def _check_scale(options: RestoreOptions, resolution: int) -> None:
-    scale = options.scale if options.degradation is None else degraded_scale(options)
-    low_resolution(torch.zeros(3, MIN_SIDE, MIN_SIDE), scale, resolution)
 
 
 def _remove_partials(inputs: Sequence[Input], output: Path) -> None:
@@ -368,9 +362,7 @@ class _Run:
         item.stamp = stamp_of(item.given)
         check_options(self._options)
         if self._detector is None:
-            raise OptionError(
-                "is a clip, whose faces must be found, and --aligned and --degrade look for none; leave them out"
-            )
+            raise OptionError("is a clip, whose faces must be found, and --aligned looks for none; leave it out")
         target = self._output / f"{item.name}{output_suffix(path.name, self._options.ending)}"
         make_folder(target.parent)
 

@@ -26,7 +26,7 @@ from faceprior.images import (
 from faceprior.images.metadata import without_location
 from faceprior.photographs.faces import Face, needed_upscale, paste_faces
 from faceprior.photographs.options import RestoreOptions, sample_suffix
-from faceprior.photographs.prepare import Prepared, sharp_face
+from faceprior.photographs.prepare import Prepared
 from faceprior.photographs.results import RestoredFace, doubt_picture, sheet
 from faceprior.photographs.upscaler import load_upscaler
 from faceprior.pipeline.face_prior import Samples
@@ -91,7 +91,7 @@ def compose(
     found = [_checked(own, made) for own in samples]
     made = {**made, "input": prepared.name, "notes": list(prepared.notes)}
     results = {
-        condition.index: RestoredFace(condition.low_resolution, None, own.images, own.mean, unsure)
+        condition.index: RestoredFace(condition.low_resolution, own.images, own.mean, unsure)
         for condition, own, unsure in zip(
             prepared.conditions, found, [None] * len(found) if doubt is None else doubt, strict=True
         )
@@ -110,14 +110,12 @@ def _checked(samples: Samples | FacePriorError, made: Mapping[str, Any]) -> Samp
 
 def _aligned(
     prepared: Prepared,
-    picture: Picture,
+    _picture: Picture,
     results: Mapping[int, RestoredFace],
     made: Mapping[str, Any],
     options: RestoreOptions,
 ) -> Composed:
     result, notes = results[0], list(prepared.notes)
-    if options.degradation is not None:
-        result = replace(result, sharp=sharp_face(picture.image, result.images.shape[-1]))
     suffix = "-face1" if options.only_faces else ""
     files = (*_files_of(suffix, result, {**made, "scale": result.scale}, options, notes),)
     record = {
@@ -126,7 +124,6 @@ def _aligned(
         "seed": options.seed,
         "notes": notes,
         **_trust(result),
-        **result.fidelity(),
     }
     return Composed(files, record)
 

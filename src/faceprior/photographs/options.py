@@ -25,8 +25,6 @@ class RestoreOptions:
 
     Attributes:
         kind: what an input is: an aligned face, a photograph, or what it looks like.
-        degradation: None for real low-resolution faces; else what makes a low-resolution face out of each (sharp,
-            aligned) input first, by a name that `faceprior.degradations.make_input` knows.
         scale: R/n of the faces, 2 to 32; "auto" takes what a face's effective resolution says.
         faces: which faces of a photograph: the number of largest ones, or "all".
         chosen: numbers of the faces of a photograph that are restored, from 1, the largest first; none stands for
@@ -54,7 +52,6 @@ class RestoreOptions:
     """
 
     kind: Kind = "auto"
-    degradation: str | None = None
     scale: float | Literal["auto"] = "auto"
     faces: int | Literal["all"] = "all"
     chosen: tuple[int, ...] = ()
@@ -74,8 +71,6 @@ class RestoreOptions:
     ending: str | None = None
 
     def __post_init__(self) -> None:
-        if self.degradation is not None:
-            _check_experiment(self.degradation, self.kind)
         if self.samples < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise OptionError(f"samples is {self.samples} and batch size {self.batch_size}; both must be at least 1")
         if self.faces != "all" and not (isinstance(self.faces, int) and self.faces >= 1):
@@ -104,14 +99,6 @@ class RestoreOptions:
         return suffixes
 
 
-def _check_experiment(degradation: str, kind: Kind) -> None:
-    from faceprior.degradations import check_degradation
-
-    if kind == "photo":
-        raise OptionError("a degraded experiment wants sharp aligned faces; leave out --photo or --degrade")
-    check_degradation(degradation)
-
-
 def sample_suffix(number: int) -> str:
     """What is appended to the name of a sample, counted from 1; nothing to the first's."""
     return f"-{number}" if number > 1 else ""
@@ -128,7 +115,6 @@ def how_made(pipeline: FacePriorPipeline, options: RestoreOptions) -> dict[str, 
         "preset": options.preset_name,
         "options": options.preset.as_dict(),
         "seed": options.seed,
-        "degradation": options.degradation,
         "prior": prior if method.uses_prior else None,
         "corrector": {"name": used.name, "sha256": used.sha256} if used else None,
         "device": str(pipeline.prior.device.type),

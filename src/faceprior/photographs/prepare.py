@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from PIL import Image
 
-from faceprior.degradations import make_input
 from faceprior.errors import ImageError
 from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.images import Picture, decode_picture, resize, square, to_tensor, tone_of
+from faceprior.images import Picture, decode_picture, square, to_tensor, tone_of
 from faceprior.methods import find_method
 from faceprior.photographs.faces import Face, detect, find_faces, is_aligned_crop, is_framed_otherwise, is_tiny
 from faceprior.photographs.options import RestoreOptions
 from faceprior.photographs.restore import Condition
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.priors import ModelCard
-
-DEFAULT_DEGRADED_SCALE = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +76,7 @@ def prepare(
     picture = picture or decode_picture(content, name, options.max_pixels)
     looked = detections is not None or detector is not None
     found: tuple[DetectedFace, ...] = ()
-    if options.kind == "aligned" or options.degradation is not None:
+    if options.kind == "aligned":
         aligned = True
     else:
         if detections is not None:
@@ -112,36 +108,13 @@ def prepare(
     return Prepared(name, content, (width, height), aligned, found, faces, conditions, (*picture.lost, *notes))
 
 
-def sharp_face(image: Image.Image, resolution: int) -> torch.Tensor:
-    """The face that a degraded experiment starts from and is measured against, (3, R, R) in [-1, 1]."""
-    return resize(to_tensor(square(image))[None], resolution)[0].clamp(-1, 1)
-
-
-def degraded_scale(options: RestoreOptions) -> float:
-    """The scale of a degraded experiment."""
-    return DEFAULT_DEGRADED_SCALE if options.scale == "auto" else options.scale
-
-
 def _condition(image: Image.Image, card: ModelCard, options: RestoreOptions) -> tuple[Condition, list[str]]:
     """What the networks see of an aligned face, of an oblong one its central square; and what was done to it."""
-    resolution = card.resolution
     width, height = image.size
     notes = [f"cropped to the central square of {width}×{height}"] if width != height else []
-    side = min(width, height)
-    if options.degradation is None:
-        small = low_resolution(
-            to_tensor(square(image)), options.scale, resolution, blind=find_method(options.preset.method).blind
-        )
-        notes += _resized(side, small.shape[-1])
-    else:
-        notes += _resized(side, resolution)
-        generator = torch.Generator().manual_seed(options.seed)
-        to = round(resolution / degraded_scale(options))
-        small = make_input(sharp_face(image, resolution), options.degradation, to, generator, card.template)
+    face, blind = to_tensor(square(image)), find_method(options.preset.method).blind
+    small = low_resolution(face, options.scale, card.resolution, blind=blind)
+    before, after = face.shape[-1], small.shape[-1]
+    if before != after:
+        notes.append(f"{'reduced' if after < before else 'enlarged'} from {before}×{before} to {after}×{after}")
     return Condition(small, tone=tone_of(image)), notes
-
-
-def _resized(before: int, after: int) -> list[str]:
-    if before == after:
-        return []
-    return [f"{'reduced' if after < before else 'enlarged'} from {before}×{before} to {after}×{after}"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from faceprior.evaluation.metrics import EXACT, lr_consistency, psnr, ssim
+from faceprior.evaluation.metrics import EXACT, lr_consistency
 from faceprior.images import resize, to_pil
 
 _MARGIN, _LABEL = 8, 22
@@ -29,7 +29,6 @@ class RestoredFace:
 
     Attributes:
         low_resolution: the input, (3, n, n).
-        sharp: the face that the input was made from, (3, R, R); None for a real low-resolution face.
         images: N samples, (N, 3, R, R).
         mean: of the samples (`faceprior.pipeline.Samples`), (3, R, R).
         doubt: half-width of an interval around the first sample that holds the true pixel with a probability of 90 %,
@@ -37,7 +36,6 @@ class RestoredFace:
     """
 
     low_resolution: torch.Tensor
-    sharp: torch.Tensor | None
     images: torch.Tensor
     mean: torch.Tensor
     doubt: torch.Tensor | None = None
@@ -55,41 +53,17 @@ class RestoredFace:
     @cached_property
     def lr_consistency(self) -> list[float]:
         """Agreement of each sample with the input, PSNR in dB, at most `EXACT`."""
-        return self._consistency(self.images)
-
-    def _consistency(self, images: torch.Tensor) -> list[float]:
-        inputs = self.low_resolution.expand(len(images), -1, -1, -1)
-        return [min(float(value), EXACT) for value in lr_consistency(images, inputs)]
-
-    def fidelity(self) -> dict[str, dict[str, float]]:
-        """PSNR, SSIM and LR consistency of bicubic, of the first sample and of the mean; empty without `sharp`."""
-        if self.sharp is None:
-            return {}
-        candidates = torch.stack([self.bicubic, self.images[0], self.mean])
-        truth = self.sharp.expand_as(candidates)
-        measured = {
-            "psnr": psnr(candidates, truth).clamp(max=EXACT).tolist(),
-            "ssim": ssim(candidates, truth).tolist(),
-            "consistency": self._consistency(candidates),
-        }
-        names = ("bicubic", "restored", "mean")
-        return {
-            figure: {name: round(value, 4) for name, value in zip(names, values, strict=True)}
-            for figure, values in measured.items()
-        }
+        inputs = self.low_resolution.expand(len(self.images), -1, -1, -1)
+        return lr_consistency(self.images, inputs).clamp(max=EXACT).tolist()
 
     def sheet(self) -> Image.Image:
-        """Original (if known), input, bicubic, samples, mean and doubt side by side, labelled."""
+        """Input, bicubic, samples, mean and doubt side by side, labelled."""
         return sheet(self.pictures())
 
     def pictures(self) -> list[tuple[str, Image.Image]]:
         """What stands on the sheet: label and picture."""
         side = self.low_resolution.shape[-1]
-        pictures = [("original", to_pil(self.sharp))] if self.sharp is not None else []
-        pictures += [
-            (f"input, {side} x {side}", to_pil(self.low_resolution)),
-            ("bicubic", to_pil(self.bicubic)),
-        ]
+        pictures = [(f"input, {side} x {side}", to_pil(self.low_resolution)), ("bicubic", to_pil(self.bicubic))]
         for number, image in enumerate(self.images, 1):
             pictures.append(("restored" if number == 1 else f"sample {number}", to_pil(image)))
         if len(self.images) > 1:
