@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -160,7 +161,9 @@ def restore(
     inputs = find_inputs(places, folder, skipped)
     if name is not None and len(inputs) != 1:
         raise OptionError(f"{output}: is a file, but {len(inputs)} inputs are given; give a folder to --output")
-    pipeline, finder = load(), find()
+    with ThreadPoolExecutor(1) as beside:
+        finding = beside.submit(find)
+        pipeline, finder = load(), finding.result()
     pipeline.check(preset)
     try:
         with restore_progress(len(inputs), samples * pipeline.evaluations(preset), quiet=quiet) as watcher:

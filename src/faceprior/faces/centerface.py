@@ -24,7 +24,7 @@ from faceprior.faces.search import find
 _STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))  # channels, blocks, stride
 _JOINED = (0, 1, 3, 5)  # stages whose maps are joined, at strides of 4, 8, 16 and 32
 _WIDTH = 24  # channels of the joined maps
-_STRIDE, _COARSEST = 4, 32  # of the finest and of the coarsest map, in pixels
+_STRIDE = 4  # of the finest map, in pixels
 _EXPANSION = 6
 
 _FIRST_SCORE = 0.15  # below it a place is no candidate
@@ -56,10 +56,10 @@ class CenterFaceNetwork(nn.Module):
         """Look at pictures.
 
         Args:
-            pixels: RGB in [0, 255], (B, 3, H, W); H and W are multiples of 32.
+            pixels: RGB in [0, 255], (B, 3, H, W).
 
         Returns:
-            (B, 15, H/4, W/4), for a face centred in that place: logit of its score; logarithm of the height and width
+            (B, 15, H/4, W/4), rounded up, for a face centred in that place: logit of its score; logarithm of the height and width
             of its box, in places; offset of its centre, down and right, in places; five landmarks, down and right
             from the box's corner, in heights and widths of the box.
         """
@@ -69,7 +69,7 @@ class CenterFaceNetwork(nn.Module):
             maps.append(x)
         *finer, joined = (lateral(maps[stage]) for lateral, stage in zip(self.lateral, _JOINED, strict=True))
         for up, own in zip(self.up, reversed(finer), strict=True):
-            joined = up(joined) + own
+            joined = up(joined)[..., : own.shape[2], : own.shape[3]] + own
         return self.head(joined)
 
 
@@ -115,11 +115,9 @@ class CenterFace:
 
     def look(self, pictures: NDArray[np.uint8]) -> list[list[DetectedFace]]:
         """Find faces that are about upright; see `Look`."""
-        height, width = pictures.shape[1:3]
-        padding = [(0, 0), *((0, -side % _COARSEST) for side in (height, width)), (0, 0)]
-        pixels = torch.from_numpy(np.pad(pictures, padding)).permute(0, 3, 1, 2)  # channels last, as they lie
+        pixels = torch.from_numpy(np.ascontiguousarray(pictures, np.float32))
         with torch.inference_mode():
-            maps = self._network(pixels.float()).numpy()
+            maps = self._network(pixels.permute(0, 3, 1, 2)).numpy()  # channels last, as they lie
         return [_faces(places) for places in maps]
 
 

@@ -92,9 +92,12 @@ def find(look: Look, photo: Image.Image, min_face: int, each: Each = map) -> lis
     if min_face < _LEAST_FACE:
         raise OptionError(f"the smallest face is {min_face} pixels; choose {_LEAST_FACE} or more")
     photo = photo if photo.mode == "RGB" else photo.convert("RGB")
-    upright = _search(look, photo, _scale(photo, SMALLEST / min_face, UPRIGHT_PIXELS), [0], each)
-    most = TURNED_PIXELS if any(one.score > _LEAST_SCORE for one in upright) else TURNED_PIXELS_ALONE
-    turned = _search(look, photo, _scale(photo, SMALLEST / min_face, most), [1, 2, 3], each)
+    fine, coarse, alone = (
+        _scales(photo, SMALLEST / min_face, most) for most in (UPRIGHT_PIXELS, TURNED_PIXELS, TURNED_PIXELS_ALONE)
+    )
+    upright, turned = _search(look, photo, fine, coarse, each)
+    if not any(one.score > _LEAST_SCORE for one in upright):
+        turned += _search(look, photo, [], [scale for scale in alone if scale > coarse[0]], each)[1]
     # a turned face may be seen more surely than an upright one where it is misread: which turn is right shows upright
     seen = suppress([*upright, *turned], _SAME_TURN)
     sure = [one for one in upright if one.score > _SURE and abs(cmath.phase(one.across)) < _UPRIGHT]
@@ -125,30 +128,35 @@ def _looked_closely(
     return _beside(_measured(look, photo, held, each), known)
 
 
-def _scale(photo: Image.Image, wanted: float, most: float) -> float:
-    return min(wanted, math.sqrt(most / (photo.width * photo.height)))
+def _scales(photo: Image.Image, wanted: float, most: float) -> list[float]:
+    """Scales in which a photograph is searched, the finest first, which has no more than so many pixels."""
+    scales = [min(wanted, math.sqrt(most / (photo.width * photo.height)))]
+    while max(photo.size) * scales[-1] > TILE / 2:
+        scales.append(scales[-1] / _COARSER)
+    return scales
 
 
-def _search(look: Look, photo: Image.Image, scale: float, quarters: Sequence[int], each: Each) -> list[Candidate]:
-    """What is seen at a scale and at coarser ones, in copies that are turned by quarters."""
-    tiles, places = list[NDArray[np.uint8]](), list[tuple[complex, complex]]()
+def _search(
+    look: Look, photo: Image.Image, upright: Sequence[float], turned: Sequence[float], each: Each
+) -> tuple[list[Candidate], list[Candidate]]:
+    """What is seen in some scales upright, and in some in copies that are turned by quarters."""
+    tiles = list[tuple[NDArray[np.uint8], complex, complex, bool]]()
     level = photo
-    while level is photo or max(level.size) > TILE / 2:
+    for scale in sorted({*upright, *turned}, reverse=True):
         size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
         level = level.resize(size, Image.Resampling.BICUBIC, reducing_gap=1.0)
-        for quarter in quarters:
-            turned = np.rot90(np.asarray(level), quarter)
-            middle, back = complex(turned.shape[1], turned.shape[0]) / 2, 1j**quarter / scale
-            for left, top, right, bottom in _tiles(turned.shape[1], turned.shape[0]):
-                tiles.append(turned[None, top:bottom, left:right])
-                places.append((complex(left, top) - middle, back))
-        scale /= _COARSER
-    centre = complex(photo.width, photo.height) / 2
-    return [
-        Candidate(centre + (corner + seen.centre) * back, seen.across * back, seen.score, abs(back))
-        for (faces,), (corner, back) in zip(each(look, tiles), places, strict=True)
-        for seen in map(_seen, faces)
-    ]
+        for quarter in [0] * (scale in upright) + [1, 2, 3] * (scale in turned):
+            copy = np.rot90(np.asarray(level), quarter)
+            middle, back = complex(copy.shape[1], copy.shape[0]) / 2, 1j**quarter / scale
+            for left, top, right, bottom in _tiles(copy.shape[1], copy.shape[0]):
+                tiles.append((copy[None, top:bottom, left:right], complex(left, top) - middle, back, quarter > 0))
+    tiles.sort(key=lambda tile: -tile[0].size)  # the small ones fill up what time the cores have left
+    centre, found = complex(photo.width, photo.height) / 2, (list[Candidate](), list[Candidate]())
+    for (faces,), (_, corner, back, is_turned) in zip(each(look, [tile[0] for tile in tiles]), tiles, strict=True):
+        for seen in map(_seen, faces):
+            place = centre + (corner + seen.centre) * back
+            found[is_turned].append(Candidate(place, seen.across * back, seen.score, abs(back)))
+    return found
 
 
 def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
@@ -242,7 +250,8 @@ def _chip(photo: Image.Image, face: int, candidate: Candidate) -> NDArray[np.uin
 
 
 def _looked(look: Look, chips: NDArray[np.uint8], each: Each) -> list[list[DetectedFace]]:
-    batches = [chips[start : start + _AT_ONCE] for start in range(0, len(chips), _AT_ONCE)]
+    size = min(_AT_ONCE, -(-len(chips) // 2))  # of one face, too, the chips are on two cores
+    batches = [chips[start : start + size] for start in range(0, len(chips), size or 1)]
     return [faces for batch in each(look, batches) for faces in batch]
 
 

@@ -31,7 +31,7 @@ from faceprior.folders.outputs import about_file, make_folder, write_results
 from faceprior.images import MIN_SIDE
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
-from faceprior.photographs.restore import BatchSampler, doubt_of
+from faceprior.photographs.restore import BatchSampler, doubts_of
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.sampling import Step
@@ -337,12 +337,14 @@ class _Run:
             batch.append((item, condition))
         for _ in batch:
             waiting.popleft()
-        results = self._sampler([condition for _, condition in batch])
+        conditions = [condition for _, condition in batch]
+        results = self._sampler(conditions)
+        doubts = doubts_of(self._pipeline, conditions, results)
         seconds = (time.perf_counter() - started) / len(batch)
-        for (item, condition), result in zip(batch, results, strict=True):
+        for (item, _), result, doubt in zip(batch, results, doubts, strict=True):
             item.seconds += seconds
             item.samples.append(result)
-            item.doubt.append(doubt_of(self._pipeline, condition, result))
+            item.doubt.append(doubt)
             item.missing -= 1
             self._write_if_restored(item)
         return True

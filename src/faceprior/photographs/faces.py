@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from faceprior.cores import on_cores
 from faceprior.errors import ImageError, WeightsError
 from faceprior.faces import DetectedFace, FaceDetector
 from faceprior.faces.alignment import alignment, cut_out
@@ -79,7 +81,7 @@ def find_faces(
     _check_template(card)
     if options.faces != "all":
         detections = detections[: options.faces]
-    return [_prepared(photo, face, card, options) for face in detections]
+    return on_cores(partial(_prepared, photo, card, options), detections)
 
 
 def _check_template(card: ModelCard) -> None:
@@ -90,7 +92,7 @@ def _check_template(card: ModelCard) -> None:
         )
 
 
-def _prepared(photo: Image.Image, face: DetectedFace, card: ModelCard, options: RestoreOptions) -> Face:
+def _prepared(photo: Image.Image, card: ModelCard, options: RestoreOptions, face: DetectedFace) -> Face:
     resolution = card.resolution
     transform = alignment(face.landmarks, card.template, resolution)
     effective = effective_side(photo, transform, resolution)

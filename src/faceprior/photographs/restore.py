@@ -57,12 +57,16 @@ def restore(
     return BatchSampler(pipeline, options, on_step, on_notice)(conditions)
 
 
-def doubt_of(pipeline: FacePriorPipeline, face: Condition, samples: Samples | FacePriorError) -> torch.Tensor | None:
-    """Half-width of a 90 % interval around the first sample of a face, (R, R); None where it is not known."""
-    if isinstance(samples, FacePriorError):
-        return None
-    doubt = pipeline.doubt([face.low_resolution], [samples.images])
-    return None if doubt is None else doubt[0]
+def doubts_of(
+    pipeline: FacePriorPipeline, faces: Sequence[Condition], samples: Sequence[Samples | FacePriorError]
+) -> list[torch.Tensor | None]:
+    """Half-width of a 90 % interval around the first sample of each face, (R, R); None where it is not known."""
+    known = [
+        (face.low_resolution, own.images) for face, own in zip(faces, samples, strict=True) if isinstance(own, Samples)
+    ]
+    doubt = pipeline.doubt(*zip(*known, strict=True)) if known else None
+    widths = iter(() if doubt is None else doubt)
+    return [next(widths, None) if isinstance(own, Samples) else None for own in samples]
 
 
 class BatchSampler:

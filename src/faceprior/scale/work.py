@@ -31,7 +31,7 @@ from faceprior.folders.outputs import write_results
 from faceprior.folders.run import failure, stamp_of
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
-from faceprior.photographs.restore import BatchSampler, doubt_of
+from faceprior.photographs.restore import BatchSampler, doubts_of
 from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.priors import ModelCard
 from faceprior.scale.listing import Photograph
@@ -162,8 +162,7 @@ class Restorer:
         conditions = [condition for own in photographs for condition in own]
         with _limited(self._job.timeout * len(photographs)):
             samples = self._restored(conditions)
-            pairs = zip(conditions, samples, strict=True)
-            faces = iter([(own, doubt_of(self._pipeline, face, own)) for face, own in pairs])
+            faces = iter(zip(samples, doubts_of(self._pipeline, conditions, samples), strict=True))
         return None, *([next(faces) for _ in own] for own in photographs)
 
     def _restored(self, conditions: Sequence[Condition]) -> list[Samples | FacePriorError]:
