@@ -28,7 +28,7 @@ from faceprior.clips.tracks import find_cast
 from faceprior.errors import DataError, FacePriorError
 from faceprior.evaluation.metrics import psnr
 from faceprior.faces import FaceDetector, Points, align, load_detector
-from faceprior.faces.tracking import Place
+from faceprior.faces.tracking import TrackedFace
 from faceprior.images import to_tensor, to_uint8
 from faceprior.methods import find_preset
 from faceprior.photographs import RestoreOptions
@@ -144,7 +144,7 @@ class _FrameByFrame:
 
 
 def _faces(
-    pictures: dict[str, NDArray[np.uint8]], place: Place, template: Points, side: int
+    pictures: dict[str, NDArray[np.uint8]], place: TrackedFace, template: Points, side: int
 ) -> dict[str, torch.Tensor]:
     return {
         way: to_tensor(align(Image.fromarray(pixels), place.landmarks.tolist(), template, side))

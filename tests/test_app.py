@@ -249,13 +249,13 @@ def test_only_the_chosen_face_changes(studio, photo, tmp_path):
 def test_the_page_looks_at_each_restored_face_and_then_at_the_whole(studio, photo, tmp_path):
     run = finished(studio.restore(photo, Controls(steps=4, samples=2)))
     views = write_views(run, run.write(tmp_path)[0], tmp_path)
-    assert [view.name for view in views] == ["Face 1", "Face 2", "Whole photo"]
+    assert [view["name"] for view in views] == ["Face 1", "Face 2", "Whole photo"]
     for view in views:
-        before, *after = (read_image(path) for path in (view.before, *view.after))
+        before, *after = (read_image(Path(path)) for path in (view["before"], *view["after"]))
         assert len(after) == 2
         assert {picture.size for picture in after} == {before.size}
         assert before not in after
-        assert (view.doubt is not None) is (view.name != "Whole photo")
+        assert (view["doubt"] is not None) is (view["name"] != "Whole photo")
 
 
 def test_the_map_of_doubt_is_brighter_where_less_is_known():

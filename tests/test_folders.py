@@ -31,7 +31,6 @@ from faceprior.folders.run import NoWatcher, restore_files
 from faceprior.images import read_metadata, read_picture
 from faceprior.methods import find_preset
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare, restore
-from faceprior.photographs.restore import BatchSampler
 from faceprior.pipeline import FacePriorPipeline, Samples, face_prior
 from faceprior.sampling import face_generator
 
@@ -328,7 +327,7 @@ def test_a_photograph_has_the_same_result_alone_in_a_folder_and_in_any_batch(pip
 
 def test_two_equal_faces_of_a_photograph_are_sampled_from_their_own_noise(pipeline):
     face = torch.zeros(3, 4, 4)
-    first, second = BatchSampler(pipeline, OPTIONS)([Condition(face, index=0), Condition(face, index=1)])
+    first, second = restore(pipeline, [Condition(face, index=0), Condition(face, index=1)], OPTIONS)
     assert not torch.equal(first.images, second.images)
     for index, found in enumerate((first, second)):
         own = face_generator(OPTIONS.seed, index)
@@ -613,8 +612,8 @@ def test_a_face_that_the_method_refuses_fails_alone(pipeline, monkeypatch):
         return original(self, faces, *arguments, **options)
 
     monkeypatch.setattr(FacePriorPipeline, "restore", restore)
-    sampler = BatchSampler(pipeline, replace(OPTIONS, batch_size=4))
-    results = sampler([Condition(torch.zeros(3, side, side)) for side in (4, 5, 6, 7, 8, 8)])
+    faces = [Condition(torch.zeros(3, side, side)) for side in (4, 5, 6, 7, 8, 8)]
+    results = run_module.restore(pipeline, faces, replace(OPTIONS, batch_size=4))
     assert [isinstance(result, OptionError) for result in results] == [False, True] + [False] * 4
 
 

@@ -136,19 +136,10 @@ class Interface:
         }
 
     def _views(self, run: Run, files: Sequence[Path]) -> dict[str, Any]:
-        views = pictures.write_views(run, files, self._new_folder())
         faces = [result for _, result in run.restored]
         agreement = [min(values) for values in zip(*(face.lr_consistency for face in faces), strict=True)]
         return {
-            "views": [
-                {
-                    "name": view.name,
-                    "before": str(view.before),
-                    "after": [str(path) for path in view.after],
-                    "doubt": str(view.doubt) if view.doubt else None,
-                }
-                for view in views
-            ],
+            "views": pictures.write_views(run, files, self._new_folder()),
             "agreement": [words.agreement(value) for value in agreement],
             "doubt": words.doubt(run.doubt) if run.doubt is not None else None,
         }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,36 +25,31 @@ _AROUND = 2.2  # side of a close-up, in sides of the face's box
 _EMERGING = 192  # side of an emerging face, in pixels
 
 
-@dataclass(frozen=True)
-class View:
-    """One thing to look at: a face from near, or the whole photograph.
-
-    Attributes:
-        name: of it, in words.
-        before: file of the picture before, enlarged as the result is.
-        after: files of each sample.
-        doubt: file of the map that says what is not known; None where there is none.
-    """
-
-    name: str
-    before: Path
-    after: tuple[Path, ...]
-    doubt: Path | None = None
-
-
-def write_views(run: Run, files: Sequence[Path], folder: Path) -> list[View]:
+def write_views(run: Run, files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     """Write what the page shows of a run: each restored face from near, then the whole photograph.
 
     Args:
         run: the restoration.
         files: of its results, the samples first.
         folder: where to.
+
+    Returns:
+        Of each view its name, in words, and its files: the picture `before`, enlarged as the result is, those `after`
+        of each sample, and the map of the `doubt`, None where there is none.
     """
     prepared = run.prepared
     samples = [read_image(path) for path in files[: run.options.samples]]
     photo = decode_picture(prepared.content, prepared.name).image
     photo = (square(photo) if prepared.aligned else photo).resize(samples[0].size, Image.Resampling.LANCZOS)
-    views = []
+    views = list[dict[str, Any]]()
+
+    def add(name: str, pictures: Sequence[Image.Image], doubt: Path | None = None) -> None:
+        paths = [folder / f"{len(views)}-{index}.webp" for index in range(len(pictures))]
+        for picture, path in zip(pictures, paths, strict=True):
+            _write(picture, path)
+        before, *after = map(str, paths)
+        views.append({"name": name, "before": before, "after": after, "doubt": doubt and str(doubt)})
+
     for position, (number, _) in enumerate(run.restored):
         near = [photo, *samples]
         if not prepared.aligned:
@@ -64,17 +59,10 @@ def write_views(run: Run, files: Sequence[Path], folder: Path) -> list[View]:
         if run.doubt is not None:
             doubt = folder / f"{number}-doubt.webp"
             _write(_enlarged(doubt_picture(run.doubt[position])), doubt)
-        views.append(_view(f"Face {number}", [_enlarged(image) for image in near], folder / str(number), doubt))
+        add(f"Face {number}", [_enlarged(image) for image in near], doubt)
     if not prepared.aligned:
-        views.append(_view("Whole photo", [reduced(image) for image in (photo, *samples)], folder / "whole", None))
+        add("Whole photo", [reduced(image) for image in (photo, *samples)])
     return views
-
-
-def _view(name: str, pictures: list[Image.Image], stem: Path, doubt: Path | None) -> View:
-    paths = [stem.with_name(f"{stem.name}-{index}.webp") for index in range(len(pictures))]
-    for picture, path in zip(pictures, paths, strict=True):
-        _write(picture, path)
-    return View(name, paths[0], tuple(paths[1:]), doubt)
 
 
 def _around(prepared: Prepared, index: int, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -25,7 +25,7 @@ from faceprior.clips.tracks import find_cast
 from faceprior.errors import DeviceError, OptionError
 from faceprior.faces import DetectedFace, FaceDetector, align
 from faceprior.faces.alignment import alignment
-from faceprior.faces.tracking import Place
+from faceprior.faces.tracking import TrackedFace
 from faceprior.images import resize, to_tensor, tone_of
 from faceprior.methods import find_method
 from faceprior.photographs import Face, RestoreOptions, paste_faces
@@ -153,7 +153,7 @@ class ClipRestorer:
         self._pipeline, self._options, self._upscale = pipeline, options, options.upscale
         self._past: dict[int, _Past] = {}
 
-    def __call__(self, pixels: NDArray[np.uint8], places: Sequence[Place]) -> NDArray[np.uint8]:
+    def __call__(self, pixels: NDArray[np.uint8], places: Sequence[TrackedFace]) -> NDArray[np.uint8]:
         """Restore the faces of the next frame.
 
         Args:
@@ -176,7 +176,7 @@ class ClipRestorer:
         ]
         return paste_faces(pixels, faces, restored, blend=self._options.blend, upscale=self._upscale)
 
-    def _face(self, pixels: NDArray[np.uint8], place: Place) -> Face:
+    def _face(self, pixels: NDArray[np.uint8], place: TrackedFace) -> Face:
         resolution, template = self._pipeline.resolution, self._pipeline.prior.card.template
         landmarks = [(float(x), float(y)) for x, y in place.landmarks]
         aligned = to_tensor(align(Image.fromarray(pixels), landmarks, template, resolution))
@@ -196,7 +196,7 @@ class ClipRestorer:
             left_alone=None,
         )
 
-    def _restore(self, places: Sequence[Place], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _restore(self, places: Sequence[TrackedFace], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         past = [self._past.get(place.track) for place in places]
         steadied = [steady(seen, before) for seen, before in zip(inputs, past, strict=True)]
         generators = [torch.Generator().manual_seed((self._options.seed + place.track) % 2**63) for place in places]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from faceprior.clips.container import Frame
 from faceprior.faces import FaceDetector
-from faceprior.faces.tracking import MIN_SIGHTINGS, FaceTracker, Place, Sighting, distance, extent, look, smooth
+from faceprior.faces.tracking import MIN_SIGHTINGS, FaceTracker, Sighting, TrackedFace, distance, extent, look, smooth
 from faceprior.images import MIN_SIDE, resize
 from faceprior.photographs import Face, RestoreOptions, find_faces
 from faceprior.priors import ModelCard
@@ -39,7 +39,7 @@ class Cast:
         tracks: faces that were followed.
     """
 
-    places: Mapping[int, Sequence[Place]]
+    places: Mapping[int, Sequence[TrackedFace]]
     frames: int
     tracks: int
 
@@ -73,7 +73,7 @@ def find_cast(
     enough = min(MIN_SIGHTINGS, len(times))
     tracks = [track for track in tracker.tracks if len(track.sightings) >= enough]
     places = _wanted([smooth(track, times) for track in tracks], options.faces)
-    by_frame = defaultdict[int, list[Place]](list)
+    by_frame = defaultdict[int, list[TrackedFace]](list)
     for own in places:
         for index, place in own.items():
             by_frame[index].append(place)
@@ -118,7 +118,7 @@ def _seen(frame: Frame, face: Face, resolution: int, offset: NDArray[np.int_] | 
     return sighting, look(resize(coarse, _LOOK)[0].mean(0).numpy())
 
 
-def _wanted(tracks: list[dict[int, Place]], faces: int | Literal["all"]) -> list[dict[int, Place]]:
+def _wanted(tracks: list[dict[int, TrackedFace]], faces: int | Literal["all"]) -> list[dict[int, TrackedFace]]:
     """Those tracks that are among the `faces` largest in at least half of their frames."""
     if faces == "all":
         return tracks

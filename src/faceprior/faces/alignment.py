@@ -92,20 +92,18 @@ def cut_out(photo: Image.Image, transform: NDArray[np.float64], side: int) -> Im
     Raises:
         ImageError: the square lies outside the photo or is larger than `MAX_PIXELS` of it.
     """
-    place = _placed(photo.size, transform, side)
-    corner = _reflected(photo, place.low, place.high)
-    dense = corner.transform(
-        (place.extent, place.extent), Image.Transform.AFFINE, place.inverse, Image.Resampling.BICUBIC
-    )
-    return dense.resize((side, side), Image.Resampling.BOX) if place.extent > side else dense
+    cut = _placed(photo.size, transform, side)
+    corner = _reflected(photo, cut.low, cut.high)
+    dense = corner.transform((cut.extent, cut.extent), Image.Transform.AFFINE, cut.inverse, Image.Resampling.BICUBIC)
+    return dense.resize((side, side), Image.Resampling.BOX) if cut.extent > side else dense
 
 
 def cut_out_samples(photo: NDArray[Any], transform: NDArray[np.float64], side: int) -> NDArray[np.float32]:
     """Do what `cut_out` does for samples of any depth and number, (H, W, C) → (side, side, C)."""
     height, width = photo.shape[:2]
-    place = _placed((width, height), transform, side)
-    columns, rows = _mirrored((width, height), place.low, place.high)
-    return warp(photo[rows[:, None], columns], place.inverse, (side, side), place.extent // side)
+    cut = _placed((width, height), transform, side)
+    columns, rows = _mirrored((width, height), cut.low, cut.high)
+    return warp(photo[rows[:, None], columns], cut.inverse, (side, side), cut.extent // side)
 
 
 def warp(
@@ -137,7 +135,7 @@ def inverted(transform: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
 
 
-class _Place(NamedTuple):
+class _Cut(NamedTuple):
     """A square in a photo: where it lies, and how its pixels, densely, go to those of the part from low to high."""
 
     low: NDArray[np.int_]
@@ -146,7 +144,7 @@ class _Place(NamedTuple):
     inverse: tuple[float, ...]
 
 
-def _placed(size: tuple[int, int], transform: NDArray[np.float64], side: int) -> _Place:
+def _placed(size: tuple[int, int], transform: NDArray[np.float64], side: int) -> _Cut:
     reduction = 1 / max(float(np.hypot(*transform[:, 0])), 1e-12)
     if (reduction * side) ** 2 > MAX_PIXELS:
         raise ImageError("the landmarks are too far apart for a face; check their order and unit (pixels)")
@@ -158,7 +156,7 @@ def _placed(size: tuple[int, int], transform: NDArray[np.float64], side: int) ->
     if (high <= 0).any() or (low >= size).any():
         raise ImageError(f"the landmarks describe a face outside the photo ({size[0]}×{size[1]} pixels)")
     inverse[:, 2] -= low
-    return _Place(low.astype(int), high.astype(int), extent, tuple(inverse.ravel()))
+    return _Cut(low.astype(int), high.astype(int), extent, tuple(inverse.ravel()))
 
 
 def _mirrored(

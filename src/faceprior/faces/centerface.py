@@ -59,9 +59,9 @@ class CenterFaceNetwork(nn.Module):
             pixels: RGB in [0, 255], (B, 3, H, W).
 
         Returns:
-            (B, 15, H/4, W/4), rounded up, for a face centred in that place: logit of its score; logarithm of the height and width
-            of its box, in places; offset of its centre, down and right, in places; five landmarks, down and right
-            from the box's corner, in heights and widths of the box.
+            (B, 15, H/4, W/4), rounded up, for a face centred in that place: logit of its score; logarithm of the
+            height and width of its box, in places; offset of its centre, down and right, in places; five landmarks,
+            down and right from the box's corner, in heights and widths of the box.
         """
         x, maps = self.stem(pixels), []
         for stage in self.stages:

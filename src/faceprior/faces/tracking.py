@@ -44,7 +44,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackedFace:
     """Where a face of a track stands in one frame; as `Sighting`, but smooth in time."""
 
     track: int
@@ -120,7 +120,7 @@ def look(face: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32)
 
 
-def smooth(track: Track, times: Sequence[float]) -> dict[int, Place]:
+def smooth(track: Track, times: Sequence[float]) -> dict[int, TrackedFace]:
     """Where the face stands in each frame from its first sighting to its last, those without a sighting too.
 
     Landmarks come from a straight line through the sightings around, weighted by a Gaussian of their distance in
@@ -137,7 +137,7 @@ def smooth(track: Track, times: Sequence[float]) -> dict[int, Place]:
     seen = np.array([sighting.time for sighting in track.sightings])
     landmarks = np.stack([sighting.landmarks for sighting in track.sightings])
     sides = np.array([sighting.effective_side for sighting in track.sightings])
-    places: dict[int, Place] = {}
+    places: dict[int, TrackedFace] = {}
     side = 0.0
     for frame in range(track.sightings[0].frame, track.sightings[-1].frame + 1):
         window = np.searchsorted(seen, (times[frame] - _STEADY, times[frame] + _STEADY))
@@ -147,7 +147,7 @@ def smooth(track: Track, times: Sequence[float]) -> dict[int, Place]:
             side = median
         (reason, _), *_ = Counter(sighting.left_alone for sighting in track.sightings[around]).most_common(1)
         line = _local_line(seen[around] - times[frame], landmarks[around])
-        places[frame] = Place(track.number, line, side, reason)
+        places[frame] = TrackedFace(track.number, line, side, reason)
     return places
 
 

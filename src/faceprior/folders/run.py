@@ -29,9 +29,9 @@ from faceprior.folders.inputs import Input, output_names
 from faceprior.folders.manifest import Manifest, Record
 from faceprior.folders.outputs import about_file, make_folder, write_results
 from faceprior.images import MIN_SIDE
-from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
+from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare, restore
 from faceprior.photographs.options import settings
-from faceprior.photographs.restore import BatchSampler, doubts_of
+from faceprior.photographs.restore import doubts_of, faces_at_once
 from faceprior.pipeline.conversions import low_resolution
 from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.sampling import Step
@@ -221,7 +221,6 @@ class _Run:
     ) -> None:
         self._pipeline, self._detector, self._output, self._options = pipeline, detector, output, options
         self._manifest, self._watcher, self._made = manifest, watcher, how_made(pipeline, options)
-        self._sampler = BatchSampler(pipeline, options, self._stepped, watcher.on_notice)
         self._todo: Iterator[_Item] = iter(())
         self._items = deque[_Item]()  # under way, in order
         self._waiting = deque[tuple[_Item, Condition | None]]()  # for the networks; a clip has no condition
@@ -285,7 +284,7 @@ class _Run:
         being_read = sum(item.reading is not None and not item.reading.done() for item in self._items)
         behind = sum(item.writing is not None for item in self._items)
         held = sum(item.bytes for item in self._items)
-        enough = _READERS + 2 * self._sampler.faces_at_once
+        enough = _READERS + 2 * faces_at_once(self._pipeline, self._options)
         return being_read <= _READERS and untaken < enough and behind <= _PICTURES_BEHIND and held < MAX_BYTES_HELD
 
     def _read(self, item: _Item) -> Prepared:
@@ -322,7 +321,7 @@ class _Run:
 
     def _sample(self) -> bool:
         """Take a batch of faces, or a clip, through the networks; False where it is better to wait for more."""
-        waiting, at_once = self._waiting, self._sampler.faces_at_once
+        waiting, at_once = self._waiting, faces_at_once(self._pipeline, self._options)
         reading = any(not item.taken for item in self._items)
         if not waiting or (reading and len(waiting) < at_once and waiting[0][1] is not None):
             return False
@@ -338,7 +337,7 @@ class _Run:
         for _ in batch:
             waiting.popleft()
         conditions = [condition for _, condition in batch]
-        results = self._sampler(conditions)
+        results = restore(self._pipeline, conditions, self._options, self._stepped, self._watcher.on_notice)
         doubts = doubts_of(self._pipeline, conditions, results)
         seconds = (time.perf_counter() - started) / len(batch)
         for (item, _), result, doubt in zip(batch, results, doubts, strict=True):

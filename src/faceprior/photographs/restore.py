@@ -46,7 +46,14 @@ def restore(
     on_step: OnFacesStep | None = None,
     on_notice: Callable[[str], object] = lambda _text: None,
 ) -> list[Samples | FacePriorError]:
-    """Sample faces, of one photograph or of many; see `BatchSampler`.
+    """Sample faces, of one photograph or of many, in batches; a face that the method refuses fails alone.
+
+    Args:
+        pipeline: prior and corrector.
+        conditions: any number of them.
+        options: the method, the seed, the samples N of each face, and how many go through the networks together.
+        on_step: see `OnFacesStep`; what it raises stops the work.
+        on_notice: called with a sentence for the user when a batch does not fit into the memory.
 
     Returns:
         For each condition its samples, or why there are none.
@@ -54,7 +61,34 @@ def restore(
     Raises:
         CancelledError: `on_step` raised it.
     """
-    return BatchSampler(pipeline, options, on_step, on_notice)(conditions)
+
+    def sampled(batch: Sequence[Condition], first: int) -> list[Samples | FacePriorError]:
+        def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor, rows: range) -> torch.Tensor:
+            if on_step is not None:
+                on_step(step, x0, [first + row // options.samples for row in rows])
+            return x_prev
+
+        generators = [face_generator(options.seed, face.index) for face in batch]
+        faces = [face.low_resolution for face in batch]
+        how = (options.samples, options.preset, options.batch_size)
+        try:
+            restored = pipeline.restore(faces, generators, *how, stepped, on_notice=on_notice)
+            return [face.toned(own) for face, own in zip(batch, restored, strict=True)]
+        except CancelledError:
+            raise
+        except FacePriorError as error:
+            if len(batch) == 1:
+                return [error]
+            return [own for row, face in enumerate(batch) for own in sampled([face], first + row)]
+
+    at_once = faces_at_once(pipeline, options)
+    starts = range(0, len(conditions), at_once)
+    return [own for first in starts for own in sampled(conditions[first : first + at_once], first)]
+
+
+def faces_at_once(pipeline: FacePriorPipeline, options: RestoreOptions) -> int:
+    """Return how many faces fill a batch."""
+    return max(1, pipeline.batch_size(options.preset, options.batch_size) // options.samples)
 
 
 def doubts_of(
@@ -62,82 +96,10 @@ def doubts_of(
 ) -> list[torch.Tensor | None]:
     """Half-width of a 90 % interval around the first sample of each face, (R, R); None where it is not known."""
     known = [
-        (face.low_resolution, own.images) for face, own in zip(faces, samples, strict=True) if isinstance(own, Samples)
+        (face.low_resolution, own.images)
+        for face, own in zip(faces, samples, strict=True)
+        if isinstance(own, Samples)
     ]
     doubt = pipeline.doubt(*zip(*known, strict=True)) if known else None
     widths = iter(() if doubt is None else doubt)
     return [next(widths, None) if isinstance(own, Samples) else None for own in samples]
-
-
-class BatchSampler:
-    """Samples faces in batches; a face that the method refuses fails alone.
-
-    Args:
-        pipeline: prior and corrector.
-        options: the method, the seed, the samples N of each face, and how many go through the networks together.
-        on_step: see `OnFacesStep`; what it raises stops the work.
-        on_notice: called with a sentence for the user when a batch does not fit into the memory.
-    """
-
-    def __init__(
-        self,
-        pipeline: FacePriorPipeline,
-        options: RestoreOptions,
-        on_step: OnFacesStep | None = None,
-        on_notice: Callable[[str], object] = lambda _text: None,
-    ) -> None:
-        self._pipeline, self._options = pipeline, options
-        self._on_step, self._on_notice = on_step, on_notice
-
-    @property
-    def faces_at_once(self) -> int:
-        """Faces that fill a batch."""
-        options = self._options
-        return max(1, self._pipeline.batch_size(options.preset, options.batch_size) // options.samples)
-
-    def __call__(self, faces: Sequence[Condition]) -> list[Samples | FacePriorError]:
-        """Sample faces, any number of them.
-
-        Returns:
-            For each face its samples, or why there are none.
-        """
-        results: list[Samples | FacePriorError] = []
-        alone = 0  # so many faces are tried one by one: one of them is refused by the method
-        while len(results) < len(faces):
-            batch = faces[len(results) :][: 1 if alone else self.faces_at_once]
-            sampled = self._try(batch, len(results))
-            if isinstance(sampled, list):
-                results += sampled
-            elif len(batch) > 1:
-                alone = len(batch)
-                continue
-            else:
-                results.append(sampled)
-            alone = max(0, alone - len(batch))
-        return results
-
-    def _try(self, batch: Sequence[Condition], first: int) -> list[Samples | FacePriorError] | FacePriorError:
-        options = self._options
-
-        def stepped(step: Step, x_prev: torch.Tensor, x0: torch.Tensor, rows: range) -> torch.Tensor:
-            if self._on_step is not None:
-                self._on_step(step, x0, [first + row // options.samples for row in rows])
-            return x_prev
-
-        generators = [face_generator(options.seed, face.index) for face in batch]
-        inputs = [face.low_resolution for face in batch]
-        try:
-            restored = self._pipeline.restore(
-                inputs,
-                generators,
-                options.samples,
-                options.preset,
-                options.batch_size,
-                stepped,
-                on_notice=self._on_notice,
-            )
-            return [face.toned(own) for face, own in zip(batch, restored, strict=True)]
-        except CancelledError:
-            raise
-        except FacePriorError as error:
-            return error

@@ -31,7 +31,7 @@ from faceprior.folders.outputs import write_results
 from faceprior.folders.run import failure, stamp_of
 from faceprior.photographs import Condition, Prepared, RestoreOptions, compose, how_made, prepare
 from faceprior.photographs.options import settings
-from faceprior.photographs.restore import BatchSampler, doubts_of
+from faceprior.photographs.restore import doubts_of, faces_at_once, restore
 from faceprior.pipeline.face_prior import FacePriorPipeline, Samples
 from faceprior.priors import ModelCard
 from faceprior.scale.listing import Photograph
@@ -148,10 +148,10 @@ class Restorer:
         """
         pipeline, options = self._job.load_pipeline(), self._job.options
         pipeline.check(options.preset)
-        self._pipeline, self._sampler = pipeline, BatchSampler(pipeline, options)
+        self._pipeline = pipeline
         detector = self._job.find_detector()
         own = settings(pipeline, options, detector.name if detector else None)
-        return About(pipeline.prior.card, how_made(pipeline, options), own, self._sampler.faces_at_once)
+        return About(pipeline.prior.card, how_made(pipeline, options), own, faces_at_once(pipeline, options))
 
     def restore(self, *photographs: Sequence[Condition]) -> tuple[Restored | None, ...]:
         """Restore the faces of several photographs together.
@@ -167,7 +167,7 @@ class Restorer:
 
     def _restored(self, conditions: Sequence[Condition]) -> list[Samples | FacePriorError]:
         try:
-            return self._sampler(conditions)
+            return restore(self._pipeline, conditions, self._job.options)
         except RuntimeError as error:
             if self._pipeline.prior.device.type == "cuda":  # its context may be broken: another begins anew
                 print(f"faceprior: this process ends, for {error}", file=sys.stderr)  # noqa: T201 - into Ray's log
