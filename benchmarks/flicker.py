@@ -80,7 +80,6 @@ def measure_clip(
     detector: FaceDetector,
     options: RestoreOptions,
     truth: Truth | None = None,
-    on_frame: Callable[[int], object] = lambda _frames: None,
 ) -> ClipFigures:
     """Restore a clip in both ways and measure them; nothing is written.
 
@@ -90,7 +89,6 @@ def measure_clip(
         detector: finds the faces.
         options: how both restore.
         truth: the sharp frames, if they are known.
-        on_frame: called after every frame that was restored, with their number so far.
 
     Raises:
         VideoError: the clip cannot be read.
@@ -115,7 +113,6 @@ def measure_clip(
                 if truth is not None and way != "truth":
                     fidelity.setdefault(way, []).append(float(psnr(face[None], faces["truth"][None])))
         before = now
-        on_frame(frame.index + 1)
     if not changes:
         raise DataError(f"{path}: no face to restore is seen in two frames in a row; choose another clip")
     mean = {way: fmean(values) for way, values in changes.items()}

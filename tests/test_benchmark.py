@@ -455,7 +455,7 @@ def random_face(rng, count=2, side=64):
 
 def test_metrics_that_cannot_be_measured_are_named_with_what_to_install(options):
     meters = Meters([], options)
-    assert {"lpips_alex", "lpips_vgg", "diversity_lpips", "musiq", "brisque"} <= {*meters.missing, *meters.names}
+    assert {"lpips_alex", "lpips_vgg", "musiq", "brisque"} <= {*meters.missing, *meters.names}
     assert "NIQE needs 192 pixels a side; these faces have 64" in meters.missing.pop("niqe")
     for name, reason in meters.missing.items():
         assert "pip install " in reason, name
@@ -497,10 +497,9 @@ def test_lpips_is_loaded_from_torchvisions_network_and_torchmetrics_heads(option
     monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(models=models))
     monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", True)
     monkeypatch.setattr("torchmetrics.functional.image.lpips._TORCHVISION_AVAILABLE", True)
-    first, second = Meters(["lpips_alex", "diversity_lpips"], options)(random_face(rng))
+    first, second = Meters(["lpips_alex"], options)(random_face(rng))
     assert first["lpips_alex"] == pytest.approx(0, abs=1e-6)
     assert second["lpips_alex"] > 0.01
-    assert second["lpips_alex"] == pytest.approx(second["diversity_lpips"])  # of the only pair
 
     def offline(weights):
         raise OSError("no network")

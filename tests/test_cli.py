@@ -468,7 +468,7 @@ WEIGHTS, CARD = "unet/diffusion_pytorch_model.safetensors", "card.json"
 SPOILED = {
     # what is wrong with a prior's folder: (in which file, how it comes about, the message)
     "wrong sha256": (CARD, with_wrong_sha256, "is not the card's 000000000000…"),
-    "broken card": (CARD, lambda content: content[:20], "card.json: is not a valid card"),
+    "broken card": (CARD, lambda content: content[:20], "card.json: cannot be read"),
     "weights cut short": (WEIGHTS, lambda content: content[:-1000], "the weights cannot be loaded"),
     "missing keys": (WEIGHTS, without_first_convolution, "missing keys: unet.conv_in.weight"),
     "no weights": (WEIGHTS, None, "holds no diffusion_pytorch_model.safetensors"),

@@ -7,10 +7,9 @@ from scipy.ndimage import gaussian_filter
 
 from faceprior.degradations import bicubic_downscale
 from faceprior.errors import DataError, OptionError
-from faceprior.evaluation import lr_consistency, psnr, spread, ssim
 from faceprior.evaluation.frechet import frechet_distance
 from faceprior.evaluation.groups import face_labels, group_faces, utk_labels
-from faceprior.evaluation.metrics import diversity, ms_ssim, ms_ssim_scales
+from faceprior.evaluation.metrics import diversity, lr_consistency, ms_ssim, ms_ssim_scales, psnr, spread, ssim
 from faceprior.images import resize
 
 

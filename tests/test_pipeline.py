@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from faceprior import FacePriorPipeline, load_prior
 from faceprior.doubt import GAUSSIAN_FACTOR
 from faceprior.errors import DeviceError, ImageError, OptionError, WeightsError
-from faceprior.evaluation import lr_consistency
+from faceprior.evaluation.metrics import lr_consistency
 from faceprior.methods import DPIOptions, Preset, SamplingOptions
 from faceprior.pipeline import face_prior
 from faceprior.priors import Prior

@@ -20,14 +20,13 @@ from faceprior.errors import OptionError, WeightsError
 from faceprior.images import resize
 from faceprior.networks import ConfiguredNetwork, ResidualUNet, keep_config, without_grid
 from faceprior.priors.adapter import Prior
-from faceprior.priors.card import ModelCard, file_sha256
+from faceprior.priors.card import ModelCard, file_sha256, read_json
 from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.store import (
     embedded_cards,
     find_weights,
     load_network,
     read_card,
-    read_json,
     resolve,
     save_network,
     write_card,

@@ -163,17 +163,6 @@ def _lpips(net: Literal["alex", "vgg"], options: MeterOptions) -> Meter:
     return _against_truth(lambda a, b: network(a.to(options.device), b.to(options.device)).flatten().cpu())
 
 
-def _diversity_lpips(options: MeterOptions) -> Meter:
-    network = lpips_network("alex").to(options.device)
-
-    def meter(face: FaceSamples) -> torch.Tensor:
-        one, other = torch.combinations(torch.arange(len(face.images))).T
-        images = face.images.to(options.device)
-        return network(images[one], images[other]).mean()
-
-    return meter
-
-
 def _musiq(options: MeterOptions) -> Meter:
     with missing_if_it_fails(f"MUSIQ needs pyiqa, which cannot be imported: {INSTALL}"):
         import pyiqa
@@ -237,7 +226,6 @@ def _metrics() -> Iterator[Metric]:
     yield of_truth("same_person", "same person", better="higher", digits=2, open=_same_person, needs_identity=True)
     yield Metric("lr_consistency", "LR consistency, dB", "image", "higher", 1, _ready(_lr_consistency))
     yield Metric("diversity", "diversity", "samples", "", 3, _ready(lambda face: diversity(face.images)))
-    yield Metric("diversity_lpips", "diversity, LPIPS (alex)", "samples", "", 3, _diversity_lpips)
     yield Metric("spread", "spread", "samples", "", 3, _ready(_alone(lambda images: spread(images).mean())))
     yield Metric("fid", "FID", "set", "lower", 1)
     yield Metric("kid", "KID × 1000", "set", "lower", 2)

@@ -22,7 +22,7 @@ RESULTS, PARTS = "results.parquet", "parts"
 
 Row = dict[str, Any]
 
-TEXTS = (
+_TEXTS = (
     "id",
     "dataset",
     "face",
@@ -46,38 +46,31 @@ TEXTS = (
     "truth",
     "error",
 )
-WHOLE = ("resolution", "seed", "noise_seed", "sample", "samples", "batch_size")
-NUMBERS = ("scale", "same_person_threshold", *COSTS, *PER_ROW)
+COLUMNS = {
+    **dict.fromkeys(_TEXTS, "string"),
+    **dict.fromkeys(("resolution", "seed", "noise_seed", "sample", "samples", "batch_size"), "int64"),
+    "whole_batches": "bool",
+    **dict.fromkeys(("scale", "same_person_threshold", *COSTS, *PER_ROW), "float64"),
+    "missing": "string",
+    "embedding": "list",
+}
+"""Kinds of the columns, by name; a list is of float32. Every one may be empty but `id`."""
 
 
 def full_row(values: Row) -> Row:
     """Return a row that has every column, None where there is no value."""
-    names = (*TEXTS, *WHOLE, "whole_batches", *NUMBERS, "missing", "embedding")
-    return {name: values.get(name) for name in names}
+    return {name: values.get(name) for name in COLUMNS}
 
 
-def schema() -> pa.Schema:
-    """Columns of the table; every one may be empty but `id`.
-
-    Raises:
-        FacePriorError: pyarrow is not installed.
-    """
+def _schema() -> pa.Schema:
     try:
         import pyarrow as pa
     except ImportError as error:
         raise FacePriorError(
             "a benchmark needs pyarrow; install it with: pip install 'faceprior[research]'"
         ) from error
-    return pa.schema(
-        [
-            *((name, pa.string()) for name in TEXTS),
-            *((name, pa.int64()) for name in WHOLE),
-            ("whole_batches", pa.bool_()),
-            *((name, pa.float64()) for name in NUMBERS),
-            ("missing", pa.string()),
-            ("embedding", pa.list_(pa.float32())),
-        ]
-    )
+    vectors = pa.list_(pa.float32())
+    return pa.schema([(name, vectors if kind == "list" else kind) for name, kind in COLUMNS.items()])
 
 
 class Results:
@@ -94,7 +87,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._schema = schema()
+        self._schema = _schema()
         make_folder(folder / PARTS)
         self.rows: dict[str, Row] = {}
         parts = sorted((folder / PARTS).glob("*.parquet"))

@@ -42,7 +42,7 @@ def data_align(
     problems = [given.problem for given in inputs if given.problem]
     readable = [one for one in inputs if one.problem is None and one.path.suffix.lower() in IMAGE_SUFFIXES]
     names = output_names(readable, output, [""])
-    with _counting("aligning", "photographs") as count:
+    with _counting("aligning photographs", len(readable)) as count:
         given = ((one.path, name, one.path.parent.name) for one, name in zip(readable, names, strict=True))
         report = cut_faces(given, output, load_detector(), size=size, min_detail=min_detail, on_photograph=count)
     for line in report.left_out:
@@ -66,24 +66,17 @@ def data_pack(
     """Pack aligned faces into one array, a part of them held out for validation."""
     from faceprior.training.shards import pack
 
-    with _counting("packing", "faces") as count:
+    with _counting("packing faces") as count:
         report = pack(folders, output, size=size, held_out=held_out, on_face=count)
     say(console, f"{output}: {', '.join(f'{count} {split}' for split, count in sorted(report.faces.items()))}")
     _end_with(report.problems)
 
 
 @contextmanager
-def _counting(doing: str, things: str) -> Iterator[Callable[[], None]]:
-    with errors.status(doing) as status:
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            if done % 10 == 0:
-                status.update(f"{doing}: {done} {things}")
-
-        yield count
+def _counting(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    with progress_bar() as progress:
+        bar = progress.add_task(what, total=total)
+        yield lambda: progress.advance(bar)
 
 
 def _end_with(problems: list[str]) -> None:

@@ -112,7 +112,6 @@ class FacePriorPipeline:
         pretrained_model_name_or_path: str | Path = DEFAULT_PRIOR,
         *,
         corrector: str | Path | None = "auto",
-        adm_config: Path | None = None,
         torch_dtype: torch.dtype | None = None,
         **options: Any,
     ) -> FacePriorPipeline:
@@ -123,7 +122,6 @@ class FacePriorPipeline:
             corrector: name, folder or hub id; "auto" takes what was saved with the prior, and where the folder says
                 nothing about a corrector the embedded one of the same resolution and noise schedule, if there is one;
                 None or "none" takes none.
-            adm_config: architecture flags of an ADM checkpoint file.
             torch_dtype: number format to compute in; None is float32.
             **options: see `load_components`; others are a TypeError.
 
@@ -131,8 +129,7 @@ class FacePriorPipeline:
             WeightsError: something is not found, not safe, or does not fit.
             OptionError: the corrector does not fit the prior.
         """
-        found = load_components(pretrained_model_name_or_path, corrector, adm_config, **options)
-        return cls(*found).to(dtype=torch_dtype)
+        return cls(*load_components(pretrained_model_name_or_path, corrector, **options)).to(dtype=torch_dtype)
 
     def save_pretrained(
         self, save_directory: str | Path, *, safe_serialization: bool = True, variant: str | None = None
@@ -502,7 +499,7 @@ def load_components(
     Args:
         source: see `FacePriorPipeline.from_pretrained`.
         corrector: see there.
-        adm_config: see there.
+        adm_config: for an ADM checkpoint file, a JSON or YAML file of its architecture flags.
         variant: "fp16" and the like: of several sets of weights in the folder, the one with this in its name.
         use_safetensors: True refuses pickled weights, False takes only them; None takes safetensors where there
             are both.

@@ -90,20 +90,26 @@ class ModelCard:
         path = folder / CARD_NAME
         if not path.is_file():
             return None
+        values = read_json(path)
+        values.pop("prediction_type", None)  # cards once said it twice
+        if unknown := sorted(values.keys() - {own.name for own in fields(cls)}):
+            raise WeightsError(f"{path}: unknown entries {', '.join(unknown)}")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise WeightsError(f"{path}: is not a JSON object")
-            values.pop("prediction_type", None)  # cards once said it twice
-            known = {f.name for f in fields(cls)}
-            if unknown := sorted(set(values) - known):
-                raise WeightsError(f"{path}: unknown entries {', '.join(unknown)}")
             values["template"] = tuple((float(x), float(y)) for x, y in values.get("template", ()))
             return cls(**values)
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
-            if isinstance(error, WeightsError):
-                raise
+        except (TypeError, ValueError) as error:
             raise WeightsError(f"{path}: is not a valid card ({error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises WeightsError naming the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: is not a JSON object")
+    return values
 
 
 def file_sha256(path: Path) -> str:

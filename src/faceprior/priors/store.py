@@ -20,7 +20,7 @@ from faceprior.errors import WeightsError, one_line
 from faceprior.hub import Address, check_download, download
 from faceprior.networks import ConfiguredNetwork
 from faceprior.priors.adapter import Prior
-from faceprior.priors.card import ModelCard, file_sha256
+from faceprior.priors.card import ModelCard, file_sha256, read_json
 from faceprior.priors.checkpoint import key_faults, named
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -177,32 +177,23 @@ def _plain_stem(name: str) -> str:
     return Path(name).stem.removeprefix("diffusion_")
 
 
-def save_prior(
-    prior: Prior, folder: Path, *, half: bool = True, variant: str | None = None, safe_serialization: bool = True
-) -> ModelCard:
+def save_prior(prior: Prior, folder: Path, *, half: bool = True, **how: Any) -> ModelCard:
     """Write a prior as a diffusers folder (`unet/`, `scheduler/`, `model_index.json`) with its card.
 
     Args:
         prior: the prior; it is not changed.
         folder: where to; made if it is missing.
         half: store the weights in float16 rather than as they are.
-        variant: see `save_network`.
-        safe_serialization: see `save_network`.
+        **how: see `save_network`.
 
     Returns:
         The card as written, with the new sha256.
     """
-    weights = save_network(
-        prior.network, folder / "unet", half=half, variant=variant, safe_serialization=safe_serialization
-    )
+    weights = save_network(prior.network, folder / "unet", half=half, **how)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir(parents=True, exist_ok=True)
     scheduler.write_text(json.dumps(prior.card.schedule, indent=2) + "\n", encoding="utf-8")
-    write_index(
-        folder,
-        unet=index_entry(prior.network),
-        scheduler=["diffusers", prior.card.schedule["_class_name"]],
-    )
+    write_index(folder, unet=index_entry(prior.network), scheduler=["diffusers", prior.card.schedule["_class_name"]])
     return write_card(prior.card, folder, weights)
 
 
@@ -395,17 +386,6 @@ def save_network(
         torch.save(state, partial)
     partial.replace(weights)
     return weights
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises WeightsError naming the file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path}: is not a JSON object")
-    return values
 
 
 def _network_class(folder: Path, config: dict[str, Any]) -> type[nn.Module]:

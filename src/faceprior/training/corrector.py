@@ -169,5 +169,4 @@ class CorrectorTask:
     def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
         """Write a corrector folder in float16."""
         assert isinstance(network, CorrectorNetwork)  # noqa: S101 - the trainer hands back our own network
-        figures = {name: round(value, 3) for name, value in held_out.items()}
-        save_corrector(Corrector(network, replace(self.card, training=training, held_out=figures)), folder)
+        save_corrector(Corrector(network, replace(self.card, training=training, held_out=held_out)), folder)

@@ -152,8 +152,7 @@ class PriorTask:
 
     def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
         """Write a prior folder in float16."""
-        figures = {name: round(value, 3) for name, value in held_out.items()}
-        save_prior(self._with(network, training=training, held_out=figures), folder)
+        save_prior(self._with(network, training=training, held_out=held_out), folder)
 
     def _with(self, network: nn.Module, **card: Any) -> Prior:
         return Prior(network, replace(self.prior.card, **card))

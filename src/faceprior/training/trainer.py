@@ -207,13 +207,10 @@ def _evaluate(
     held_out, sheet = task.evaluate(network)
     (output / "sheets").mkdir(exist_ok=True)
     write_png(output / "sheets" / f"step-{step:07d}.png", sheet)
-    training = {
-        "command": command,
-        "steps": step,
-        "samples": step * config.batch_size,
-        "config": config.model_dump(),
-    }
-    task.export(network, output / "weights", training, held_out)
+    samples = step * config.batch_size
+    training = {"command": command, "steps": step, "samples": samples, "config": config.model_dump()}
+    figures = {name: round(value, 3) for name, value in held_out.items()}
+    task.export(network, output / "weights", training, figures)
     return held_out
 
 
