@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 from faceprior import FacePriorPipeline, load_prior
 from faceprior.cli import app
 from faceprior.errors import WeightsError
-from faceprior.priors import embedded_cards, store
+from faceprior.priors import store
 
 ROOT = Path(__file__).parent.parent
 NOTICE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "packages").glob("*/NOTICE")))
-CARDS = {**embedded_cards("prior"), **embedded_cards("corrector")}
+CARDS = {**store.embedded_cards("prior"), **store.embedded_cards("corrector")}
 
 
 @pytest.fixture

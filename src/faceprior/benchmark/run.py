@@ -171,15 +171,13 @@ class Benchmark:
         if isinstance(job, _Failure):
             return [self._failed(case, job.name, job.error)]
         found = (self.results.rows.get(self._id(case, job, sample)) for sample in case.names)
-        kept = [row for row in found if row is not None and self._is_kept(row)]
+        files = ("image", "input", "truth")
+        kept = [row for row in found if row and all((self.output / row[own]).is_file() for own in files if row[own])]
         if len(kept) < len(case.names):
             return []
         # what a method and a set are called decides no result
         rows = [{**row, "method": case.names[row["sample"]], "dataset": self.faces.name} for row in kept]
         return self._measured(rows) if any(self._lacks(row) for row in rows) else rows
-
-    def _is_kept(self, row: Row) -> bool:
-        return all((self.output / row[name]).is_file() for name in ("image", "input", "truth") if row[name])
 
     def _lacks(self, row: Row) -> bool:
         """Whether a figure that can be measured now is not there, or was measured with another network."""

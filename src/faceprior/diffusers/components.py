@@ -12,7 +12,8 @@ from torch import nn
 
 from faceprior.corrector import CorrectorNetwork
 from faceprior.errors import WeightsError
-from faceprior.priors import ModelCard, NoiseSchedule, Prior
+from faceprior.priors import ModelCard, Prior
+from faceprior.priors.noise_schedule import NoiseSchedule
 from faceprior.priors.store import bare, card_beside
 
 _OF_THE_PRIOR = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}

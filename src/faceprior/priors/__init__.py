@@ -8,31 +8,13 @@ from typing import TYPE_CHECKING, Any
 from faceprior.priors.card import ModelCard
 
 if TYPE_CHECKING:
-    from faceprior.priors.adapter import Estimate, Prior
-    from faceprior.priors.noise_schedule import NoiseSchedule
-    from faceprior.priors.store import DEFAULT_PRIOR, embedded_cards, load_prior, save_prior
+    from faceprior.priors.adapter import Prior
+    from faceprior.priors.store import DEFAULT_PRIOR, load_prior, save_prior
 
-__all__ = [
-    "DEFAULT_PRIOR",
-    "Estimate",
-    "ModelCard",
-    "NoiseSchedule",
-    "Prior",
-    "embedded_cards",
-    "load_prior",
-    "save_prior",
-]
+__all__ = ["DEFAULT_PRIOR", "ModelCard", "Prior", "load_prior", "save_prior"]
 
 # what needs torch is resolved on first use: cards and options are read without it
-_HOMES = {
-    "DEFAULT_PRIOR": "store",
-    "Estimate": "adapter",
-    "NoiseSchedule": "noise_schedule",
-    "Prior": "adapter",
-    "embedded_cards": "store",
-    "load_prior": "store",
-    "save_prior": "store",
-}
+_HOMES = {"DEFAULT_PRIOR": "store", "Prior": "adapter", "load_prior": "store", "save_prior": "store"}
 
 
 def __getattr__(name: str) -> Any:

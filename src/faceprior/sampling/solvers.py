@@ -26,7 +26,7 @@ class Denoised(NamedTuple):
         x_t: the noisy image.
         x0: estimate of the clean image, clipped to [-1, 1].
         eps: estimate of the noise.
-        variance_range: see `faceprior.priors.Estimate`; may be None.
+        variance_range: see `faceprior.priors.adapter.Estimate`; may be None.
     """
 
     x_t: torch.Tensor
