@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -33,8 +35,8 @@ from faceprior.storage import Url, as_url, place
 pytest.importorskip("pyarrow")
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import Photograph, list_rows, read_listing, write_listing
-from faceprior.scale.run import FOLDER_NAME, ScaleOptions, ray_lister, restore_on_ray
-from faceprior.scale.work import Job, Restorer, compose_photograph, prepare_photograph
+from faceprior.scale.run import FOLDER_NAME, ray_lister, restore_on_ray
+from faceprior.scale.work import Job, Restorer, ScaleOptions, compose_photograph, prepare_photograph
 
 OPTIONS = RestoreOptions(preset=find_preset("default").with_options(steps=2), kind="photo", min_face=8)
 SETTINGS = {"seed": 0}
@@ -151,7 +153,7 @@ def test_a_name_that_is_not_text_is_a_problem_of_that_file_alone(tmp_path):
     for name in (b"a.png", b"b\xff.png", b"c.png"):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
     _, photographs = listed(tmp_path, expand(folder, tmp_path / "out", print, rows_lister(tmp_path / "out")))
-    assert [one.problem for one in photographs] == [
+    assert [one.given.problem for one in photographs] == [
         None,
         f"{folder}/b?.png: its name is not UTF-8; rename it",
         None,
@@ -166,7 +168,7 @@ def record_of(name, **more):
 
 
 def photographs_of(*names):
-    return [Photograph(name, name) for name in names]
+    return [Photograph(Input(place(name)), name) for name in names]
 
 
 def test_a_journal_knows_what_is_done_and_what_was_only_tried(tmp_path):
@@ -220,10 +222,9 @@ def test_a_driver_that_was_taken_for_lost_commits_nothing(tmp_path):
 # --- the work of one machine
 
 
-def job_of(output, pipeline=None, detector=None, **changes):
-    options = {"options": OPTIONS, "timeout": 60.0, **changes}
+def job_of(output, pipeline=None, detector=None, **scale):
     find, load = partial(_same, detector or CornerDetector()), partial(_same, pipeline)
-    return Job(output, find_detector=find, load_pipeline=load, **options)
+    return Job(output, OPTIONS, ScaleOptions(**{"timeout": 60.0, **scale}), find, load)
 
 
 def _same(own):
@@ -260,7 +261,7 @@ def test_what_may_pass_is_told_from_what_never_will(pipeline, tmp_path, monkeypa
         def __call__(self, *_):
             raise self.error
 
-    photograph = Photograph(str(save_photo(tmp_path / "a.png")), "a")
+    photograph = Photograph(Input(save_photo(tmp_path / "a.png")), "a")
     for error, again in (
         (UnreachableError("throttled"), True),
         (OutputError("full"), True),
@@ -276,7 +277,7 @@ def test_what_may_pass_is_told_from_what_never_will(pipeline, tmp_path, monkeypa
 def test_a_photograph_that_takes_too_long_is_stopped(pipeline, tmp_path):
     photo = save_photo(tmp_path / "hangs.png", *HANGS)
     job = job_of(tmp_path, detector=PoisonedDetector(), timeout=0.3)
-    step, _, _ = prepare_photograph(job, pipeline.prior.card, Photograph(str(photo), "hangs"))
+    step, _, _ = prepare_photograph(job, pipeline.prior.card, Photograph(Input(photo), "hangs"))
     assert step.record["error"] == f"{photo}: took longer than 0.3 seconds; allow more with --ray-option timeout=N"
     assert step.record["again"]
 
@@ -289,7 +290,7 @@ def test_a_decoder_that_is_stopped_has_no_damaged_picture(pipeline, tmp_path):
             except OSError as error:
                 raise ImageError("is damaged") from error
 
-    photograph = Photograph(str(save_photo(tmp_path / "hangs.png", *HANGS)), "hangs")
+    photograph = Photograph(Input(save_photo(tmp_path / "hangs.png", *HANGS)), "hangs")
     job = job_of(tmp_path, detector=Decoder(), timeout=0.3)
     step, _, _ = prepare_photograph(job, pipeline.prior.card, photograph)
     assert "took longer than 0.3 seconds" in step.record["error"]
@@ -405,10 +406,10 @@ def test_whatever_fails_every_other_result_is_that_of_a_plain_run(pipeline, clus
     failed = {**FAILED, "forbidden": "cannot be opened (Access Denied)", "full": "No space left on device"}
     want = expected(pipeline, many, tmp_path / "plain", failed)
     there, source = place(f"moody://{output}"), place(f"moody://{many}")
-    job = job_of(there, pipeline, PoisonedDetector(), timeout=5.0)
+    job = job_of(there, pipeline, PoisonedDetector(), parts=4, tries=2, timeout=5.0)
     node = cluster.add_node(num_cpus=2)
-    seen, options = [], ScaleOptions(parts=4, tries=2, timeout=5.0)
-    for record in restore_on_ray([source], job, options):
+    seen = []
+    for record in restore_on_ray([source], job):
         seen.append(record["input"])
         if len(seen) == 3:
             cluster.remove_node(node, allow_graceful=False)
@@ -418,7 +419,7 @@ def test_whatever_fails_every_other_result_is_that_of_a_plain_run(pipeline, clus
     with pytest.raises(OptionError, match="holds a run; add --resume"):
         next(restore_on_ray([], job))
     Path(os.environ["MOODY"], moody_store.ROOM).touch()
-    again = {Path(record["input"]).stem: record for record in restore_on_ray([], job, options, resume=True)}
+    again = {Path(record["input"]).stem: record for record in restore_on_ray([], job, resume=True)}
     assert again.keys() == {"hangs", "full"}  # what may pass is tried again, and nothing else
     assert (again["hangs"]["status"], again["full"]["status"]) == ("failed", "done")
     del failed["full"]
@@ -441,6 +442,37 @@ def test_the_folders_of_a_storage_are_listed_by_the_cluster_as_by_one_machine(cl
     assert isinstance(gone, Unlisted)
 
 
+def _breaks_once(pipeline, folder):
+    """The first of those that are loaded is as a GPU's whose context an error has broken."""
+    (folder / str(os.getpid())).touch()
+    if len(list(folder.iterdir())) == 1:
+        broken = copy(pipeline)
+
+        def restore(*_, **__):
+            broken._prior = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        broken.restore = restore
+        return broken
+    return pipeline
+
+
+def test_networks_whose_gpu_breaks_are_replaced_and_several_share_a_gpu(pipeline, cluster, tmp_path):
+    for number in range(12):
+        save_photo(tmp_path / "in" / f"{number:02}.png", seed=number)
+    inputs, output, loads = find_inputs([tmp_path / "in"], tmp_path / "out"), tmp_path / "out", tmp_path / "loads"
+    loads.mkdir()
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    scale = ScaleOptions(parts=2, tries=3, timeout=60.0, gpus=0.5)
+    load = partial(_breaks_once, pipeline, loads)
+    job = Job(output, replace(OPTIONS, batch_size=1), scale, partial(_same, CornerDetector()), load)
+    records = list(restore_on_ray([tmp_path / "in"], job))
+    assert {record["status"] for record in records} == {"done"}
+    check(output, inputs, expected(pipeline, tmp_path / "in", tmp_path / "plain"), {})
+    assert len(list(loads.iterdir())) >= 2
+    cluster.remove_node(node)
+
+
 class Slow(PoisonedDetector):
     def __call__(self, photo, min_face=24):
         time.sleep(0.2)
@@ -454,8 +486,8 @@ def test_ten_machines_are_lost_and_nothing_else(pipeline, cluster, tmp_path):
     want = expected(pipeline, many, tmp_path / "plain")
     nodes, seen = [cluster.add_node(num_cpus=1) for _ in range(2)], []
     moments = random.sample(range(1, count - 10), 10)
-    inputs, job = find_inputs([many], output), job_of(output, pipeline, Slow(), timeout=5.0)
-    for record in restore_on_ray([many], job, ScaleOptions(parts=7, tries=2, timeout=5.0)):
+    inputs, job = find_inputs([many], output), job_of(output, pipeline, Slow(), parts=7, tries=2, timeout=5.0)
+    for record in restore_on_ray([many], job):
         seen.append(record["input"])
         if len(seen) in moments:
             cluster.remove_node(nodes.pop(random.randrange(2)), allow_graceful=False)  # noqa: S311
@@ -471,8 +503,8 @@ import pickle, sys, ray
 from pathlib import Path
 ray.init(sys.argv[1], log_to_driver=False)
 from faceprior.scale.run import restore_on_ray
-places, job, options = pickle.loads(Path(sys.argv[2]).read_bytes())
-for record in restore_on_ray(places, job, options, resume=True):
+places, job = pickle.loads(Path(sys.argv[2]).read_bytes())
+for record in restore_on_ray(places, job, resume=True):
     print(record["input"], flush=True)
 """
 
@@ -482,9 +514,9 @@ def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, b
     import ray
 
     want, output = expected(pipeline, many, tmp_path / "plain"), place(f"{bucket}/out")
-    job, inputs = job_of(output, pipeline, PoisonedDetector(), timeout=5.0), find_inputs([many], output)
-    options = ScaleOptions(parts=3, tries=3, timeout=5.0)
-    (tmp_path / "job").write_bytes(ray.cloudpickle.dumps(([many], job, options)))
+    job = job_of(output, pipeline, PoisonedDetector(), parts=3, tries=3, timeout=5.0)
+    inputs = find_inputs([many], output)
+    (tmp_path / "job").write_bytes(ray.cloudpickle.dumps(([many], job)))
     command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path / "job")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:  # noqa: S603
         done = (line for line in driver.stdout if line.startswith(str(many)))  # Ray has things to say, too
@@ -494,7 +526,7 @@ def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, b
         driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     assert len(contents(output)) >= 5
-    again = [record["input"] for record in restore_on_ray([], job, options, resume=True)]
+    again = [record["input"] for record in restore_on_ray([], job, resume=True)]
     assert 0 < len(again) <= 20
     check(output, inputs, want, {**FAILED, "kills": "given up after 3 tries ("})
 

@@ -235,14 +235,14 @@ def _on_ray(
     try:
         import ray
 
-        from faceprior.scale.run import ScaleOptions, restore_on_ray
-        from faceprior.scale.work import Job
+        from faceprior.scale.run import restore_on_ray
+        from faceprior.scale.work import Job, ScaleOptions
     except ImportError as error:
         raise OptionError(f"--ray needs Ray ({error}): pip install 'faceprior[scale]'") from error
     scale = ScaleOptions(**options.read_assignments(assignments, "--ray-option", get_type_hints(ScaleOptions)))
     places, folder = [absolute(where) for where in places], absolute(folder)  # other machines stand elsewhere
     how, find, load = work
-    job = Job(folder, options=how, timeout=scale.timeout, find_detector=find, load_pipeline=load)
+    job = Job(folder, options=how, scale=scale, find_detector=find, load_pipeline=load)
     try:
         ray.init(None if address == "local" else address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -259,7 +259,7 @@ def _on_ray(
                 watcher.on_inputs(photographs)
                 skipped(f"{photographs} photographs; {parts} parts of the listing are left")
 
-            for record in restore_on_ray(places, job, scale, resume=resume, on_skipped=skipped, on_listed=on_listed):
+            for record in restore_on_ray(places, job, resume=resume, on_skipped=skipped, on_listed=on_listed):
                 tally.count(record)
                 watcher.on_step(1)
                 watcher.on_input()

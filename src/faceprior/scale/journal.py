@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from faceprior.errors import OptionError, OutputError
 from faceprior.folders.manifest import Record, line_of
 from faceprior.scale.listing import Photograph, part_name
 from faceprior.storage import Url, reason
+
+_WHOLE, _AGAIN = ".jsonl", "-again.jsonl"  # endings of a part's record
 
 
 class Journal:
@@ -39,18 +42,15 @@ class Journal:
         self._lines = defaultdict[int, list[dict[str, Any]]](list)  # that are not yet written, by part
         self._own = defaultdict[int, list[str]](list)  # pieces of the open parts, by part
         self._number = 0
-        try:
-            self._driver = _number_of(self._drivers.names()) + 1
+        with self._reached():
+            self._driver = self._last_driver() + 1
             if not (self._drivers / f"{self._driver:06d}").create(b""):
                 raise OptionError(f"{folder}: another command works on this run; let it end, or stop it")
             names = self._records.names()
             for piece in self._pieces.names():
-                self._own[int(piece.partition("-")[0])].append(piece)
-        except OSError as error:
-            raise self._trouble(error) from error
-        again = {int(name.partition("-")[0]) for name in names if _again(name)}
-        self.done = {int(name.partition(".")[0]) for name in names if not _again(name)}
-        self._incomplete = again - self.done
+                self._own[_part_of(piece)].append(piece)
+        self.done = {_part_of(name) for name in names if not name.endswith(_AGAIN)}
+        self._incomplete = {_part_of(name) for name in names} - self.done
 
     def open(self, part: int, photographs: Sequence[Photograph]) -> tuple[dict[str, Record], Counter[str]]:
         """Return what is known of a part that is not done.
@@ -66,11 +66,11 @@ class Journal:
             OutputError: it cannot be read.
         """
         finished, tries = dict[str, Record](), Counter[str]()
-        names = [self._record_name(part, incomplete=True)] if part in self._incomplete else []
         inputs = {photograph.input for photograph in photographs}
-        try:
-            pieces = [self._records / name for name in names] + [self._pieces / name for name in self._own[part]]
-            for line in (line for url in pieces for line in _parsed(url.read())):
+        pieces = [self._records / part_name(part, _AGAIN)] if part in self._incomplete else []
+        pieces += [self._pieces / name for name in self._own[part]]
+        with self._reached():
+            for line in (json.loads(line) for url in pieces for line in url.read().splitlines()):
                 for name in line.get("tried", ()):
                     tries[name] += 1
                 for name in line.get("untried", ()):  # the run was stopped while it was under way
@@ -79,8 +79,6 @@ class Journal:
                     tries.pop(line["input"], None)
                     if not line.get("again"):
                         finished[line["input"]] = line
-        except OSError as error:
-            raise self._trouble(error) from error
         return finished, tries
 
     def tried(self, part: int, inputs: Iterable[str]) -> None:
@@ -99,11 +97,9 @@ class Journal:
         """Write what is noted; raises OutputError."""
         for part in sorted(self._lines):
             self._number += 1
-            name = f"{part:05d}-{self._driver:06d}-{self._number:08d}.jsonl"
-            try:
+            name = part_name(part, f"-{self._driver:06d}-{self._number:08d}.jsonl")
+            with self._reached():
                 (self._pieces / name).write(b"".join(map(line_of, self._lines[part])))
-            except OSError as error:
-                raise self._trouble(error) from error
             self._own[part].append(name)
             del self._lines[part]
 
@@ -115,44 +111,36 @@ class Journal:
             OptionError: another driver has taken over the run since.
         """
         incomplete = any(record.get("again") for record in records)
-        try:
-            if _number_of(self._drivers.names()) != self._driver:
+        with self._reached():
+            if self._last_driver() != self._driver:
                 raise OptionError(f"{self._drivers.parent}: another command has taken over this run; this one ends")
             lines = [line_of({"settings": self._settings}), *map(line_of, records)]
-            (self._records / self._record_name(part, incomplete=incomplete)).write(b"".join(lines))
+            (self._records / part_name(part, _AGAIN if incomplete else _WHOLE)).write(b"".join(lines))
             if part in self._incomplete and not incomplete:
-                (self._records / self._record_name(part, incomplete=True)).remove()
+                (self._records / part_name(part, _AGAIN)).remove()
             self._lines.pop(part, None)
             for name in self._own.pop(part, ()):
                 (self._pieces / name).remove()
-        except OSError as error:
-            raise self._trouble(error) from error
 
     def tidy(self) -> None:
         """Remove what a driver that was lost left of parts that are done; raises OutputError."""
-        try:
+        with self._reached():
             for part in self.done.intersection(self._own):
                 for name in self._own.pop(part):
                     (self._pieces / name).remove()
+
+    def _last_driver(self) -> int:
+        return int(max(self._drivers.names(), default=0))
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise self._trouble(error) from error
-
-    def _record_name(self, part: int, *, incomplete: bool) -> str:
-        return part_name(part, "jsonl") if not incomplete else f"{part:05d}-again.jsonl"
-
-    def _trouble(self, error: OSError) -> OutputError:
-        where = self._records.parent
-        return OutputError(f"{where}: cannot be read or written ({reason(error)}); --resume goes on from here")
+            where = self._records.parent
+            why = f"cannot be read or written ({reason(error)})"
+            raise OutputError(f"{where}: {why}; --resume goes on from here") from error
 
 
-def _again(name: str) -> bool:
-    return name.endswith("-again.jsonl")
-
-
-def _number_of(drivers: Sequence[str]) -> int:
-    return int(drivers[-1]) if drivers else 0
-
-
-def _parsed(content: bytes) -> Iterator[dict[str, Any]]:
-    for line in content.splitlines():
-        yield json.loads(line)
+def _part_of(name: str) -> int:
+    return int(name[:5])

@@ -59,21 +59,17 @@ class Photograph:
     """A line of the listing.
 
     Attributes:
-        input: path or URL of the file, as the user would name it.
+        given: the file, and what listing it has told.
         name: what its results are called, below the output folder and without ending.
-        stamp: of the file (`storage.stamp`), where listing it has told.
-        problem: why nothing can be read there, or None.
     """
 
-    input: str
+    given: Input
     name: str
-    stamp: dict[str, int] | None = None
-    problem: str | None = None
 
     @property
-    def given(self) -> Input:
-        """The same as an input of a restoration."""
-        return Input(place(self.input), problem=self.problem, stamp=self.stamp)
+    def input(self) -> str:
+        """Path or URL of the file, as the user would name it."""
+        return str(self.given.path)
 
 
 @dataclass(frozen=True)
@@ -94,25 +90,24 @@ class Listing:
 
     def read(self, part: int) -> list[Photograph]:
         """Return the photographs of a part, in order; raises OutputError."""
-        url = self.folder / part_name(part, "parquet")
+        url = self.folder / part_name(part, ".parquet")
         try:
             rows = parquet.read_table(io.BytesIO(url.read()), schema=_SCHEMA).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{url}: is damaged or gone ({error}); begin anew in another --output") from error
-        return [
-            Photograph(
-                row["input"],
-                row["name"],
-                None if row["bytes"] is None else {"bytes": row["bytes"], "modified_ns": row["modified_ns"]},
-                row["problem"],
-            )
+        stamps = (
+            {"bytes": row["bytes"], "modified_ns": row["modified_ns"]} if row["bytes"] is not None else None
             for row in rows
+        )
+        return [
+            Photograph(Input(place(row["input"]), problem=row["problem"], stamp=stamp), row["name"])
+            for row, stamp in zip(rows, stamps, strict=True)
         ]
 
 
 def part_name(part: int, ending: str) -> str:
     """What the file of a part is called."""
-    return f"{part:05d}.{ending}"
+    return f"{part:05d}{ending}"
 
 
 def read_listing(folder: Url) -> Listing | None:
@@ -296,7 +291,7 @@ def write_listing(
                 for table in _cut(_finished(spool, repeated, renamed), ends):
                     if len(writes) == _WRITES:
                         writes.popleft().result()
-                    writes.append(pool.submit(_write, folder / part_name(written, "parquet"), table))
+                    writes.append(pool.submit(_write, folder / part_name(written, ".parquet"), table))
                     total, written = total + len(table), written + 1
                 for write in writes:
                     write.result()

@@ -39,36 +39,9 @@ _LOSSES = 10  # of machines that a photograph is not blamed for
 _STORE_SHARE = 0.3  # of the memory of Ray's store that photographs under way may take
 
 
-@dataclass(frozen=True)
-class ScaleOptions:
-    """How a run uses a cluster.
-
-    Attributes:
-        parts: into which the listing is divided.
-        tries: after which a photograph that ends processes, or cannot be read or written, is given up; at least 2.
-        timeout: seconds for each step of a photograph.
-        gpus: share of a GPU for the networks, 0 for a CPU; None takes a whole one if the cluster has some.
-
-    Raises:
-        OptionError: one is out of its range.
-    """
-
-    parts: int = 2000
-    tries: int = 3
-    timeout: float = 120.0
-    gpus: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.parts < 1 or self.tries < 2 or self.timeout <= 0:
-            raise OptionError("--ray-option: parts must be at least 1, tries at least 2, and timeout above 0")
-        if self.gpus is not None and not 0 <= self.gpus <= 64:
-            raise OptionError(f"--ray-option gpus is {self.gpus:g}; choose a number from 0 to 64")
-
-
 def restore_on_ray(
     arguments: Iterable[Place],
     job: Job,
-    options: ScaleOptions = ScaleOptions(),
     *,
     resume: bool = False,
     on_skipped: Callable[[str], object] = lambda _text: None,
@@ -78,8 +51,7 @@ def restore_on_ray(
 
     Args:
         arguments: files, folders and patterns as of `find_inputs`; not looked at if a run is resumed.
-        job: how photographs are restored, and into which folder, the same for all machines.
-        options: how the cluster is used.
+        job: how photographs are restored, into which folder, the same for all machines, and how the cluster is used.
         resume: go on with the run in the output folder, if there is one.
         on_skipped: told in a sentence what was left out of a folder or pattern.
         on_listed: called with the number of photographs and of the parts that are left, before the first is tried.
@@ -99,7 +71,7 @@ def restore_on_ray(
     listing = read_listing(folder / "listing")
     if listing is not None and not resume:
         raise OptionError(f"{output}: holds a run; add --resume to go on with it, or choose another --output")
-    restorers = _Restorers(job, options)
+    restorers = _Restorers(job)
     try:
         about = restorers.first()
         if listing is not None:
@@ -108,12 +80,12 @@ def restore_on_ray(
             suffixes = [""] if job.options.only_faces else job.options.suffixes
             lister = ray_lister(output, suffixes)
             inputs = (own for where in arguments for own in expand(where, output, on_skipped, lister))
-            listing = write_listing(inputs, folder / "listing", output, suffixes, options.parts, about.settings)
+            listing = write_listing(inputs, folder / "listing", output, suffixes, job.scale.parts, about.settings)
         journal = Journal(folder, listing.settings)
         journal.tidy()
         left = [part for part in range(listing.parts) if part not in journal.done]
         on_listed(listing.photographs, len(left))
-        yield from _Driver(job, about, options, restorers, journal, listing).run(left)
+        yield from _Driver(job, about, restorers, journal, listing).run(left)
     finally:
         restorers.close()
 
@@ -165,18 +137,10 @@ class _Part:
 
 
 class _Driver:
-    def __init__(
-        self,
-        job: Job,
-        about: About,
-        options: ScaleOptions,
-        restorers: _Restorers,
-        journal: Journal,
-        listing: Listing,
-    ) -> None:
+    def __init__(self, job: Job, about: About, restorers: _Restorers, journal: Journal, listing: Listing) -> None:
         import ray
 
-        self._ray, self._job, self._about, self._options = ray, job, about, options
+        self._ray, self._about, self._most_tries = ray, about, job.scale.tries
         self._restorers, self._journal, self._listing = restorers, journal, listing
         self._shared = [ray.put(own) for own in (job, about.card, about.made)]
         # a task is never repeated by Ray itself, which would not note it
@@ -225,8 +189,8 @@ class _Driver:
                 if photograph.input in records:
                     continue
                 before = tries[photograph.input]
-                item = _Item(number, photograph, before, alone=0 < before == self._options.tries - 1)
-                if before >= self._options.tries:
+                item = _Item(number, photograph, before, alone=0 < before == self._most_tries - 1)
+                if before >= self._most_tries:
                     self._give_up(item, "its machine was lost each time")
                 else:
                     yield item
@@ -366,7 +330,7 @@ class _Driver:
         self._under_way.discard(item)
         item.conditions = item.prepared = None
         item.stage = Stage()
-        if item.tries < self._options.tries:
+        if item.tries < self._most_tries:
             pause = min(30.0, 0.5 * 2**item.tries)
             heapq.heappush(self._again, (time.monotonic() + pause, next(self._order), item))
         elif record is not None:
@@ -408,12 +372,12 @@ def _why(error: Exception) -> str:
 class _Restorers:
     """The actors that hold the networks: as many as there is work for, and room in the cluster."""
 
-    def __init__(self, job: Job, options: ScaleOptions) -> None:
+    def __init__(self, job: Job) -> None:
         import ray
 
         self._ray = ray
         total = ray.cluster_resources()
-        gpus = options.gpus if options.gpus is not None else min(1.0, total.get("GPU", 0.0))
+        gpus = job.scale.gpus if job.scale.gpus is not None else min(1.0, total.get("GPU", 0.0))
         self._share, self._gpus = (gpus, True) if gpus else (1.0, False)
         cpus = 0 if gpus or total.get("CPU", 1) < 2 else 1
         self._make = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0, max_task_retries=0)(Restorer)

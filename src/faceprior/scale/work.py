@@ -23,7 +23,7 @@ import torch
 
 from faceprior.clips.container import is_clip
 from faceprior.devices import is_out_of_memory
-from faceprior.errors import FacePriorError, ImageError, OutputError, UnreachableError
+from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError, UnreachableError
 from faceprior.faces import FaceDetector
 from faceprior.folders.inputs import Input
 from faceprior.folders.manifest import Record
@@ -42,13 +42,39 @@ Restored = list[tuple[Samples | FacePriorError, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
+class ScaleOptions:
+    """How a run uses a cluster.
+
+    Attributes:
+        parts: into which the listing is divided.
+        tries: after which a photograph that ends processes, or cannot be read or written, is given up; at least 2.
+        timeout: seconds for each step of a photograph.
+        gpus: share of a GPU for the networks, 0 for a CPU; None takes a whole one if the cluster has some.
+
+    Raises:
+        OptionError: one is out of its range.
+    """
+
+    parts: int = 2000
+    tries: int = 3
+    timeout: float = 120.0
+    gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.parts < 1 or self.tries < 2 or self.timeout <= 0:
+            raise OptionError("--ray-option: parts must be at least 1, tries at least 2, and timeout above 0")
+        if self.gpus is not None and not 0 <= self.gpus <= 64:
+            raise OptionError(f"--ray-option gpus is {self.gpus:g}; choose a number from 0 to 64")
+
+
+@dataclass(frozen=True)
 class Job:
     """What all machines are told.
 
     Attributes:
         output: folder of the results.
         options: how photographs are restored.
-        timeout: seconds for each step of a photograph.
+        scale: how a cluster is used.
         find_detector: loads the detector; returns None where every photograph is an aligned face.
         load_pipeline: loads the networks, onto the device that its machine has.
         name: of the run, its own.
@@ -56,7 +82,7 @@ class Job:
 
     output: Place
     options: RestoreOptions
-    timeout: float
+    scale: ScaleOptions
     find_detector: Callable[[], FaceDetector | None]
     load_pipeline: Callable[[], FacePriorPipeline]
     name: str = field(default_factory=partial(secrets.token_hex, 8))
@@ -102,7 +128,7 @@ def prepare_photograph(
     started, given = time.perf_counter(), photograph.given
     try:
         _check(given)
-        with _limited(job.timeout):
+        with _limited(job.scale.timeout):
             stamp = stamp_of(given)
             content = read(given.path)
             prepared = prepare(content, given.path.name, card, job.options, _detector(job))
@@ -119,7 +145,7 @@ def compose_photograph(
     """Put the faces of a photograph back into it, write the results, and return the record."""
     started, given = time.perf_counter(), photograph.given
     try:
-        with _limited(job.timeout):
+        with _limited(job.scale.timeout):
             samples, doubt = [own for own, _ in restored], [own for _, own in restored]
             composed = compose(prepared, samples, made, job.options, doubt)
             outputs = write_results(composed, job.output, photograph.name, given.path)
@@ -160,7 +186,7 @@ class Restorer:
             None, which says that it is done, and of each photograph its faces.
         """
         conditions = [condition for own in photographs for condition in own]
-        with _limited(self._job.timeout * len(photographs)):
+        with _limited(self._job.scale.timeout * len(photographs)):
             samples = self._restored(conditions)
             faces = iter(zip(samples, doubts_of(self._pipeline, conditions, samples), strict=True))
         return None, *([next(faces) for _ in own] for own in photographs)
