@@ -7,7 +7,6 @@ the rest (docs/scale.md): here both are done in one process and their CPU second
 there, on this machine; `--latency` is what a store takes for each thousand keys.
 """
 
-import argparse
 import json
 import os
 import pickle
@@ -17,10 +16,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
+import typer
 
 from faceprior.folders.inputs import Folder, expand
 from faceprior.scale.journal import Journal
@@ -107,41 +108,38 @@ def resume(folder: Url) -> None:
     print(f"{listing.photographs} photographs, {len(left)} parts left, {done}")
 
 
-def main() -> None:
+def main(
+    folder: Annotated[Path, typer.Option(help="For the listing and the records.")],
+    photographs: Annotated[int, typer.Option(help="That are made up.")] = 10_000_000,
+    parts: Annotated[int, typer.Option(help="Of the listing.")] = 2000,
+    ray: Annotated[bool, typer.Option("--ray", help="List by Ray's tasks.")] = False,
+    latency: Annotated[float, typer.Option(help="Seconds that the store takes for an answer.")] = 0.0,
+    step: Annotated[str | None, typer.Option(help="Only write, pretend or resume.")] = None,
+) -> None:
     """Measure each step in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photographs", type=int, default=10_000_000)
-    parser.add_argument("--parts", type=int, default=2000)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--ray", action="store_true")
-    parser.add_argument("--latency", type=float, default=0.0)
-    parser.add_argument("--step", choices=("write", "pretend", "resume"))
-    options = parser.parse_args()
-    folder = as_url(options.folder)
-    if options.step == "pretend":
-        pretend(folder)
-    elif options.step is not None:
-        how = {"PHOTOGRAPHS": str(options.photographs), "LATENCY": str(options.latency)}
+    url = as_url(folder)
+    if step == "pretend":
+        pretend(url)
+    elif step is not None:
+        how = {"PHOTOGRAPHS": str(photographs), "LATENCY": str(latency)}
         os.environ.update(how, PYTHONPATH=os.pathsep.join(sys.path))  # for the cluster's processes
         make_up()
-        if options.ray and options.step == "write":
-            import ray
-
+        if ray and step == "write":
             hook = {"worker_process_setup_hook": "benchmarks.listing.make_up"}
-            ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=hook)
+            import_module("ray").init("local", include_dashboard=False, log_to_driver=False, runtime_env=hook)
         started, cpu, of_tasks = time.monotonic(), time.process_time(), 0.0
-        if options.step == "write":
-            of_tasks = write(folder, options.parts, on_ray=options.ray)
+        if step == "write":
+            of_tasks = write(url, parts, on_ray=ray)
         else:
-            resume(folder)
+            resume(url)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         cpu = time.process_time() - cpu - of_tasks
         figures = {"seconds": time.monotonic() - started, "cpu": cpu, "cpu_of_tasks": of_tasks, "peak_mib": peak}
-        print(options.step, json.dumps({name: round(value, 1) for name, value in figures.items()}))
+        print(step, json.dumps({name: round(value, 1) for name, value in figures.items()}))
     else:
-        for step in ("write", "pretend", "resume"):
-            subprocess.run([sys.executable, "-m", "benchmarks.listing", *sys.argv[1:], "--step", step], check=True)  # noqa: S603
+        for own in ("write", "pretend", "resume"):
+            subprocess.run([sys.executable, "-m", "benchmarks.listing", *sys.argv[1:], "--step", own], check=True)  # noqa: S603
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
