@@ -199,7 +199,7 @@ def _found(prepared: Prepared, picture: Picture) -> dict[str, Any]:
             {
                 "number": number,
                 "box": [round(value, 1) for value in face.found.box],
-                "place": words.place(face, prepared.size[0]),
+                "place": words.where(face, prepared.size[0]),
                 "effective_side": round(face.effective_side, 1),
                 "scale": round(face.scale, 3),
                 "left_alone": face.left_alone,

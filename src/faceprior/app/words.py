@@ -58,7 +58,7 @@ def found(prepared: Prepared) -> str:
     return count + (f"; {len(alone)} of them stay as they are." if alone else ".")
 
 
-def place(face: Face, width: int) -> str:
+def where(face: Face, width: int) -> str:
     """Say where a face stands in a photograph so many pixels wide, for someone who does not see it."""
     left, _, right, _ = face.found.box
     middle = (left + right) / 2 / width

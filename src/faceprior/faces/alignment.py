@@ -66,8 +66,6 @@ def align(photo: Image.Image, landmarks: Points, template: Points, side: int) ->
         ImageError: the number of landmarks is wrong, they coincide, or the face that they describe lies outside
             the photo or is larger than `MAX_PIXELS`.
     """
-    if len(landmarks) != _LANDMARKS or len(template) != _LANDMARKS:
-        raise ImageError(f"{len(landmarks)} landmarks and {len(template)} template points were given; both must be 5")
     return cut_out(photo, alignment(landmarks, template, side), side)
 
 
