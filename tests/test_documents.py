@@ -4,6 +4,7 @@ import pkgutil
 import re
 import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.faces import align
 from faceprior.pipeline import FacePriorPipeline
 from faceprior.priors.card import TIGHT_TEMPLATE
+from test_house import FLOOR
 from tiny_faces import pack_faces
 
 ROOT = Path(__file__).parents[1]
@@ -231,6 +233,15 @@ def test_the_toy_of_the_documents_is_trained_from_photographs_that_packages_brin
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "runs" / "measured" / "report.html").is_file()
+
+
+def test_the_rooms_of_contributing_are_those_of_the_house():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    rows = [re.findall(r"`(\w+)`", cell) for cell in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)]
+    drawn = [row for row in rows if FLOOR.keys() & set(row)]
+    assert sorted(room for row in drawn for room in row) == sorted(FLOOR.keys() - {"errors", "__main__"})
+    floors = [[FLOOR[room] for room in row] for row in drawn]
+    assert all(min(upper) >= max(lower) for upper, lower in pairwise(floors))
 
 
 def test_the_site_leads_to_every_page():
