@@ -216,7 +216,7 @@ def test_the_command_line_makes_the_same_files(
     (tmp_path / "page").mkdir()
     ours, _ = run.write(tmp_path / "page")
 
-    def load(_prior, _config, corrector, *_rest):
+    def load(_prior, corrector, *_rest):
         return pipeline if corrector == "auto" else pipeline.without_corrector()
 
     monkeypatch.setattr("faceprior.cli.options.load_pipeline", load)

@@ -104,8 +104,8 @@ def benchmark(
         )
     found = open_faces(chosen.data, chosen.dataset, chosen.split)
     face_set = FaceSet(found.name, choose_faces(found.faces, chosen.faces, chosen.subset))
-    adm_flags = Path(chosen.adm_config) if chosen.adm_config else None
-    pipeline = options.load_pipeline(chosen.prior or None, adm_flags, chosen.corrector, device, dtype)
+    flags_of_adm = Path(chosen.adm_config) if chosen.adm_config else None
+    pipeline = options.load_pipeline(chosen.prior, chosen.corrector, device, dtype, adm_config=flags_of_adm)
     run = Benchmark(pipeline, chosen, face_set, output)
     baseline = run.baseline
     for reason in dict.fromkeys(run.missing.values()):

@@ -41,7 +41,7 @@ def demo(
     except ImportError as error:
         raise FacePriorError("the demo's photograph comes with scikit-image: pip install scikit-image") from error
     make_folder(output)
-    pipeline = options.load_pipeline(None, None, "auto", "auto", "auto")
+    pipeline = options.load_pipeline()
     side = pipeline.resolution
     face = align(Image.fromarray(astronaut()), ASTRONAUT_LANDMARKS, pipeline.prior.card.template, side)
     original = to_tensor(face)[None]

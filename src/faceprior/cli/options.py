@@ -93,12 +93,12 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
 def load_pipeline(
-    prior: str | None,
-    adm_config: Path | None,
-    corrector: str,
-    device: DeviceName,
-    dtype: DtypeName,
+    prior: str | None = None,
+    corrector: str = "auto",
+    device: DeviceName = "auto",
+    dtype: DtypeName = "auto",
     preset: Preset | None = None,
+    adm_config: Path | None = None,
 ) -> FacePriorPipeline:
     """Load prior and corrector onto the device; the corrector only if the preset's method, if given, works with it.
 

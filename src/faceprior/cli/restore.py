@@ -148,7 +148,7 @@ def restore(
     )
     skipped = (lambda _text: None) if quiet else partial(say, errors)
     find = partial(_find_detector, None if aligned else detector or "centerface")
-    load = partial(options.load_pipeline, prior, None, corrector, device, dtype, preset)
+    load = partial(options.load_pipeline, prior, corrector, device, dtype, preset)
     tally = _Tally(folder, quiet=quiet, verbose=verbose)
     if ray is not None:
         if folder is None or name is not None:

@@ -74,7 +74,7 @@ def serve(
     except ImportError as error:
         raise FacePriorError("the page needs the extra web: pip install 'faceprior[web]'") from error
     names = prior or [DEFAULT_PRIOR]
-    pipelines = {name: options.load_pipeline(name, None, corrector, device, dtype) for name in names}
+    pipelines = {name: options.load_pipeline(name, corrector, device, dtype) for name in names}
     if chosen.auth is None and not _is_private(host):
         say(errors, f"everyone who reaches {host}:{port} may use this page; --auth user:password asks for a password")
     address = f"http://{'localhost' if _is_private(host) else host}:{port}{chosen.root_path}"
