@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,8 @@ def png_profile(content: bytes, info: Mapping[Any, Any], *, grey: bool) -> tuple
     Returns:
         The profile, None for sRGB; and what could not be followed, in words.
     """
-    coded = next((data for kind, data in _chunks(content) if kind == b"cICP" and len(data) == 4), None)
+    before = takewhile(lambda chunk: chunk[0] != b"IDAT", chunks(content))
+    coded = next((data for kind, data in before if kind == b"cICP" and len(data) == 4), None)
     if coded is not None:
         primaries, transfer, matrix, full = coded
         if primaries not in _PRIMARIES or transfer not in _CURVES or matrix or not full:
@@ -73,12 +75,11 @@ def png_profile(content: bytes, info: Mapping[Any, Any], *, grey: bool) -> tuple
         return None, "PNG's colours (cHRM) that make no sense left out"
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and data of each chunk of a PNG."""
     place = 8
     while len(head := content[place : place + 8]) == 8:
         size, kind = struct.unpack(">I4s", head)
-        if kind == b"IDAT":
-            return
         yield kind, content[place + 8 : place + 8 + size]
         place += size + 12
 

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import putchunk
 
+from faceprior.images.png_colour import chunks
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -34,12 +36,8 @@ def write_deep_png(file: IO[bytes], samples: NDArray[np.uint16], **options: Any)
     height, width, channels = samples.shape
     around = io.BytesIO()
     Image.new("L" if channels < 3 else "RGB", (1, 1)).save(around, format="PNG", **options)
-    content = around.getvalue()
-    file.write(content[:_PNG_SIGNATURE])
-    position = _PNG_SIGNATURE
-    while position < len(content):
-        length, kind = struct.unpack_from(">I4s", content, position)
-        end = position + 12 + length
+    file.write(around.getvalue()[:_PNG_SIGNATURE])
+    for kind, data in chunks(around.getvalue()):
         if kind == b"IHDR":
             putchunk(file, kind, struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOURS[channels], 0, 0, 0))
         elif kind == b"IDAT":
@@ -48,8 +46,7 @@ def write_deep_png(file: IO[bytes], samples: NDArray[np.uint16], **options: Any)
                 putchunk(file, kind, compressor.compress(_png_rows(rows)))
             putchunk(file, kind, compressor.flush())
         else:
-            file.write(content[position:end])
-        position = end
+            putchunk(file, kind, data)
 
 
 def write_tiff(file: IO[bytes], samples: NDArray[Any], tags: dict[int, Any]) -> None:
