@@ -27,9 +27,9 @@ WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model
 INDEX_NAME = "model_index.json"
 DEFAULT_PRIOR = "faces-128"
 NOT_INSTALLED = (
-    "no weights are installed; for non-commercial research run pip install 'faceprior[weights]', for anything else"
-    " pip install 'faceprior[open]' and name faces-128-open, or name a prior of your own: a folder, file or hub id"
-    " (owner/name)"
+    "no weights are installed; for non-commercial research run pip install faceprior-weights, for anything else"
+    " pip install faceprior-weights-open and name faces-128-open, or name a prior of your own: a folder, file"
+    " or hub id (owner/name)"
 )
 _DISTRIBUTIONS = ("faceprior_weights", "faceprior_weights_open")
 PRIOR_NETWORKS = {"GaussianResidualUNet": "faceprior.priors.residual_unet"}
