@@ -869,12 +869,12 @@ def test_a_corrector_is_loaded_without_a_card_too(saved):
     expected = load_corrector(saved)
     (saved / "card.json").unlink()
     found = load_corrector(saved)
-    assert (found.card.kind, found.card.resolution) == ("corrector", 32)
+    assert (found.card.kind, found.card.name, found.card.resolution) == ("corrector", saved.name, 32)
     assert found.card.sha256 == expected.card.sha256
 
 
 def test_a_variant_of_a_corrector_is_loaded_by_its_name_and_only_so(tiny, tmp_path):
-    save_corrector(tiny.corrector(), tmp_path, half=True, variant="fp16")
+    save_corrector(tiny.corrector(), tmp_path, variant="fp16")  # in half precision, unless it is told otherwise
     weight = tiny.corrector().network.unet.conv_in.weight
     loaded = load_corrector(tmp_path, variant="fp16")
     assert torch.equal(loaded.network.unet.conv_in.weight, weight.half().float())
@@ -908,7 +908,7 @@ def test_what_a_corrector_sees_stays_in_range_where_the_enlargement_overshoots(t
 def test_what_is_not_a_corrector_is_refused(saved, tmp_path):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-    with pytest.raises(WeightsError, match="holds a UNet2DModel, not a corrector"):
+    with pytest.raises(WeightsError, match=r"holds a UNet2DModel, not a corrector \(BlindCorrector or PaperCorrector\)"):
         load_corrector(saved)
     with pytest.raises(WeightsError, match="not a file"):
         load_corrector(saved / "config.json")
