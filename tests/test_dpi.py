@@ -265,7 +265,12 @@ def test_a_whole_run_of_our_presets_is_the_plain_loop(tiny, preset_name, levels,
         for t, said, after in zip(levels, told, (*levels[1:], None), strict=True):
             clean = prior.network(x.float(), torch.tensor([said])).sample.double().clamp(-1, 1)
             eps = (x - math.sqrt(schedule[t]) * clean) / math.sqrt(1 - schedule[t])
-            clean = clean + resize(resize(held - clean, 16), 32)
+            moves = held - clean
+            if t <= 1000 * preset.options.tau:  # RACM
+                strength = reference_edge_strength(held[0])
+                held_at = torch.rand(1, 32, 32, generator=own) < strength**preset.options.edge_exponent
+                moves = preset.options.late_weight * t / 1000 * held_at * moves
+            clean = clean + resize(resize(moves, 16), 32)
             if after is None:
                 x = clean
                 break

@@ -90,7 +90,7 @@ PRESETS = {
     "detailed": Preset(
         "dpi",
         SamplingOptions(steps=10, start=0.5, end=0.02, shift=0.15),
-        replace(dpi.METHOD.options, detail_above=8),
+        replace(dpi.METHOD.options, tau=0.1, detail_above=8),
     ),
     "fast": Preset("dpi", SamplingOptions(steps=2, start=0.2, end=0.03, shift=0.15), dpi.METHOD.options),
     "paper-ddim": Preset(
