@@ -913,7 +913,8 @@ def test_what_a_corrector_sees_stays_in_range_where_the_enlargement_overshoots(t
 def test_what_is_not_a_corrector_is_refused(saved, tmp_path):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-    with pytest.raises(WeightsError, match=r"holds a UNet2DModel, not a corrector \(BlindCorrector or PaperCorrector\)"):
+    refusal = r"holds a UNet2DModel, not a corrector \(BlindCorrector or PaperCorrector\)"
+    with pytest.raises(WeightsError, match=refusal):
         load_corrector(saved)
     with pytest.raises(WeightsError, match="not a file"):
         load_corrector(saved / "config.json")
