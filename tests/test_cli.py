@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import skimage
 import torch
+import typer
 import yaml
 from PIL import Image
 from safetensors.torch import load, save
@@ -1028,3 +1029,13 @@ def test_ctrl_c_prints_one_line_leaves_whole_files_and_exits_130(prior, face, tm
         read_image(path)
     for line in (output / "restore.jsonl").read_text("utf-8").splitlines()[1:]:
         assert json.loads(line)["status"] == "done"
+
+
+def test_an_option_that_the_code_speaks_of_exists():
+    known, todo = {"--help", "--no-deps", "--upgrade"}, [typer.main.get_command(app)]  # of click and of pip
+    while todo:
+        command = todo.pop()
+        known.update(*(parameter.opts + parameter.secondary_opts for parameter in command.params))
+        todo += getattr(command, "commands", {}).values()
+    for path in (Path(__file__).parents[1] / "src").rglob("*.py"):
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text(encoding="utf-8"))) <= known, path

@@ -791,17 +791,27 @@ def test_the_sparse_network_sees_zeros_off_the_grid(tiny, rng):
 
 
 @pytest.mark.parametrize(
-    ("resolution", "schedule", "stride", "word"),
+    ("resolution", "schedule", "problem"),
     [
-        (64, SCHEDULE, 2, "32×32"),
-        (32, NoiseSchedule.linear(1000, 1e-4, 0.03), 2, "noise schedule"),
-        (32, NoiseSchedule.linear(500), 2, "noise schedule"),
-        (32, SCHEDULE, 1, "stride 1"),
+        (64, SCHEDULE, " is for 32×32 faces, the prior for 64×64"),
+        *[
+            (32, other, " was trained with another noise schedule than the prior")
+            for other in (NoiseSchedule.linear(1000, 1e-4, 0.03), NoiseSchedule.linear(500))
+        ],
     ],
 )
-def test_a_corrector_that_does_not_fit_is_refused(tiny, resolution, schedule, stride, word):
-    with pytest.raises(OptionError, match=f"tiny-corrector.*{word}|{word}.*corrector"):
-        tiny.corrector().check(resolution, schedule, stride)
+def test_a_corrector_that_does_not_fit_is_refused(tiny, resolution, schedule, problem):
+    advice = "choose another with --corrector, or none"
+    with pytest.raises(OptionError, match=f"^corrector tiny-corrector{problem}; {advice}$"):
+        tiny.corrector().check(resolution, schedule, 2)
+
+
+def test_a_stride_that_is_no_multiple_of_the_correctors_is_refused(tiny):
+    problem = "stride 1 is not a multiple of the corrector's stride 2"
+    with pytest.raises(
+        OptionError, match=f"^{problem}; choose another with --option stride=N, or use --corrector none$"
+    ):
+        tiny.corrector().check(32, SCHEDULE, 1)
 
 
 def test_dpi_checks_its_corrector(tiny):
@@ -908,6 +918,25 @@ def test_what_a_corrector_sees_stays_in_range_where_the_enlargement_overshoots(t
     steps[..., ::2, :3] = -1
     seen = tiny.corrector(kind=kind).network.see(steps)
     assert (seen.min(), seen.max()) == (-1, 1)
+
+
+@torch.no_grad()
+def test_the_authors_network_adds_what_it_says_to_the_condition(tiny):
+    network = tiny.corrector(kind="paper").network
+    nn.init.zeros_(network.unet.conv_out.weight)
+    nn.init.constant_(network.unet.conv_out.bias, 0.25)
+    seen = network.see(faces(1, 8))
+    x0 = network(torch.zeros(1, 3, 32, 32), 10, seen).x0
+    torch.testing.assert_close(x0[..., ::2, ::2], seen + 0.25)
+
+
+@pytest.mark.parametrize("kind", ["blind", "paper"])
+@torch.no_grad()
+def test_a_corrector_in_half_precision_takes_and_gives_single(tiny, kind):
+    network = tiny.corrector(kind=kind).network.to(torch.bfloat16)
+    found = network(torch.zeros(1, 3, 32, 32), 10, network.see(faces(1, 8)))
+    assert found.x0.dtype == torch.float32
+    assert found.x0.isfinite().all()
 
 
 def test_what_is_not_a_corrector_is_refused(saved, tmp_path):

@@ -724,3 +724,15 @@ def test_estimates_without_their_graph_keep_their_values(rng):
         assert not own.requires_grad
         assert torch.equal(own, value)
     assert Denoised(*values[:3], None).detach().variance_range is None
+
+
+@pytest.mark.parametrize("draw", ["normal", "uniform"])
+def test_noise_is_single_whatever_torchs_default_number_format_is(draw):
+    expected = getattr(noise_source(3, 4), draw)(2, 5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = getattr(noise_source(3, 4), draw)(2, 5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

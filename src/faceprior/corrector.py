@@ -275,7 +275,7 @@ class Corrector:
         if stride % self.network.stride:
             raise OptionError(
                 f"stride {stride} is not a multiple of the corrector's stride {self.network.stride};"
-                " change --stride, or use --corrector none"
+                " choose another with --option stride=N, or use --corrector none"
             )
 
 
