@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from benchmarks import gallery, growth, memory, mutants, rivals, speed, start_up
+from benchmarks import detection, gallery, growth, memory, mutants, rivals, speed, start_up
 from benchmarks.common import ProcessRun, run_faceprior, run_python
 from PIL import Image
 
@@ -145,3 +145,11 @@ def test_a_missing_rival_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(SystemExit, match="pip install 'deepinv"):
         rivals.main()
+
+
+def test_detection_finds_the_face_and_several_cores_are_quicker(capsys):
+    detection.main(cores=2, widths="400", runs=1)
+    for name, found, alone, together in cells(capsys.readouterr().out)[-2:]:
+        assert name.startswith("0.1 MP")
+        assert found == "1"
+        assert 0 < float(together) <= float(alone)

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -85,9 +86,12 @@ class Interface:
         with _request():
             path = self._uploaded(photo)
             picture = read_picture(path)
-            prepared = self._studio.look(path, Controls(), picture)
-            shown = {"preview": str(pictures.write_preview(picture.image, self._new_folder()))} if previews else {}
-        return {**_found(prepared, picture), **shown}
+            with ThreadPoolExecutor(1) as beside:
+                preview = (
+                    beside.submit(pictures.write_preview, picture.image, self._new_folder()) if previews else None
+                )
+                found = _found(self._studio.look(path, Controls(), picture), picture)
+            return {**found, "preview": str(preview.result())} if preview else found
 
     def _restore(
         self, photo: dict[str, Any], faces: list[int] | None, *values: Any

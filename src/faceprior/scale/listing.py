@@ -14,7 +14,9 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -145,10 +147,7 @@ def rows_of(given: Files | Sequence[Input], output: Place, suffixes: Sequence[st
         output: as in `write_listing`.
         suffixes: as there.
     """
-    try:
-        table = _columns(given) if isinstance(given, Files) else _columns_of_any(given)
-    except UnicodeEncodeError:
-        table = _columns_of_any(list(given.inputs) if isinstance(given, Files) else given)
+    table = _columns(given)
     numbers = _numbers(table["input"])
     own = _own_stems(given, output, numbers)
     stems = np.stack([*_result_stems(table["name"], suffixes), *own])
@@ -165,19 +164,27 @@ def rows_of(given: Files | Sequence[Input], output: Place, suffixes: Sequence[st
 
 def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
     """Do for some folders of a storage what `list_folder` does, several at once, for the store takes its time."""
-
-    def listed(below: str) -> Folder[Rows]:
-        found = list_folder(url, below)
-        rows = rows_of(found.pictures, output, suffixes) if found.pictures is not None else None
-        return Folder(found.folders, rows, found.left_out)
-
     with ThreadPoolExecutor(_FOLDERS) as pool:
-        return list(pool.map(listed, belows))
+        return [
+            Folder(
+                own.folders, None if own.pictures is None else rows_of(own.pictures, output, suffixes), own.left_out
+            )
+            for own in pool.map(partial(list_folder, url), belows)
+        ]
 
 
-def _columns(given: Files) -> pa.RecordBatch:
-    if str(given.parent).startswith("http"):
-        return _columns_of_any(list(given.inputs))  # whose names are quoted
+def _singly(given: Files | Sequence[Input]) -> Iterable[Input]:
+    return given.inputs if isinstance(given, Files) else given
+
+
+def _columns(given: Files | Sequence[Input]) -> pa.RecordBatch:
+    if isinstance(given, Files) and not str(given.parent).startswith("http"):  # whose names are quoted
+        with suppress(UnicodeEncodeError):
+            return _columns_of_files(given)
+    return _columns_of_any(list(_singly(given)))
+
+
+def _columns_of_files(given: Files) -> pa.RecordBatch:
     names = pa.array(given.names, pa.string())
     inputs = pc.binary_join_element_wise(str(given.parent / "_")[:-1], names, "")
     stems = pc.list_element(pc.split_pattern(names, ".", max_splits=1, reverse=True), 0)
@@ -215,7 +222,7 @@ def _own_stems(
     if not inner:
         return []
     stems, without_face = numbers.copy(), ~numbers  # of those that lie elsewhere nothing that meets others
-    for row, own in enumerate(given.inputs if isinstance(given, Files) else given):
+    for row, own in enumerate(_singly(given)):
         below = inner.get(own.path.parent)
         if below is not None:
             stem = folded(own.path.stem)
