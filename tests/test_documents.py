@@ -137,7 +137,6 @@ NOT_RUN = {  # what starts so is only parsed, and why
     "faceprior priors convert": "wants a checkpoint of 374 MB; test_adm.py converts a small one",
     "faceprior benchmark": "run above at toy size, or wants published sets that are not ours to keep here",
     "faceprior train": "the training commands below run for two steps",
-    "python -m benchmarks": "test_scripts.py runs the scripts at toy size",
 }
 NOT_REACHED = r"s3://|gs://|https://|--ray"  # stores and clusters: test_storage.py and test_scale.py have their own
 TRAINING = ROOT / "docs" / "training.md"
