@@ -32,6 +32,8 @@ from faceprior.storage import Url, as_url, place
 PER_FOLDER = 1000
 SETTINGS = {"made": "up"}
 CHANGED = datetime(2026, 1, 1, tzinfo=timezone.utc)
+ABOUT = {"LastModified": CHANGED, "ETag": '"made up"', "Size": 3_000_000, "StorageClass": "STANDARD"}
+ABOUT |= {"type": "file", "size": 3_000_000}
 
 
 class MadeUp(fsspec.AbstractFileSystem):
@@ -48,18 +50,17 @@ class MadeUp(fsspec.AbstractFileSystem):
 
     def ls(self, path: str, **_: Any) -> list[dict[str, Any]]:
         """Tell what is in a folder."""
-        time.sleep(MadeUp.latency)
+        if MadeUp.latency:
+            time.sleep(MadeUp.latency)
         if path.endswith("photographs"):
             folders = range(-(-MadeUp.photographs // PER_FOLDER))
             return [{"name": f"{path}/{number:06d}", "size": 0, "type": "directory"} for number in folders]
         first = int(path.rpartition("/")[2]) * PER_FOLDER
-        return [self._told(path, number) for number in range(first, min(first + PER_FOLDER, MadeUp.photographs))]
-
-    def _told(self, path: str, number: int) -> dict[str, Any]:
-        name = f"IMG_{number - 1:08d}.png" if number % 100 == 1 else f"IMG_{number:08d}.jpg"
-        key, size = f"{path}/{name}", 3_000_000 + number
-        about = {"Key": key, "LastModified": CHANGED, "ETag": '"made up"', "Size": size, "StorageClass": "STANDARD"}
-        return {**about, "type": "file", "size": size, "name": key}
+        keys = [
+            f"{path}/IMG_{number:08d}.jpg" for number in range(first, min(first + PER_FOLDER, MadeUp.photographs))
+        ]
+        keys[1::100] = [key.removesuffix("jpg") + "png" for key in keys[0::100]][: len(keys[1::100])]
+        return [{**ABOUT, "Key": key, "name": key} for key in keys]
 
 
 def make_up() -> None:

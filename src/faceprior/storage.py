@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from operator import gt
+from operator import itemgetter
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -44,7 +44,7 @@ class Url:
         return self.text
 
     def __truediv__(self, below: str | PurePath) -> Url:
-        return Url(f"{self.text}/{below}")
+        return Url(f"{self.text}/{below}") if str(below) else self
 
     @property
     def name(self) -> str:
@@ -124,42 +124,35 @@ class Url:
     def stamp(self) -> dict[str, int]:
         """What tells whether the file has changed, see `stamp`; raises OSError."""
         with _reached(self) as (store, path):
-            return _stamp(store.info(path))
+            return _first(stamps_of([store.info(path)]))
 
-    def listed(self) -> tuple[list[str], list[str], dict[str, NDArray[np.int64]]]:
-        """Return what is in the folder: its folders' names, its files' names, both sorted, and the files' stamps.
+    def inside(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return what is in the folder, sorted: names, and what the store says of each.
 
         Raises:
             OSError: it cannot be listed.
         """
         with _reached(self) as (store, path):
             # what is called as the folder stands for the folder itself
-            inside = [own for own in store.ls(path, detail=True) if own["name"].rstrip("/") != path]
-        folders = [own["name"].rstrip("/").rpartition("/")[2] for own in inside if own["type"] == "directory"]
-        files = [own for own in inside if own["type"] != "directory"] if folders else inside
-        names = [own["name"].rpartition("/")[2] for own in files]
-        if any(map(gt, names, names[1:])):
-            order = sorted(range(len(names)), key=names.__getitem__)
-            names, files = [names[place] for place in order], [files[place] for place in order]
-        sizes = np.array([own.get("size") or 0 for own in files], np.int64)
-        return sorted(folders), names, {"bytes": sizes, "modified_ns": _modified_ns(files)}
+            told = [(key, own) for own in store.ls(path, detail=True) if (key := own["name"].rstrip("/")) != path]
+        return sorted(((key.rpartition("/")[2], own) for key, own in told), key=itemgetter(0))
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield all files in the folder and in those below: their places below it, and bytes; raises OSError."""
         todo = [""]
         while todo:
             below = todo.pop()
-            folders, names, stamps = (self / below if below else self).listed()
-            inside = f"{below}/" if below else ""
-            yield from ((inside + name, size) for name, size in zip(names, stamps["bytes"].tolist(), strict=True))
-            todo.extend(inside + name for name in reversed(folders))
+            inside = [(f"{below}/{name}" if below else name, own) for name, own in (self / below).inside()]
+            yield from ((name, int(own.get("size") or 0)) for name, own in inside if own["type"] != "directory")
+            todo.extend(name for name, own in reversed(inside) if own["type"] == "directory")
 
     def matches(self) -> list[tuple[Url, dict[str, int]]]:
         """The files that this address with `*` in it stands for, sorted, and their stamps; raises OSError."""
         with _reached(self) as (store, path):
             found = store.glob(path, detail=True)
         start = self.text[: len(self.text) - len(path)]
-        return [(Url(start + name), _stamp(found[name])) for name in sorted(found) if found[name]["type"] == "file"]
+        files = [name for name in sorted(found) if found[name]["type"] == "file"]
+        return [(Url(start + name), _first(stamps_of([found[name]]))) for name in files]
 
 
 Place = Path | Url
@@ -284,16 +277,18 @@ def _is_whole_or_nothing(store: Any) -> bool:
     return not _WHOLE_OR_NOTHING.isdisjoint(protocols)
 
 
-def _stamp(info: Mapping[str, Any]) -> dict[str, int]:
-    return {"bytes": int(info.get("size") or 0), "modified_ns": int(_modified_ns([info])[0])}
-
-
-def _modified_ns(infos: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+def stamps_of(infos: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.int64]]:
+    """Return what `stamp` says of each of some files, from what their store says of them."""
     try:
         seconds = [info["LastModified"].timestamp() for info in infos]  # of S3, where there may be millions
     except (KeyError, AttributeError):
         seconds = [_modified(info) for info in infos]
-    return np.rint(np.multiply(seconds, 1e6)).astype(np.int64) * 1000  # a float holds microseconds exactly
+    changed = np.rint(np.multiply(seconds, 1e6)).astype(np.int64) * 1000  # a float holds microseconds exactly
+    return {"bytes": np.array([info.get("size") or 0 for info in infos], np.int64), "modified_ns": changed}
+
+
+def _first(stamps: Mapping[str, NDArray[np.int64]]) -> dict[str, int]:
+    return {key: int(own[0]) for key, own in stamps.items()}
 
 
 def _modified(info: Mapping[str, Any]) -> float:

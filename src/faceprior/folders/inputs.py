@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path, PurePath
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from faceprior.clips.container import CLIP_SUFFIXES
 from faceprior.errors import OptionError
 from faceprior.images import IMAGE_SUFFIXES
-from faceprior.storage import Place, Url, reason
+from faceprior.storage import Place, Url, reason, stamps_of
 
 SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES
 """File name endings by which pictures and clips are found in a folder."""
@@ -111,17 +111,21 @@ def list_folder(url: Url, below: str) -> Folder[Files]:
     Raises:
         OSError: it cannot be listed.
     """
-    where = url / below if below else url
-    folders, names, stamps = where.listed()
-    hidden = {name for name in folders if _is_hidden(name)}
-    left_out = Counter({"hidden folder": len(hidden)})
-    kept = [number for number, name in enumerate(names) if _is_picture(name)]
-    if len(kept) < len(names):
-        left_out.update(map(_other, sorted({*names}.difference(names[number] for number in kept))))
-        names = [names[number] for number in kept]
-        stamps = {key: own[kept] for key, own in stamps.items()}
-    pictures = Files(where, names, below, stamps) if names else None
-    return Folder([name for name in folders if name not in hidden], pictures, left_out)
+    return sort_out(url, below, (url / below).inside())
+
+
+def sort_out(url: Url, below: str, inside: Sequence[tuple[str, Mapping[str, Any]]]) -> Folder[Files]:
+    """Do what `list_folder` does with what the storage has told."""
+    folders = [name for name, own in inside if own["type"] == "directory"]
+    files = [(name, own) for name, own in inside if own["type"] != "directory"] if folders else inside
+    kept = [(name, own) for name, own in files if name[name.rfind(".") :].lower() in SUFFIXES and name[0] != "."]
+    left_out = Counter({"hidden folder": sum(map(_is_hidden, folders))})
+    if len(kept) < len(files):
+        left_out.update(map(_other, sorted({name for name, _ in files}.difference(name for name, _ in kept))))
+    pictures = (
+        Files(url / below, [name for name, _ in kept], below, stamps_of([own for _, own in kept])) if kept else None
+    )
+    return Folder([name for name in folders if not _is_hidden(name)], pictures, left_out)
 
 
 def _when_wanted(url: Url, belows: Sequence[str]) -> Iterator[Folder[Files]]:
@@ -357,13 +361,13 @@ def output_names(
     kept = {i: earlier[str(given.path)] for i, given in enumerate(inputs) if str(given.path) in earlier}
     own = {str(given.path) for given in inputs}
     places = {parent: folded(real(parent)) for parent in {given.path.parent for given in inputs}}
-    folders = {folder: folded(real(_below(output, folder))) for folder in {given.folder for given in inputs}}
+    folders = {folder: folded(real(output / folder)) for folder in {given.folder for given in inputs}}
     taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
     for given in inputs:  # an input is never written over
         stem = folded(given.path.stem)
         taken[places[given.path.parent]].update((stem, FACE_SUFFIX.sub("", stem)))
     for path, name in earlier.items():
-        place = folded(real(_below(output, PurePath(name).parent.as_posix())))
+        place = folded(real(output / name.rpartition("/")[0]))
         stem = folded(PurePath(name).name)
         taken[place].update(stem + suffix for suffix in (suffixes if path in own else ("",)))
     numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
@@ -389,10 +393,6 @@ def _candidates(given: Input, numbers: Mapping[tuple[str, str], Iterator[int]], 
     yield f"{stem}_{kind}{label}"
     yield f"{path.parent.name}_{stem}{label}"
     yield from (f"{stem}_{kind}_{number}{label}" for number in numbers[given.folder, path.name])
-
-
-def _below(output: Place, folder: str) -> Place:
-    return output if folder in ("", ".") else output / folder
 
 
 def real(folder: Place) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -33,16 +33,16 @@ from faceprior.folders.inputs import (
     Input,
     Unlisted,
     folded,
-    list_folder,
     output_names,
     real,
+    sort_out,
 )
 from faceprior.storage import Place, Url, place, reason
 
 _AT_ONCE = 50_000  # inputs that no listing of their folder has told
 _FOLDERS = 8  # that a machine lists at once
 _WRITES = 32  # of parts at once, for a store takes its time
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # of the numbers that stand for texts
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # of which the numbers that stand for texts are made
 _PACKED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 _ALONE = pa.ipc.IpcReadOptions(use_threads=False)  # a thousand lines are not worth a thread
 _SCHEMA = pa.schema(
@@ -139,60 +139,76 @@ class Rows:
     stems: NDArray[np.uint64]
 
 
-def rows_of(given: Files | Sequence[Input], output: Place, suffixes: Sequence[str]) -> Rows:
-    """Return the lines of inputs, with the names that their results have if they meet those of no others.
+def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
+    """Do for some folders of a storage what `list_folder` does, several at once, for the store takes its time."""
+    done = list[Folder[Rows]]()
+    with ThreadPoolExecutor(_FOLDERS) as pool:
+        for start in range(0, len(belows), _FOLDERS):
+            some = belows[start : start + _FOLDERS]
+            told = pool.map(lambda below: (url / below).inside(), some)  # and no more: threads that compute are slow
+            found = [sort_out(url, below, inside) for below, inside in zip(some, told, strict=True)]
+            rows = iter(_rows_of([[own.pictures] for own in found if own.pictures is not None], output, suffixes))
+            done += [Folder(own.folders, None if own.pictures is None else next(rows), own.left_out) for own in found]
+    return done
 
-    Args:
-        given: the inputs.
-        output: as in `write_listing`.
-        suffixes: as there.
-    """
-    table = _columns(given)
+
+def _rows_of(groups: Sequence[Sequence[Files | Input]], output: Place, suffixes: Sequence[str]) -> list[Rows]:
+    """The lines of each group of inputs, with the names that their results have if they meet those of no others."""
+    if not groups:
+        return []
+    given = [own for group in groups for own in group]
+    lengths = [len(own.names) if isinstance(own, Files) else 1 for own in given]
+    table = _columns(given, lengths)
     numbers = _numbers(table["input"])
-    own = _own_stems(given, output, numbers)
+    own = _own_stems(given, lengths, table["name"], output, numbers)
     stems = np.stack([*_result_stems(table["name"], suffixes), *own])
     # of several stems, one that is free for some may not be for all
     (names,) = _renamed([stems], lambda _: table, output, suffixes) if len(suffixes) == 1 else [{}]
     if names:
         table = _with_names(table, names)
         stems = np.stack([*_result_stems(table["name"], suffixes), *own])
+    ends = np.cumsum([0, *lengths])[np.cumsum([0, *map(len, groups)])]
+    return [
+        Rows(_packed(table.slice(start, end - start)), numbers[start:end], stems[:, start:end])
+        for start, end in pairwise(ends.tolist())
+    ]
+
+
+def _packed(table: pa.RecordBatch) -> bytes:
     with io.BytesIO() as file:
         with pa.ipc.new_stream(file, _SCHEMA, options=_PACKED) as writer:
             writer.write(table)
-        return Rows(file.getvalue(), numbers, stems)
+        return file.getvalue()
 
 
-def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
-    """Do for some folders of a storage what `list_folder` does, several at once, for the store takes its time."""
-    with ThreadPoolExecutor(_FOLDERS) as pool:
-        return [
-            Folder(
-                own.folders, None if own.pictures is None else rows_of(own.pictures, output, suffixes), own.left_out
-            )
-            for own in pool.map(partial(list_folder, url), belows)
-        ]
-
-
-def _singly(given: Files | Sequence[Input]) -> Iterable[Input]:
-    return given.inputs if isinstance(given, Files) else given
-
-
-def _columns(given: Files | Sequence[Input]) -> pa.RecordBatch:
-    if isinstance(given, Files) and not str(given.parent).startswith("http"):  # whose names are quoted
+def _columns(given: Sequence[Files | Input], lengths: Sequence[int]) -> pa.RecordBatch:
+    files = [own for own in given if isinstance(own, Files) and not str(own.parent).startswith("http")]
+    if len(files) == len(given):  # on the web names are quoted
         with suppress(UnicodeEncodeError):
-            return _columns_of_files(given)
-    return _columns_of_any(list(_singly(given)))
+            return _columns_of_files(files, lengths)
+    return _columns_of_any([one for own in given for one in (own.inputs if isinstance(own, Files) else [own])])
 
 
-def _columns_of_files(given: Files) -> pa.RecordBatch:
-    names = pa.array(given.names, pa.string())
-    inputs = pc.binary_join_element_wise(str(given.parent / "_")[:-1], names, "")
+def _columns_of_files(given: Sequence[Files], lengths: Sequence[int]) -> pa.RecordBatch:
+    names = pa.array(chain.from_iterable(own.names for own in given), pa.string())
+    inputs = _joined(_repeat([str(own.parent / "_")[:-1] for own in given], lengths), names)
     stems = pc.list_element(pc.split_pattern(names, ".", max_splits=1, reverse=True), 0)
-    if given.folder:
-        stems = pc.binary_join_element_wise(given.folder, stems, "/")
-    nothing = pa.nulls(len(names), pa.int64())
-    stamps = given.stamps or {"bytes": nothing, "modified_ns": nothing}
-    return pa.record_batch([inputs, stems, *stamps.values(), nothing.cast(pa.string())], schema=_SCHEMA)
+    stems = _joined(_repeat([f"{own.folder}/" if own.folder else "" for own in given], lengths), stems)
+    stamps = [
+        pa.concat_arrays(
+            [pa.array(own.stamps[key]) if own.stamps else pa.nulls(len(own.names), pa.int64()) for own in given]
+        )
+        for key in ("bytes", "modified_ns")
+    ]
+    return pa.record_batch([inputs, stems, *stamps, pa.nulls(len(names), pa.string())], schema=_SCHEMA)
+
+
+def _repeat(texts: Sequence[str | None], lengths: Sequence[int]) -> pa.StringArray:
+    return pc.take(pa.array(texts, pa.string()), pa.array(np.repeat(np.arange(len(texts)), lengths)))
+
+
+def _joined(*texts: pa.StringArray | str) -> pa.StringArray:
+    return pc.binary_join_element_wise(*texts, "")
 
 
 def _columns_of_any(given: Sequence[Input]) -> pa.RecordBatch:
@@ -208,51 +224,62 @@ def _columns_of_any(given: Sequence[Input]) -> pa.RecordBatch:
 
 
 def _own_stems(
-    given: Files | Sequence[Input], output: Place, numbers: NDArray[np.uint64]
+    given: Sequence[Files | Input],
+    lengths: Sequence[int],
+    names: pa.StringArray,
+    output: Place,
+    numbers: NDArray[np.uint64],
 ) -> list[NDArray[np.uint64]]:
     """The stems that inputs themselves take, where they lie in the output: they are never written over."""
     root = folded(real(output))
-    parents = {given.parent} if isinstance(given, Files) else {own.path.parent for own in given}
-    places = {parent: folded(real(parent)) for parent in parents}
+    parents = [own.parent if isinstance(own, Files) else own.path.parent for own in given]
+    places = {parent: folded(real(parent)) for parent in {*parents}}
     inner = {
-        parent: where[len(root) :].replace(os.sep, "/").lstrip("/")
+        parent: f"{where[len(root) :].replace(os.sep, '/').lstrip('/')}/".lstrip("/")
         for parent, where in places.items()
         if where == root or where.startswith((f"{root}/", f"{root}{os.sep}"))
     }
     if not inner:
         return []
-    stems, without_face = numbers.copy(), ~numbers  # of those that lie elsewhere nothing that meets others
-    for row, own in enumerate(_singly(given)):
-        below = inner.get(own.path.parent)
-        if below is not None:
-            stem = folded(own.path.stem)
-            short = FACE_SUFFIX.sub("", stem)
-            both = [f"{below}/{name}" if below else name for name in (stem, short)]
-            stems[row], other = _numbers(pa.array(both))
-            without_face[row] = other if short != stem else without_face[row]
-    return [stems, without_face]
+    below = _repeat([inner.get(parent) for parent in parents], lengths)
+    stems = _folded(pc.replace_substring_regex(names, "(?s)^.*/", ""))
+    short = pc.replace_substring_regex(stems, FACE_SUFFIX.pattern, "")
+    inside = below.is_valid().to_numpy(zero_copy_only=False)
+    shorter = inside & pc.not_equal(stems, short).to_numpy(zero_copy_only=False)
+    # of those that lie elsewhere nothing that meets others
+    return [
+        np.where(inside, _numbers(_joined(below, stems)), numbers),
+        np.where(shorter, _numbers(_joined(below, short)), ~numbers),
+    ]
 
 
-def _numbers(texts: pa.Array) -> NDArray[np.uint64]:
-    """A number for each text, the same in every process: its bytes as digits, modulo 2**64."""
+def _numbers(texts: pa.StringArray) -> NDArray[np.uint64]:
+    """A number for each text, the same in every process: of its length and its words of 8 bytes."""
     if len(texts) > _AT_ONCE:
         return np.concatenate([_numbers(texts.slice(start, _AT_ONCE)) for start in range(0, len(texts), _AT_ONCE)])
     _, offsets, content = texts.buffers()
     ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    data = np.frombuffer(content or b"", np.uint8)[ends[0] : ends[-1]]
-    ends, lengths = ends - ends[0], np.diff(ends)
-    places = np.arange(len(data)) - np.repeat(ends[:-1], lengths)
-    powers = np.multiply.accumulate(np.full(lengths.max(initial=0) + 1, _BASE))
-    sums = np.append(np.uint64(0), np.cumsum(data * powers[places]))
-    return sums[ends[1:]] - sums[ends[:-1]]
+    lengths = np.diff(ends)
+    longest = -(-int(lengths.max(initial=1)) // 8)
+    words = np.zeros((len(texts), longest), np.uint64)
+    is_of_text = np.arange(8 * longest) < lengths[:, None]
+    words.view(np.uint8)[is_of_text] = np.frombuffer(content or b"", np.uint8)[ends[0] : ends[-1]]
+    numbers = lengths.astype(np.uint64) * _ODD
+    for own, factor in zip(words.T, np.multiply.accumulate(np.full(longest, _ODD)), strict=True):
+        mixed = own * factor  # of a text that is shorter 0
+        numbers += (mixed ^ mixed >> np.uint64(32)) * _ODD
+    return numbers
+
+
+def _folded(texts: pa.StringArray) -> pa.StringArray:
+    if pc.all(pc.string_is_ascii(texts)).as_py():
+        return pc.ascii_lower(texts)
+    return pa.array(map(folded, texts.to_pylist()), pa.string())
 
 
 def _result_stems(names: pa.StringArray, suffixes: Sequence[str]) -> list[NDArray[np.uint64]]:
-    if pc.all(pc.string_is_ascii(names)).as_py():
-        names = pc.ascii_lower(names)
-    else:
-        names = pa.array(map(folded, names.to_pylist()), pa.string())
-    return [_numbers(pc.binary_join_element_wise(names, end, "")) for end in suffixes]
+    names = _folded(names)
+    return [_numbers(_joined(names, end)) for end in suffixes]
 
 
 def _shown(text: str) -> str:
@@ -310,19 +337,20 @@ def write_listing(
 
 
 def _all_rows(inputs: Iterable[Input | Files | Rows], output: Place, suffixes: Sequence[str]) -> Iterator[Rows]:
-    singles = list[Input]()
+    waiting, lines = list[Input | Files](), 0
     for given in inputs:
         if isinstance(given, Unlisted):
             raise OutputError(f"{given.problem}; nothing was begun, start again")
-        if isinstance(given, Input):
-            singles.append(given)
-        if singles and (len(singles) == _AT_ONCE or not isinstance(given, Input)):
-            yield rows_of(singles, output, suffixes)
-            singles = []
-        if not isinstance(given, Input):
-            yield given if isinstance(given, Rows) else rows_of(given, output, suffixes)
-    if singles:
-        yield rows_of(singles, output, suffixes)
+        if not isinstance(given, Rows):
+            waiting.append(given)
+            lines += len(given.names) if isinstance(given, Files) else 1
+        if waiting and (lines >= _AT_ONCE or isinstance(given, Rows)):
+            yield from _rows_of([waiting], output, suffixes)
+            waiting, lines = [], 0
+        if isinstance(given, Rows):
+            yield given
+    if waiting:
+        yield from _rows_of([waiting], output, suffixes)
 
 
 class _Spool:
