@@ -1,7 +1,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Barrier
+from threading import Barrier, current_thread
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from faceprior.cores import on_cores
+from faceprior.cores import at_once, on_cores
 from faceprior.errors import OptionError, WeightsError
 from faceprior.methods.dpi import DPI, Conditions, DPIOptions
 from faceprior.priors.adapter import Prior
@@ -449,7 +449,7 @@ def affine_map(prior, restoration, steps):
 def started(restoration, x):
     """The same, started from x."""
     held = getattr(restoration, "condition", None)
-    restoration.start = lambda step, sampler, initial: (x, None if held is None else Conditions(held, held))
+    restoration.start = lambda step, sampler, initial: (x, None if held is None else Conditions(held))
     return restoration
 
 
@@ -646,6 +646,46 @@ def test_what_a_call_on_a_core_raises_is_raised(threads):
     threads(2)
     with pytest.raises(OptionError, match="no 1"):
         on_cores(lambda number: (_ for _ in ()).throw(OptionError(f"no {number}")), [1, 2])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_called_at_once_has_a_core_each_where_one_is_free(threads, count):
+    threads(2)
+    begun, together = Barrier(count), Barrier(2)
+
+    def call(text):
+        together.wait(timeout=60)
+        return text, current_thread(), torch.get_num_threads(), torch.is_grad_enabled()
+
+    def image(_):
+        begun.wait(timeout=60)
+        return at_once(partial(call, "first"), partial(call, "second"))
+
+    with torch.no_grad():
+        found = on_cores(image, range(count))
+    for first, second in found:
+        assert (first[0], *first[2:]) == ("first", 1, False)
+        assert (second[0], *second[2:]) == ("second", 1, False)
+        assert (first[1] is second[1]) == (count == 2)  # each of two images has its core for itself
+
+
+def test_what_is_called_at_once_elsewhere_is_called_in_turn(threads):
+    called = []
+    threads(2)
+    assert at_once(lambda: called.append("first"), lambda: called.append("second")) == (None, None)
+    assert called == ["first", "second"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_one_of_two_calls_at_once_raises_is_raised(threads, which):
+    threads(2)
+
+    def fail():
+        raise OptionError("no")
+
+    calls = [fail if which == place else list for place in range(2)]
+    with pytest.raises(OptionError, match="no"):
+        on_cores(lambda _: at_once(*calls), [0])
 
 
 # --- noise ---

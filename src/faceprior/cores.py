@@ -11,14 +11,16 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import Barrier, Lock
+from threading import Barrier, Lock, local
 from typing import Any, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 
 _lock = Lock()
+_here = local()  # on a core's thread, the pool that it belongs to
 
 
 def in_turn(function: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
@@ -34,17 +36,40 @@ def on_cores(function: Callable[..., Result], *columns: Iterable[Any]) -> list[R
     Returns:
         The results in their order. What a call raises is raised.
     """
-    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    threads = torch.get_num_threads()
     if threads == 1:
         return in_turn(function, *columns)
-
-    def alone(*arguments: Any) -> Result:
-        with torch.set_grad_enabled(gradients):  # which every thread has for itself
-            return function(*arguments)
-
     with _lock:
         pool = _pool(threads, os.getpid())
-    return list(pool.map(alone, *columns))
+    return list(pool.map(_as_here(function), *columns))
+
+
+def at_once(first: Callable[[], Result], second: Callable[[], Other]) -> tuple[Result, Other]:
+    """Call two functions, neither of which depends on the other.
+
+    Within `on_cores`, the second is called on another core if one is free by the time that the first is done, so that
+    an image that is computed alone keeps two of them busy. Elsewhere they are called in turn.
+    """
+    pool = getattr(_here, "pool", None)
+    if pool is None:
+        return first(), second()
+    beside = pool.submit(_as_here(second))
+    try:
+        result = first()
+    finally:
+        not_begun = beside.cancel()
+    return result, second() if not_begun else beside.result()
+
+
+def _as_here(function: Callable[..., Result]) -> Callable[..., Result]:
+    """The function with gradients or none, as on the caller's thread: each thread has that for itself."""
+    gradients = torch.is_grad_enabled()
+
+    def called(*arguments: Any) -> Result:
+        with torch.set_grad_enabled(gradients):
+            return function(*arguments)
+
+    return called
 
 
 @lru_cache(1)
@@ -53,6 +78,7 @@ def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     pool, all_begun = ThreadPoolExecutor(threads, "faceprior-core"), Barrier(threads)
 
     def begin() -> None:
+        _here.pool = pool
         torch.set_num_threads(1)
         all_begun.wait()
         torch.get_num_threads()  # at its first use a thread takes the number that holds then

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 
+from faceprior.cores import at_once
 from faceprior.corrector import Correction, Corrector, Placement, make_condition
 from faceprior.errors import OptionError
 from faceprior.images import resize
@@ -103,14 +104,14 @@ class Conditions(NamedTuple):
     """DPI's state: conditions on the grid, (B, 3, R/k, R/k) each, or smooth ones of whole faces, (B, 3, R, R).
 
     Attributes:
-        held: what the next step moves its estimate to.
-        first: what the first one did.
+        first: what the first step moves its estimate to.
         expected: what the corrector says of the face alone, where the result is to be finished by it.
+        made: the last step; None before the first.
     """
 
-    held: torch.Tensor
     first: torch.Tensor
     expected: Correction | None = None
+    made: Step | None = None
 
 
 class DPI(Enlarged):
@@ -157,17 +158,20 @@ class DPI(Enlarged):
             if self.options.crt != "after":
                 guess = expected.x0.clamp(-1, 1)
                 first = self.conditioned(guess)
-        return warm_start(guess, step, sampler, initial), Conditions(first, first, finishing)
+        return warm_start(guess, step, sampler, initial), Conditions(first, finishing)
 
     def step(self, x_t: torch.Tensor, conditions: Conditions, step: Step, sampler: Sampler) -> Stepped:
-        """Hold the estimate to the condition on the grid, make the step, and correct the condition.
+        """Correct the condition, hold the estimate to it on the grid, and make the step.
 
         The last step is left to the prior, as in the paper, unless moves are smooth: others would leave a grid.
         """
         options, level = self.options, step.alphas_cumprod
-        denoised, condition = sampler.estimate(x_t, step), conditions.held
         if step.last and not options.smooth:
+            denoised = sampler.estimate(x_t, step)
             return self.ended(sampler.solve(denoised, step), denoised.x0, conditions)
+
+        # the prior and CRT look at x_t
+        denoised, condition = at_once(lambda: sampler.estimate(x_t, step), lambda: self.corrected(x_t, conditions))
 
         # w_t · m_t: FCM, all of the grid, above τ · T; RACM, at random where the condition has edges, below
         weight: float | torch.Tensor = 1.0
@@ -184,14 +188,7 @@ class DPI(Enlarged):
         x_prev = sampler.solve(denoised._replace(x0=x0, x_t=x_t, eps=eps), step)
         if step.last:
             return self.ended(x_prev, x0, conditions)
-
-        # CRT looks at x_{t−1}
-        if self.corrector is not None and options.crt in ("after", "always"):
-            corrected = self.conditioned(self.corrected(self.corrector, x_prev, step).x0)
-            if options.detail_above:
-                corrected = corrected - coarser(corrected - conditions.first, 2 * options.detail_above)
-            conditions = conditions._replace(held=torch.lerp(conditions.first, corrected, options.detail))
-        return x_prev, x0, conditions
+        return x_prev, x0, conditions._replace(made=step)
 
     def ended(self, sample: torch.Tensor, x0: torch.Tensor, conditions: Conditions) -> Stepped:
         """The last step, taken back towards the expectation as far as `deviation` says."""
@@ -203,10 +200,21 @@ class DPI(Enlarged):
         """Give samples the texture that they lack."""
         return samples if state.expected is None else with_texture(samples, state.expected, self.texture)
 
-    def corrected(self, corrector: Corrector, x_prev: torch.Tensor, step: Step) -> Correction:
-        """Ask about x_{t−1}; the authors' network is told the t of the step just made, as in their code."""
-        told = step.t_prev if corrector.network.knows_level else step.t
-        return corrector.network(x_prev, torch.full((len(x_prev),), told, device=x_prev.device), self.seen)
+    def corrected(self, x_t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The condition of a step, by what CRT says of the x_t that the one before has led to.
+
+        The authors' network is told the t of that step, as in their code, ours the t of x_t.
+        """
+        options, made = self.options, conditions.made
+        if self.corrector is None or options.crt == "first" or made is None:
+            return conditions.first
+        network = self.corrector.network
+        told = made.t_prev if network.knows_level else made.t
+        correction = network(x_t, torch.full((len(x_t),), told, device=x_t.device), self.seen)
+        corrected = self.conditioned(correction.x0)
+        if options.detail_above:
+            corrected = corrected - coarser(corrected - conditions.first, 2 * options.detail_above)
+        return torch.lerp(conditions.first, corrected, options.detail)
 
     def conditioned(self, faces: torch.Tensor) -> torch.Tensor:
         """The pixels of faces (B, 3, R, R) that have a condition: the grid's, (B, 3, R/k, R/k), or all."""
