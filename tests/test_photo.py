@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.errors import ImageError, OptionError, WeightsError
@@ -171,6 +171,23 @@ def test_noise_is_not_put_back_as_detail(photo):
     inside = mask_of(face, photo.size) == 1
     left, before = (np.abs(own.astype(float) - blurred)[inside].std() for own in (result, noisy))
     assert left < 0.2 * before
+
+
+def test_writing_over_a_blurred_face_stays_and_the_face_around_it_is_restored(photo):
+    small = photo.resize((128, 128), Image.Resampling.BICUBIC)
+    blurred = small.resize((1536, 1536), Image.Resampling.BICUBIC)
+    written = blurred.copy()
+    ImageDraw.Draw(written).text((560, 340), "PROOF COPY", "white", ImageFont.load_default(40))
+    (face,) = faces_of(written, [(3 * x, 3 * y) for x, y in ASTRONAUT_LANDMARKS])
+    sharp = to_tensor(align(photo, ASTRONAUT_LANDMARKS, TIGHT_TEMPLATE, RESOLUTION))
+    before, after = np.asarray(written), paste_faces(np.asarray(written), [face], [sharp])
+    letters = np.abs(before.astype(float) - np.asarray(blurred)).max(-1) > 60
+    inside = mask_of(face, written.size) == 1
+    assert (letters & inside).sum() > 1000
+    assert np.abs(after.astype(float) - before)[letters].mean() < 1
+    clean = paste_faces(np.asarray(blurred), [replace(face, laid_over=None)], [sharp])
+    far = inside & (np.asarray(Image.fromarray(letters).convert("L").filter(ImageFilter.BoxBlur(30))) == 0)
+    assert np.abs(after.astype(float) - clean)[far].mean() < 2  # restored, and not tinted by the letters
 
 
 def test_a_face_below_the_smallest_is_left_alone(photo):

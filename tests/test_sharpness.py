@@ -6,8 +6,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.faces import align
-from faceprior.faces.alignment import alignment
-from faceprior.faces.sharpness import block_size, effective_side, spectral_side
+from faceprior.faces.alignment import alignment, cut_out
+from faceprior.faces.prints import dot_distance, without_dots
+from faceprior.faces.sharpness import block_size, measure_face
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE
 
 ASTRONAUT_SIDE = 97  # of its aligned face, in pixels
@@ -24,10 +25,32 @@ def old(photo):
     return photo.resize((128, 128), Image.Resampling.BICUBIC).resize((1536, 1536), Image.Resampling.BICUBIC)
 
 
-def side_of(photo):
+def placed(photo):
+    """From pixels of a photograph to its aligned face of 128 pixels."""
     factor = photo.width / 512
-    landmarks = [(x * factor, y * factor) for x, y in ASTRONAUT_LANDMARKS]
-    return effective_side(photo, alignment(landmarks, TIGHT_TEMPLATE, 128), 128)
+    return alignment([(x * factor, y * factor) for x, y in ASTRONAUT_LANDMARKS], TIGHT_TEMPLATE, 128)
+
+
+def measured(photo):
+    return measure_face(photo, placed(photo), 128)
+
+
+def side_of(photo):
+    return measured(photo).effective_side
+
+
+def aligned(photo):
+    """The face as large as `measured` has it, as it is."""
+    return cut_out(photo, 2 * placed(photo), 256)
+
+
+def face_in(photo):
+    """What a photograph shows around its face."""
+    return photo.crop([round(place * photo.width / 512) for place in (170, 65, 275, 170)])
+
+
+def spectral_side(face):
+    return measure_face(face, np.eye(2, 3), face.width).effective_side
 
 
 def face(photo, template, side):
@@ -112,14 +135,51 @@ def test_coarse_grain_is_not_taken_for_detail(old):
     assert side_of(with_grain(old, 16, radius=1.5, grey=True)) == pytest.approx(24, rel=0.25)
 
 
-@pytest.mark.parametrize("period", [6, 9])
-def test_the_dots_of_a_print_are_not_taken_for_detail(old, period):
-    assert side_of(printed(old, period)) == pytest.approx(24, rel=0.2)
+@pytest.mark.parametrize(("period", "side"), [(6, 27), (9, 24), (12, 17), (14, 15)])
+def test_the_dots_of_a_print_are_not_taken_for_detail(old, period, side):
+    assert side_of(printed(old, period)) == pytest.approx(side, rel=0.15)
+
+
+@pytest.mark.parametrize("degrees", [0, 15, 45])
+@pytest.mark.parametrize("period", [4, 6, 9, 14])
+def test_the_distance_of_a_prints_dots_is_found(old, period, degrees):
+    assert dot_distance(face_in(printed(old, period, degrees))) == pytest.approx(period, rel=0.03)
+
+
+def test_what_is_not_made_of_dots_has_none_and_stays_itself(photo, old):
+    blocks = photo.resize((128, 128)).resize((768, 768), Image.Resampling.NEAREST)
+    for picture in (photo, old, as_jpeg(photo, 10), with_grain(old, 8), written_over(old, 2), blocks):
+        around = face_in(picture)
+        assert without_dots(around) is around
+    tiny = photo.resize((20, 20))
+    assert without_dots(tiny) is tiny
+
+
+@pytest.mark.parametrize("period", [6, 14])
+def test_the_networks_see_a_printed_face_without_its_dots(old, period):
+    dotted, clean = (np.asarray(measured(own).aligned, float) for own in (printed(old, period), old))
+    assert (dotted - dotted.mean() - clean + clean.mean()).std() < 15  # of 255; with the dots more than 100
 
 
 @pytest.mark.parametrize("lines", [1, 2])
 def test_writing_over_a_face_is_not_taken_for_detail(old, lines):
     assert side_of(written_over(old, lines)) == pytest.approx(24, rel=0.2)
+
+
+@pytest.mark.parametrize("spoil", [lambda own: own, lambda own: as_jpeg(with_grain(own, 4), 60)])
+def test_the_networks_see_a_face_without_the_writing_over_it(old, spoil):
+    clean = np.asarray(measured(old).aligned, float)
+    written, face = np.asarray(aligned(written_over(old, 1)), float), measured(spoil(written_over(old, 1)))
+    off, apart = np.abs(np.asarray(face.aligned, float) - clean), np.abs(written - clean)
+    there = apart.max(2) > 40
+    assert face.laid_over[there].mean() > 0.97
+    assert 0.05 < face.laid_over.mean() < 0.2
+    assert off[there].mean() < 0.15 * apart[there].mean()
+
+
+def test_nothing_is_laid_over_a_face_that_is_only_sharp_or_spoiled(photo, old):
+    for picture in (photo, old, with_grain(old, 8), as_jpeg(photo, 10), printed(old, 9)):
+        assert measured(picture).laid_over is None
 
 
 NEAREST, BOX = Image.Resampling.NEAREST, Image.Resampling.BOX

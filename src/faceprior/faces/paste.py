@@ -29,10 +29,12 @@ class FaceMask:
     Attributes:
         landmarks: the face's five, in pixels of the photo.
         transform: 2×3 similarity, pixels of the photo to fractions of the aligned side.
+        laid_over: where something stands before the face, (m, m) of the aligned square, from 0 to 1: it stays.
     """
 
     landmarks: Points
     transform: NDArray[np.float64]
+    laid_over: NDArray[np.float32] | None = None
 
     def over(self, size: tuple[int, int]) -> NDArray[np.float64]:
         """Return the mask at the pixels of a photograph of this width and height, (height, width)."""
@@ -134,6 +136,9 @@ def paste(
         # where masks meet, each face has most of the place that is most its own
         total = sum((other(x, y[:, None]) for other in masks), np.zeros_like(own))
         share = (blend * own**2 / np.maximum(total, 1e-12))[..., None]
+        if mask.laid_over is not None:
+            before = _in_photo(mask.laid_over[..., None], mask, low, high - low, factor)
+            share *= 1 - before.clip(0, 1)
         # within the range of the samples, so that every mixture is, too
         inside = np.clip(_in_photo(face, mask, low, high - low, factor), 0, np.iinfo(base.dtype).max)
         mixed = result[part] + share * (inside - base[part])

@@ -6,13 +6,14 @@ fitted as
 
     P(f) = A f^-β · exp(−2 (f / f_c)³) + N · exp(−(f / f_n)²)
 
-with the contrast A, the cut-off f_c, and the power N and fineness f_n of the noise free. Two things look like detail
-in a spectrum and are told apart in the picture: the edges of blocks, which repeat at equal distances, and writing,
+with the contrast A, the cut-off f_c, and the power N and fineness f_n of the noise free. What else looks like detail
+is told apart in the picture: the edges of blocks, which repeat at equal distances, the dots of a print, and writing,
 which leaves most of a face as blurred as it was. docs/photos.md says how far it can be trusted.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.faces.alignment import cut_out, inverted
+from faceprior.faces.prints import laid_over, without_dots
+from faceprior.images import spread_under
 
 _SLOPE = 3.2  # β of sharp faces
 _CONTRAST, _CONTRAST_STD = 6.2, 2.2  # log A of sharp faces, cycles a side and 8-bit levels
@@ -31,7 +34,7 @@ _OUTLIER = 2.0  # difference of logarithms from which a frequency counts no more
 _FINENESS = (np.inf, 0.45, 0.33, 0.25, 0.18)  # f_n, cycles a pixel; the first is white noise
 
 _PART, _PARTS = 0.33, 5  # a part of the face: its side in sides of the face, and their number across
-_ALIKE = 1.12  # factor within which parts have the same effective resolution
+_ALIKE = 1.25  # factor within which parts have the same effective resolution
 _SPEAK = 8  # parts that must agree to speak for the face against what the whole of it shows
 _LAID_OVER = 0.4  # share of the whole's effective resolution below which they do
 
@@ -40,35 +43,52 @@ _MOST_BLOCKS = 48  # pixels a side
 _FEWEST_PIXELS = 32  # a side, to look for blocks in
 
 
-def effective_side(photo: Image.Image, transform: NDArray[np.float64], resolution: int) -> float:
-    """Return how many pixels across an aligned face would hold all the detail that a photograph has of it.
+@dataclass(frozen=True, eq=False)
+class MeasuredFace:
+    """An aligned face as a photograph shows it, without the dots and the writing of a print.
+
+    Attributes:
+        aligned: RGB, as large as in the photograph, from 8 pixels a side to 2 R.
+        effective_side: how many pixels across it would hold all its detail; at most its size in the photograph.
+        laid_over: where writing is, (n, n), from 0 to 1; None where there is none.
+    """
+
+    aligned: Image.Image
+    effective_side: float
+    laid_over: NDArray[np.float32] | None = None
+
+
+def measure_face(photo: Image.Image, transform: NDArray[np.float64], resolution: int) -> MeasuredFace:
+    """Cut a face out of a photograph and measure how much detail of it there is.
 
     Args:
         photo: RGB.
         transform: 2×3, pixels of the photo to the aligned square of side `resolution`.
-        resolution: of the networks, R; a face with more than 2 R pixels is measured in 2 R.
-
-    Returns:
-        At most the side of the aligned square in pixels of the photo.
+        resolution: of the networks, R.
     """
     size = resolution / float(np.hypot(*transform[:, 0]))  # of the aligned square, in pixels of the photo
     corners = inverted(transform) @ np.array([[0, 0, resolution, resolution], [0, resolution] * 2, [1] * 4])
     low, high = np.floor(corners.min(1)).clip(0, photo.size), np.ceil(corners.max(1)).clip(0, photo.size)
-    blocks = block_size(photo.crop((int(low[0]), int(low[1]), int(high[0]), int(high[1]))))
+    box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+    around = photo.crop(box)
+    if (plain := without_dots(around)) is not around:
+        photo = photo.copy()
+        photo.paste(plain, box)
+    side = int(np.clip(round(size), 8, 2 * resolution))
+    aligned = cut_out(photo, transform * (side / resolution), side)
+    blocks = block_size(around)
     if blocks > 1:  # they are its pixels
-        small = photo.resize([max(1, round(side / blocks)) for side in photo.size], Image.Resampling.NEAREST)
+        small = photo.resize([max(1, round(whole / blocks)) for whole in photo.size], Image.Resampling.NEAREST)
         to_photo = np.diag([photo.width / small.width, photo.height / small.height, 1])
-        return effective_side(small, transform @ to_photo, resolution)
-    measured = int(np.clip(round(size), 8, 2 * resolution))
-    return min(size, spectral_side(cut_out(photo, transform * (measured / resolution), measured)))
-
-
-def spectral_side(face: Image.Image) -> float:
-    """Return what the spectrum says of the effective resolution of an aligned face of at least 8 pixels a side."""
-    grey = np.asarray(face.convert("L"), np.float64)
-    whole = _fit(grey)
-    under = _under_writing(grey, _LAID_OVER * whole)
-    return whole if under is None else under
+        return MeasuredFace(aligned, measure_face(small, transform @ to_photo, resolution).effective_side)
+    grey = np.asarray(aligned.convert("L"), np.float64)
+    detail = _fit(grey)
+    behind = _under_writing(grey, _LAID_OVER * detail)
+    over = None if behind is None else laid_over(aligned, behind)
+    if behind is None or over is None:
+        return MeasuredFace(aligned, min(size, detail))
+    filled = Image.fromarray(spread_under(np.asarray(aligned), 1 - over, side))
+    return MeasuredFace(filled, min(size, behind), over)
 
 
 def _under_writing(grey: NDArray[np.float64], limit: float) -> float | None:

@@ -76,6 +76,8 @@ def spread_under(pixels: NDArray[Any], alpha: NDArray[Any], reach: int = 6) -> N
     for _ in range(reach):
         weights, sums = (_over_neighbours(own) for own in (known[..., None], colours))
         new = (known == 0) & (weights[..., 0] > 0)
+        if not new.any():
+            break
         colours[new] = sums[new] / weights[new]
         known[new] = 1
     return np.where(known[..., None] > 0, np.rint(colours), pixels).astype(pixels.dtype)

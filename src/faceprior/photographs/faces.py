@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 from faceprior.cores import on_cores
 from faceprior.errors import ImageError, WeightsError
 from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.faces.alignment import alignment, cut_out
+from faceprior.faces.alignment import alignment
 from faceprior.faces.paste import Enlarger, FaceMask, enlarge, paste, photographed
-from faceprior.faces.sharpness import effective_side
-from faceprior.images import MIN_SIDE, resize, to_tensor
+from faceprior.faces.sharpness import measure_face
+from faceprior.images import resize, to_tensor
 from faceprior.methods import find_method
 from faceprior.photographs.options import RestoreOptions
 from faceprior.pipeline.conversions import AUTO_SCALES, low_resolution
@@ -46,6 +46,7 @@ class Face:
         low_resolution: (3, n, n) in [-1, 1].
         kept_side: pixels across the aligned square up to which the photograph's own detail stays in the result.
         left_alone: why it is not restored; None if it is.
+        laid_over: where writing is over it, (m, m) of the aligned square, from 0 to 1; it stays as it is.
     """
 
     found: DetectedFace
@@ -55,6 +56,7 @@ class Face:
     low_resolution: torch.Tensor
     kept_side: int
     left_alone: str | None = None
+    laid_over: NDArray[np.float32] | None = None
 
 
 def find_faces(
@@ -95,18 +97,16 @@ def _check_template(card: ModelCard) -> None:
 def _prepared(photo: Image.Image, card: ModelCard, options: RestoreOptions, face: DetectedFace) -> Face:
     resolution = card.resolution
     transform = alignment(face.landmarks, card.template, resolution)
-    effective = effective_side(photo, transform, resolution)
-    size = resolution / float(np.hypot(*transform[:, 0]))  # of the aligned square, in pixels of the photo
-    side = int(np.clip(round(size), MIN_SIDE, 2 * resolution))
-    aligned = cut_out(photo, transform * (side / resolution), side)
-    small = _reduced(aligned, effective, options, resolution)
+    measured = measure_face(photo, transform, resolution)
+    effective = measured.effective_side
+    small = _reduced(measured.aligned, effective, options, resolution)
     left_alone = None
     if options.scale == "auto" and effective >= resolution:
         left_alone = f"already sharper than the {resolution} pixels of the prior (a scale that is set restores it)"
     elif face.side < options.min_face:
         left_alone = f"smaller than {options.min_face} pixels"
     kept = kept_side(options.scale, effective, min(small.shape[-1], resolution // 4))
-    return Face(face, transform, effective, resolution / small.shape[-1], small, kept, left_alone)
+    return Face(face, transform, effective, resolution / small.shape[-1], small, kept, left_alone, measured.laid_over)
 
 
 def kept_side(scale: float | Literal["auto"], effective: float, side: int) -> int:
@@ -182,7 +182,7 @@ def paste_faces(
     pixels, masks = [], []
     for face, image in zip(faces, restored, strict=True):
         side = image.shape[-1]
-        mask = FaceMask(face.found.landmarks, face.transform / side)
+        mask = FaceMask(face.found.landmarks, face.transform / side, face.laid_over)
         samples = _channels(image, photo.shape[2])
         own = torch.from_numpy(photographed(photo, mask, side)).permute(2, 0, 1) * (2 / top) - 1
         kept = _keep(samples, own, face)
@@ -203,7 +203,10 @@ def _keep(restored: torch.Tensor, own: torch.Tensor, face: Face) -> torch.Tensor
     """Replace what the photograph knows better: colour and lighting, and detail that the input lacked."""
     side = restored.shape[-1]
     kept = min(face.kept_side, side)
-    difference = resize((own - restored)[None], kept)
+    difference = own - restored
+    if face.laid_over is not None:
+        difference = difference * (1 - resize(torch.from_numpy(face.laid_over)[None, None], side)[0])
+    difference = resize(difference[None], kept)
     return restored + resize(difference, side)[0]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from faceprior.errors import DataError, ImageError
 from faceprior.faces import FaceDetector
 from faceprior.faces.alignment import alignment, cut_out, inverted
-from faceprior.faces.sharpness import effective_side
+from faceprior.faces.sharpness import measure_face
 from faceprior.images import decode_picture, write_png
 from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.storage import Place, read
@@ -74,7 +74,7 @@ def cut_faces(
                 faceless += not detections
                 for number, face in enumerate(detections, 1):
                     transform = alignment(face.landmarks, TIGHT_TEMPLATE, size)
-                    detail = effective_side(photo, transform, size)
+                    detail = measure_face(photo, transform, size).effective_side
                     if _reaches_outside(photo, transform, size):
                         outside += 1
                     elif detail < least:
