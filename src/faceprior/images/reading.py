@@ -158,7 +158,10 @@ def _seen(samples: Samples, icc_profile: bytes | None) -> Image.Image:
     """What the networks see: 8-bit sRGB, transparency over white."""
     image = as_image(samples.pixels)
     space = colour_space(icc_profile) if icc_profile else None
-    rgb = image.convert("RGB") if space is None or space.is_srgb else space.to_srgb(image.convert(space.mode))
+    if space is None or space.is_srgb:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
+    else:
+        rgb = space.to_srgb(image.convert(space.mode))
     if samples.alpha is None:
         return rgb
     rgb.putalpha(as_image(samples.alpha))

@@ -51,9 +51,9 @@ def samples_of(image: Image.Image, rawmode: str | None, open_again: Callable[[],
     if upright.has_transparency_data:
         split = np.asarray(upright.convert("LA" if grey else "RGBA"))
         return Samples(np.ascontiguousarray(split[..., :-1]), np.ascontiguousarray(split[..., -1]), lost)
-    return Samples(
-        np.asarray(upright.convert("L"))[..., None] if grey else np.asarray(upright.convert("RGB")), None, lost
-    )
+    plain = "L" if grey else "RGB"
+    pixels = np.asarray(upright if upright.mode == plain else upright.convert(plain))  # convert always copies
+    return Samples(pixels[..., None] if grey else pixels, None, lost)
 
 
 def eight_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
