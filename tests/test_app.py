@@ -241,7 +241,7 @@ def test_a_photograph_and_an_aligned_face_are_told_apart(studio, photo, crop):
 def test_only_the_chosen_face_changes(studio, photo, tmp_path):
     (picture,), run = restored(studio, photo, Controls(steps=4, upscale="1"), tmp_path, [2])
     changed = np.abs(np.asarray(picture, int) - np.asarray(read_image(photo), int)).max(-1).any(0)
-    assert [number for number, _ in run.restored] == [2]
+    assert [condition.index for condition in run.prepared.conditions] == [1]
     assert not changed[:45].any()
     assert changed[50:].any()
 

@@ -112,7 +112,7 @@ class Interface:
                     yield [], {"done": update.done, "total": update.total, **shown}
                     continue
                 paths, composed = update.write(self._new_folder())
-                shown = self._views(update, paths) if previews else {}
+                shown = self._views(update, paths, composed.record) if previews else {}
                 files = [gr.FileData(path=str(path)).model_dump() for path in paths]
                 yield files, {**_report(update, composed), **shown}
 
@@ -139,12 +139,11 @@ class Interface:
             "max_upload_mb": self._options.max_upload_mb,
         }
 
-    def _views(self, run: Run, files: Sequence[Path]) -> dict[str, Any]:
-        faces = [result for _, result in run.restored]
-        agreement = [min(values) for values in zip(*(face.lr_consistency for face in faces), strict=True)]
+    def _views(self, run: Run, files: Sequence[Path], record: Mapping[str, Any]) -> dict[str, Any]:
+        faces = [face["lr_consistency"] for face in record.get("faces", [record]) if "lr_consistency" in face]
         return {
             "views": pictures.write_views(run, files, self._new_folder()),
-            "agreement": [words.agreement(value) for value in agreement],
+            "agreement": [words.agreement(min(values)) for values in zip(*faces, strict=True)],
             "doubt": words.doubt(run.doubt) if run.doubt is not None else None,
         }
 

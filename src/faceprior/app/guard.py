@@ -12,14 +12,17 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from faceprior.app.options import ServeOptions
 from faceprior.errors import FacePriorError, ImageError, OptionError
 from faceprior.images.limits import check_size, opened
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_CALL_BYTES = 1_000_000
 """Largest request that is not an upload."""
@@ -93,9 +96,12 @@ class Guard:
                 await _with_checked_answer(self._app, scope, counted, send, self._check_uploads)
             else:
                 _check_length(scope, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
-                await self._app(scope, await self._checked_call(path, receive), send)
+                await self._app(scope, await self._checked_call(path, scope, receive), send)
+        except ClientDisconnect:
+            return
         except RefusedError as refused:
-            await _answer(send, refused)
+            answer = JSONResponse({"error": refused.reason, "detail": refused.reason}, refused.status)
+            await answer(scope, receive, send)
 
     def _may_be_fetched(self, path: str) -> bool:
         try:
@@ -106,19 +112,16 @@ class Guard:
 
     def _place(self, scope: Scope) -> tuple[str, str]:
         """Return where a proxy shows the server (it may leave that in the path, or take it away), and the rest."""
-        forwarded = dict(scope["headers"]).get(b"x-forwarded-prefix", b"").decode("latin-1").rstrip("/")
+        forwarded = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
         prefix = forwarded if _PREFIX.fullmatch(forwarded) else self._options.root_path
         path = scope["path"]
         inside = prefix and (path == prefix or path.startswith(f"{prefix}/"))
         return prefix, (path[len(prefix) :] or "/") if inside else path
 
-    async def _checked_call(self, path: str, receive: Receive) -> Receive:
+    async def _checked_call(self, path: str, scope: Scope, receive: Receive) -> Receive:
         """Read a call as a whole and refuse what it cannot ask for; returns what hands it on."""
         counted = _counted(receive, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
-        messages = [await counted()]
-        while messages[-1].get("more_body"):
-            messages.append(await counted())
-        body = b"".join(message.get("body", b"") for message in messages)
+        body = await Request(scope, counted).body()
         try:
             values = json.loads(body)
         except ValueError:  # a login form, or nonsense that the server answers itself
@@ -201,7 +204,7 @@ def check_picture(path: Path, max_pixels: int) -> None:
 
 
 def _check_length(scope: Scope, limit: int, reason: str) -> None:
-    length = dict(scope["headers"]).get(b"content-length", b"0")
+    length = Headers(scope=scope).get("content-length", "0")
     if length.isdigit() and int(length) > limit:
         raise RefusedError(413, reason)
 
@@ -243,8 +246,6 @@ async def _with_checked_answer(app: ASGIApp, scope: Scope, receive: Receive, sen
 
     await app(scope, receive, hold)
     if held and held[0].get("status") == 200:
-        from starlette.concurrency import run_in_threadpool
-
         await run_in_threadpool(check, b"".join(message.get("body", b"") for message in held))
     for message in held:
         await send(message)
@@ -253,15 +254,7 @@ async def _with_checked_answer(app: ASGIApp, scope: Scope, receive: Receive, sen
 def _with_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            own = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-            message = {**message, "headers": [*message.get("headers", []), *own]}
+            MutableHeaders(scope=message).update(_HEADERS)
         await send(message)
 
     return sending
-
-
-async def _answer(send: Send, refused: RefusedError) -> None:
-    body = json.dumps({"error": refused.reason, "detail": refused.reason}, ensure_ascii=False).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

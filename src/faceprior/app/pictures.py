@@ -50,16 +50,16 @@ def write_views(run: Run, files: Sequence[Path], folder: Path) -> list[dict[str,
         before, *after = map(str, paths)
         views.append({"name": name, "before": before, "after": after, "doubt": doubt and str(doubt)})
 
-    for position, (number, _) in enumerate(run.restored):
+    for position, index in enumerate(condition.index for condition in prepared.conditions):
         near = [photo, *samples]
         if not prepared.aligned:
-            box = _around(prepared, number - 1, photo.size)
+            box = _around(prepared, index, photo.size)
             near = [image.crop(box) for image in near]
         doubt = None
         if run.doubt is not None:
-            doubt = folder / f"{number}-doubt.webp"
+            doubt = folder / f"{index}-doubt.webp"
             _write(_enlarged(doubt_picture(run.doubt[position])), doubt)
-        add(f"Face {number}", [_enlarged(image) for image in near], doubt)
+        add(f"Face {index + 1}", [_enlarged(image) for image in near], doubt)
     if not prepared.aligned:
         add("Whole photo", [reduced(image) for image in (photo, *samples)])
     return views

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,7 +25,6 @@ from faceprior.photographs import (
     Composed,
     Condition,
     Prepared,
-    RestoredFace,
     RestoreOptions,
     compose,
     how_made,
@@ -75,12 +74,6 @@ class Run:
     made: Mapping[str, Any]
     command: str
     seconds: float
-
-    @property
-    def restored(self) -> list[tuple[int, RestoredFace]]:
-        """The faces that were restored, with their numbers from 1."""
-        pairs = zip(self.prepared.conditions, self.samples, strict=True)
-        return [(own.index + 1, RestoredFace(own.low_resolution, *samples)) for own, samples in pairs]
 
     def write(self, folder: Path) -> tuple[list[Path], Composed]:
         """Write the results as `faceprior restore` does, but for the name; returns the files and what they are."""
@@ -199,10 +192,26 @@ class Studio:
         """Sample on a thread of its own, so that whoever waits can stop it between two steps."""
         stopped = threading.Event()
         updates: SimpleQueue[tuple[int, torch.Tensor | None] | list[Samples] | BaseException] = SimpleQueue()
+        deadline = float("inf")
+
+        def stepped(_step: Step, x0: torch.Tensor, _positions: Sequence[int]) -> None:
+            if stopped.is_set():
+                raise CancelledError("stopped")
+            if time.monotonic() > deadline:
+                raise CancelledError(
+                    f"this took longer than {self._options.time_limit:g} seconds, the limit of this server;"
+                    " ask for fewer faces, samples or steps, or for another method"
+                )
+            updates.put((len(x0), x0.detach().cpu()))
 
         def work() -> None:
+            nonlocal deadline
             try:
-                updates.put(self._sample_here(pipeline, inputs, options, stopped, updates.put))
+                with self._working:
+                    deadline = time.monotonic() + self._options.time_limit
+                    sampled = restore(pipeline, inputs, options, stepped)
+                failed = next((own for own in sampled if isinstance(own, FacePriorError)), None)
+                updates.put(failed or [own for own in sampled if isinstance(own, Samples)])
             except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
                 updates.put(error)
 
@@ -219,34 +228,6 @@ class Studio:
                     return
         finally:
             stopped.set()
-
-    def _sample_here(
-        self,
-        pipeline: FacePriorPipeline,
-        inputs: Sequence[Condition],
-        options: RestoreOptions,
-        stopped: threading.Event,
-        report: Callable[[tuple[int, torch.Tensor]], object],
-    ) -> list[Samples]:
-        with self._working:
-            deadline = time.monotonic() + self._options.time_limit
-
-            def stepped(_step: Step, x0: torch.Tensor, _positions: Sequence[int]) -> None:
-                if stopped.is_set():
-                    raise CancelledError("stopped")
-                if time.monotonic() > deadline:
-                    raise CancelledError(
-                        f"this took longer than {self._options.time_limit:g} seconds, the limit of this server;"
-                        " ask for fewer faces, samples or steps, or for another method"
-                    )
-                report((len(x0), x0.detach().cpu()))
-
-            sampled = []
-            for samples in restore(pipeline, inputs, options, stepped):
-                if isinstance(samples, FacePriorError):
-                    raise samples
-                sampled.append(samples)
-            return sampled
 
     def _pipeline(self, controls: Controls) -> FacePriorPipeline:
         name = controls.prior if controls.prior is not None else self.priors[0]
