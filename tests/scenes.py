@@ -102,6 +102,12 @@ def nearest(faces, true):
     return min(near, key=lambda points: float(np.hypot(*np.subtract(points[2], true[2]))), default=None)
 
 
+def mask_over(mask, size):
+    """A mask at the pixels of a photograph of this width and height, (height, width)."""
+    width, height = size
+    return mask(np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None])
+
+
 def seam_visibility(photo, result, mask):
     """Mean gradient where the mask fades, in the result against the photograph; 1 is no seam.
 
@@ -110,7 +116,7 @@ def seam_visibility(photo, result, mask):
         result: (H, W, 3).
         mask: with which a face was put into it.
     """
-    weight = mask.over((photo.shape[1], photo.shape[0]))
+    weight = mask_over(mask, (photo.shape[1], photo.shape[0]))
     fading = (weight > 0) & (weight < 1)
     steepness = [
         np.hypot(*np.gradient(picture.astype(np.float64).mean(-1)))[fading].mean() for picture in (result, photo)

@@ -6,7 +6,9 @@ from PIL import Image
 
 from faceprior.errors import ImageError
 from faceprior.faces import paste as module
-from faceprior.faces.paste import FaceMask, check_enlarged, enlarge, paste, photographed, resized
+from faceprior.faces.alignment import cut_out_samples
+from faceprior.faces.paste import FaceMask, check_enlarged, enlarge, paste, resized
+from scenes import mask_over
 
 EYES = ((30.0, 40.0), (70.0, 40.0))  # 40 pixels apart: the unit of the oval
 REST = ((50.0, 60.0), (35.0, 80.0), (65.0, 80.0))
@@ -69,15 +71,6 @@ def test_the_mask_fades_in_0_12_of_the_square_from_each_of_its_edges(inside, sha
     pixels = 100 * inside
     for x, y in ((pixels, 50), (100 - pixels, 50), (50, pixels), (50, 100 - pixels)):
         assert at(wide, x, y) == pytest.approx(share)
-
-
-def test_the_mask_over_a_photograph_is_that_of_its_pixels_centres():
-    mask = mask_of()
-    over = mask.over((110, 90))
-    assert over.shape == (90, 110)
-    for row, column in ((0, 0), (20, 11), (57, 88), (70, 30), (89, 109)):
-        assert over[row, column] == at(mask, column + 0.5, row + 0.5)
-    assert 0 < over[57, 88] < 1
 
 
 def test_the_corners_are_those_of_the_aligned_square():
@@ -169,7 +162,7 @@ def test_where_faces_meet_each_has_the_square_of_its_mask_over_the_sum_of_both()
     first, second = mask_of(), mask_of(((70.0, 40.0), (110.0, 40.0)), left=40)
     faces = [np.full((50, 50, 1), 200.0), np.full((50, 50, 1), 0.0)]
     result = paste(photo, faces, [first, second])
-    own, other = first.over((140, 100)), second.over((140, 100))
+    own, other = mask_over(first, (140, 100)), mask_over(second, (140, 100))
     both = (own > 0) & (other > 0)
     assert both.sum() > 500
     total = np.maximum(own + other, 1e-12)
@@ -199,7 +192,7 @@ def test_the_photograph_is_left_as_it_was_and_the_given_enlarger_is_used(photo):
 
     result = paste(photo, [ramp(50)], [mask_of()], 2, enlarger=nearest)
     assert asked == [2]
-    outside = mask_of().over((110, 90)).repeat(2, 0).repeat(2, 1) == 0
+    outside = mask_over(mask_of(), (110, 90)).repeat(2, 0).repeat(2, 1) == 0
     assert (result[0, :10] == photo[0, :5].repeat(2, 0)).all()
     assert outside[0, :10].all()
 
@@ -213,7 +206,7 @@ def test_faces_and_masks_of_another_number_are_refused(photo):
 def test_the_aligned_face_of_a_photograph_is_what_stands_in_its_square(side):
     x, y = np.arange(110) + 0.5, np.arange(90)[:, None] + 0.5
     photo = np.stack([100 * x + 50 * y, 300 * y + 0 * x], -1).astype(np.uint16)
-    cut = photographed(photo, mask_of(left=20, top=10, side=50), side)
+    cut = cut_out_samples(photo, side * mask_of(left=20, top=10, side=50).transform, side)
     place = 50 * (np.arange(side) + 0.5) / side
     expected = np.stack(
         [100 * (20 + place) + 50 * (10 + place[:, None]), 300 * (10 + place[:, None]) + 0 * place], -1

@@ -14,7 +14,7 @@ from faceprior.images import to_tensor
 from faceprior.methods import find_preset
 from faceprior.photographs import RestoreOptions, find_faces, is_aligned_crop, paste_faces, prepare
 from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE, ModelCard
-from scenes import Head, alignment_error, astronaut, nearest, scene, seam_visibility, spoiled
+from scenes import Head, alignment_error, astronaut, mask_over, nearest, scene, seam_visibility, spoiled
 
 RESOLUTION = 128
 CARD = ModelCard(kind="prior", name="some-prior", resolution=RESOLUTION, template=TIGHT_TEMPLATE)
@@ -31,7 +31,7 @@ def faces_of(photo, *landmarks, card=CARD, **options):
 
 
 def mask_of(face, size):
-    return FaceMask(face.found.landmarks, face.transform / RESOLUTION).over(size)
+    return mask_over(FaceMask(face.found.landmarks, face.transform / RESOLUTION), size)
 
 
 def moved(landmarks, right, down=0.0):

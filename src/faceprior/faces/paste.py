@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.errors import ImageError
-from faceprior.faces.alignment import Points, cut_out_samples, inverted, warp
+from faceprior.faces.alignment import Points, inverted, warp
 
 MAX_RESULT_PIXELS = 400_000_000
 """Largest enlarged photograph, in pixels."""
@@ -35,11 +35,6 @@ class FaceMask:
     landmarks: Points
     transform: NDArray[np.float64]
     laid_over: NDArray[np.float32] | None = None
-
-    def over(self, size: tuple[int, int]) -> NDArray[np.float64]:
-        """Return the mask at the pixels of a photograph of this width and height, (height, width)."""
-        width, height = size
-        return self(np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None])
 
     def __call__(self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return the mask, in [0, 1], at places of the photo, pixels from the outer corner; x and y broadcast."""
@@ -157,11 +152,6 @@ def _in_photo(
     inverse[:, 2] += to_face[:, :2] @ low / factor
     inverse[:, :2] /= factor * oversampling
     return warp(face, tuple(inverse.ravel()), (int(size[0]), int(size[1])), oversampling)
-
-
-def photographed(photo: NDArray[Any], mask: FaceMask, side: int) -> NDArray[np.float32]:
-    """Cut the aligned face out of a photograph in its own units, (side, side, C)."""
-    return cut_out_samples(photo, mask.transform * side, side)
 
 
 def _rounded(samples: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -96,8 +96,9 @@ def compose(
             prepared.conditions, found, [None] * len(found) if doubt is None else doubt, strict=True
         )
     }
-    work = _aligned if prepared.aligned else _faces if options.only_faces else _photograph
-    return work(prepared, picture, results, made, options)
+    if prepared.aligned or options.only_faces:
+        return _faces(prepared, results, made, options)
+    return _photograph(prepared, picture, results, made, options)
 
 
 def _checked(samples: Samples | FacePriorError, made: Mapping[str, Any]) -> Samples:
@@ -108,40 +109,21 @@ def _checked(samples: Samples | FacePriorError, made: Mapping[str, Any]) -> Samp
     return samples
 
 
-def _aligned(
-    prepared: Prepared,
-    _picture: Picture,
-    results: Mapping[int, RestoredFace],
-    made: Mapping[str, Any],
-    options: RestoreOptions,
-) -> Composed:
-    result, notes = results[0], list(prepared.notes)
-    suffix = "-face1" if options.only_faces else ""
-    files = (*_files_of(suffix, result, {**made, "scale": result.scale}, options, notes),)
-    record = {
-        "kind": "aligned",
-        "scale": result.scale,
-        "seed": options.seed,
-        "notes": notes,
-        **_trust(result),
-    }
-    return Composed(files, record)
-
-
 def _faces(
-    prepared: Prepared,
-    _picture: Picture,
-    results: Mapping[int, RestoredFace],
-    made: Mapping[str, Any],
-    options: RestoreOptions,
+    prepared: Prepared, results: Mapping[int, RestoredFace], made: Mapping[str, Any], options: RestoreOptions
 ) -> Composed:
-    """The faces of a photograph, each for itself."""
+    """Each face for itself: those of a photograph, or the one that the picture is."""
     files, notes = list[ResultFile](), list(prepared.notes)
     for index, result in results.items():
-        about = _about(prepared.faces[index], result)
-        own = {**made, "scale": about["scale"], "face": index + 1, "box": about["box"]}
-        files += _files_of(f"-face{index + 1}", result, own, options, notes)
-    return Composed(tuple(files), _photo_record(prepared, results, options, notes))
+        own = {**made, "scale": result.scale}
+        if not prepared.aligned:
+            own |= {"face": index + 1, "box": _about(prepared.faces[index], result)["box"]}
+        files += _files_of(f"-face{index + 1}" if options.only_faces else "", result, own, options, notes)
+    if not prepared.aligned:
+        return Composed(tuple(files), _photo_record(prepared, results, options, notes))
+    (result,) = results.values()
+    record = {"kind": "aligned", "scale": result.scale, "seed": options.seed, "notes": notes, **_trust(result)}
+    return Composed(tuple(files), record)
 
 
 def _photograph(

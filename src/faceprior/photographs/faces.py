@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from faceprior.cores import on_cores
 from faceprior.errors import ImageError, WeightsError
 from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.faces.alignment import alignment
-from faceprior.faces.paste import Enlarger, FaceMask, enlarge, paste, photographed
+from faceprior.faces.alignment import alignment, cut_out_samples
+from faceprior.faces.paste import Enlarger, FaceMask, enlarge, paste
 from faceprior.faces.sharpness import measure_face
 from faceprior.images import resize, to_tensor
 from faceprior.methods import find_method
@@ -184,7 +184,7 @@ def paste_faces(
         side = image.shape[-1]
         mask = FaceMask(face.found.landmarks, face.transform / side, face.laid_over)
         samples = _channels(image, photo.shape[2])
-        own = torch.from_numpy(photographed(photo, mask, side)).permute(2, 0, 1) * (2 / top) - 1
+        own = torch.from_numpy(cut_out_samples(photo, face.transform, side)).permute(2, 0, 1) * (2 / top) - 1
         kept = _keep(samples, own, face)
         pixels.append(((kept + 1) * (top / 2)).permute(1, 2, 0).numpy())
         masks.append(mask)

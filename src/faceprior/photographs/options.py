@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from faceprior.pipeline.face_prior import FacePriorPipeline
 
 Kind = Literal["auto", "aligned", "photo"]
+
+# said by `how_made`, or by another name, or without influence on a result
+_ELSEWHERE = {"preset", "preset_name", "seed", "upscaler", "write_sheet", "batch_size", "max_pixels"}
 
 
 @dataclass(frozen=True)
@@ -125,19 +128,6 @@ def how_made(pipeline: FacePriorPipeline, options: RestoreOptions) -> dict[str, 
 
 def settings(pipeline: FacePriorPipeline, options: RestoreOptions, detector: str | None) -> dict[str, Any]:
     """All that decides the results of a run over files."""
-    return {
-        **how_made(pipeline, options),
-        "scale": options.scale,
-        "samples": options.samples,
-        "kind": options.kind,
-        "sheet": options.write_sheet,
-        "only_faces": options.only_faces,
-        "faces": options.faces,
-        "chosen": list(options.chosen),
-        "min_face": options.min_face,
-        "blend": options.blend,
-        "upscale": options.upscale,
-        "ending": options.ending,
-        "with_location": options.with_location,
-        "detector": detector,
-    }
+    own = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in _ELSEWHERE}
+    own |= {"sheet": options.write_sheet, "chosen": list(options.chosen), "detector": detector}
+    return {**how_made(pipeline, options), **own}
