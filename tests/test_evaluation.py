@@ -1,16 +1,18 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from faceprior.benchmark.datasets import group_faces, labels_of, utk_labels
+from faceprior.benchmark.sets import frechet_distance
 from faceprior.degradations import bicubic_downscale
 from faceprior.errors import DataError, OptionError
-from faceprior.evaluation.frechet import frechet_distance
-from faceprior.evaluation.groups import face_labels, group_faces, utk_labels
 from faceprior.evaluation.metrics import diversity, lr_consistency, ms_ssim, ms_ssim_scales, psnr, spread, ssim
 from faceprior.images import resize
+from faceprior.training.shards import PackedFace
 
 
 def normal_set(rng, mean, covariance, count=50):
@@ -74,9 +76,11 @@ def test_names_of_utkface_give_age_gender_and_group(original, labels):
 
 def test_only_utkface_names_are_read_so_and_labels_of_the_index_win():
     original = {"original": "13_1_0_20170117.jpg"}
-    assert face_labels("lfw", "research", original) == {"source": "lfw", "terms": "research", **original}
-    assert face_labels("utk", "research", {**original, "age": "young"})["age"] == "young"
-    assert face_labels("utk", "research", original)["gender"] == "female"
+    lfw = PackedFace("a.jpg", "val", "lfw", "research", "", original)
+    assert labels_of(lfw) == {"source": "lfw", "terms": "research", **original}
+    utk = replace(lfw, source="utk")
+    assert labels_of(utk)["gender"] == "female"
+    assert labels_of(replace(utk, labels={**original, "age": "young"}))["age"] == "young"
 
 
 def test_faces_without_the_label_are_in_no_group():

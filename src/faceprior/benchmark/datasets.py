@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from faceprior.errors import DataError, ImageError, OptionError
-from faceprior.evaluation.groups import face_labels, group_faces
 from faceprior.evaluation.identity import CHIP_TEMPLATE
 from faceprior.faces import Points, align, load_detector
 from faceprior.images import IMAGE_SUFFIXES, read_image, square, to_pil, to_tensor
 from faceprior.priors.card import FFHQ_TEMPLATE, Landmarks
-from faceprior.training.shards import MANIFEST, PackedFaces
+from faceprior.training.shards import MANIFEST, PackedFace, PackedFaces
 
 EXTREME_POSE = 0.2
 """`nose_offset` from which a pose counts as extreme."""
 
 EXTREME_POSE_SUBSET = "extreme-pose"
 
+AGE_BANDS = ((12, "0-12"), (29, "13-29"), (59, "30-59"), (116, "60+"))
+"""Last year of each band and its name."""
+
+_UTK_NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<group>[0-4])_")
+_UTK_GENDERS = ("male", "female")
+_UTK_GROUPS = ("White", "Black", "Asian", "Indian", "other")
 _TEST_PART = "2"  # of CelebA's list_eval_partition.txt
 
 
@@ -59,8 +66,7 @@ class SetFace:
         Raises:
             ImageError: the picture cannot be read or aligned.
         """
-        image = self.read()
-        landmarks = self.landmarks
+        image, landmarks = self.read(), self.landmarks
         if not landmarks or not template or (self.fractional and tuple(landmarks) == template):
             return to_tensor(square(image))
         if self.fractional:
@@ -103,7 +109,7 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "v
             raise DataError(f"{folder} is not a folder; give --data the folder of faces")
         packed = (folder / MANIFEST).is_file()
         published |= bool(dataset) and not packed
-        found = _packed(folder, split) if packed else LAYOUTS[dataset](folder)
+        found = _packed(folder, split) if packed else _published(folder, dataset) if dataset else _plain(folder)
         faces += [replace(face, name=f"{folder.name}/{face.name}") for face in found] if len(folders) > 1 else found
     names = Counter(face.name for face in faces)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -114,15 +120,10 @@ def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "v
 
 
 def choose_faces(faces: Sequence[SetFace], count: int = 0, subset: str = "") -> list[SetFace]:
-    """Choose a part of a set.
-
-    Args:
-        faces: all faces.
-        count: how many, spread evenly over the subset; 0 takes all.
-        subset: "extreme-pose", NAME=VALUE of a label, or "" for all.
+    """Choose so many faces, spread evenly over a subset; 0 takes all.
 
     Raises:
-        OptionError: the subset is unknown or empty.
+        OptionError: the subset is neither "extreme-pose" nor LABEL=VALUE, or empty.
     """
     chosen = list(faces)
     if subset == EXTREME_POSE_SUBSET:
@@ -150,12 +151,47 @@ def nose_offset(landmarks: Points) -> float:
     return abs(float((nose - (left + right) / 2) @ across / (across @ across)))
 
 
+def group_faces(labels: Sequence[Mapping[str, str]], by: str) -> dict[str, list[int]]:
+    """Return the positions of the faces of each value of a label; raises OptionError if no face has it."""
+    groups: dict[str, list[int]] = {}
+    for index, own in enumerate(labels):
+        if by in own:
+            groups.setdefault(own[by], []).append(index)
+    if not groups:
+        known = ", ".join(sorted({name for own in labels for name in own}))
+        raise OptionError(
+            f"no face has the label {by!r}; there are {known}. Labels are the columns of index.csv when the data"
+            " is packed: `faceprior data pack` again after adding one"
+        )
+    return dict(sorted(groups.items()))
+
+
+def utk_labels(original: str) -> dict[str, str]:
+    """Read age, apparent gender and apparent group from a UTKFace file name, age_gender_group_date.jpg.
+
+    Source: https://susanqq.github.io/UTKFace/ (gender 0 male, 1 female; group 0 White, 1 Black, 2 Asian,
+    3 Indian, 4 other). A few names lack a part; they give no label.
+    """
+    found = _UTK_NAME.match(original)
+    if found is None:
+        return {}
+    return {
+        "age": next((name for last, name in AGE_BANDS if int(found["age"]) <= last), AGE_BANDS[-1][1]),
+        "gender": _UTK_GENDERS[int(found["gender"])],
+        "group": _UTK_GROUPS[int(found["group"])],
+    }
+
+
+def labels_of(face: PackedFace) -> dict[str, str]:
+    """Return what a packed face can be grouped by; of the source "utk" also what its `original` name says."""
+    derived = utk_labels(face.labels.get("original", "")) if face.source == "utk" else {}
+    return {"source": face.source, "terms": face.terms, **derived, **face.labels}
+
+
 def _packed(folder: Path, split: str) -> list[SetFace]:
     packed = PackedFaces(folder, split)
     return [
-        SetFace(
-            own.name, partial(_packed_picture, packed, index), labels=face_labels(own.source, own.terms, own.labels)
-        )
+        SetFace(own.name, partial(_packed_picture, packed, index), labels=labels_of(own))
         for index, own in enumerate(packed.faces)
     ]
 
@@ -164,75 +200,24 @@ def _packed_picture(packed: PackedFaces, index: int) -> Image.Image:
     return to_pil(packed.batch([index])[0])
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def _plain(folder: Path) -> list[SetFace]:
+    if faces := _faces_in(folder, folder):
+        return faces
+    raise DataError(f"{folder} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) and no {MANIFEST}")
 
 
-def _faces_of(
-    folder: Path, paths: Sequence[Path], landmarks: Points = (), read: Callable[[Path], Image.Image] = read_image
+def _faces_in(
+    folder: Path,
+    part: Path,
+    pattern: str = "**/*",
+    landmarks: Points = (),
+    read: Callable[[Path], Image.Image] = read_image,
 ) -> list[SetFace]:
     return [
         SetFace(path.relative_to(folder).as_posix(), partial(read, path), landmarks, fractional=True)
-        for path in paths
+        for path in sorted(part.glob(pattern))
+        if path.suffix.lower() in IMAGE_SUFFIXES
     ]
-
-
-def _plain(folder: Path) -> list[SetFace]:
-    paths = _pictures(folder)
-    if not paths:
-        raise DataError(f"{folder} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) and no {MANIFEST}")
-    return _faces_of(folder, paths)
-
-
-def _celeba(folder: Path) -> list[SetFace]:
-    """CelebA's aligned pictures with their landmarks (Liu et al. 2015), or CelebA-HQ's (Karras et al. 2018)."""
-    high_quality = _first_folder(folder, "CelebA-HQ-img", "CelebAMask-HQ/CelebA-HQ-img", "celeba_hq_256")
-    if high_quality is not None:
-        paths = sorted(_pictures(high_quality), key=lambda path: (len(path.stem), path.stem))
-        return _faces_of(folder, paths, FFHQ_TEMPLATE)
-    name = "img_align_celeba"  # some copies have it twice
-    pictures = _first_folder(folder, f"{name}/{name}", f"Img/{name}/{name}", name, f"Img/{name}")
-    table = _first_file(folder, "list_landmarks_align_celeba.txt")
-    if pictures is None or table is None:
-        raise DataError(
-            f"{folder} is not laid out as CelebA: it needs img_align_celeba/ with list_landmarks_align_celeba.txt"
-            " (in the folder or in Anno/), or CelebA-HQ-img/"
-        )
-    landmarks = {
-        name: tuple(zip(map(float, numbers[::2]), map(float, numbers[1::2]), strict=True))
-        for name, *numbers in _rows(table)
-        if len(numbers) == 10
-    }
-    parts = dict(row[:2] for row in _rows(_first_file(folder, "list_eval_partition.txt")))
-    attributes = _attributes(_first_file(folder, "list_attr_celeba.txt"))
-    faces = [
-        SetFace(name, partial(read_image, pictures / name), points, labels=attributes.get(name, {}))
-        for name, points in sorted(landmarks.items())
-        if parts.get(name, _TEST_PART) == _TEST_PART and (pictures / name).is_file()
-    ]
-    if not faces:
-        raise DataError(f"{pictures} holds none of the test pictures that {table.name} names")
-    return faces
-
-
-def _ffhq(folder: Path) -> list[SetFace]:
-    """FFHQ (Karras et al. 2019): images1024x1024/ or thumbnails128x128/, in folders of a thousand."""
-    pictures = _first_folder(folder, "images1024x1024", "images512x512", "images256x256", "thumbnails128x128")
-    paths = _pictures(pictures) if pictures else sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9]/*.png"))
-    if not paths:
-        raise DataError(f"{folder} is not laid out as FFHQ: it needs images1024x1024/ or thumbnails128x128/")
-    return _faces_of(folder, paths, FFHQ_TEMPLATE)
-
-
-def _lfw(folder: Path) -> list[SetFace]:
-    """LFW-Test, the aligned crops of blind face restoration (Wang et al. 2021), or LFW itself (Huang et al. 2007)."""
-    if crops := _found_crops(folder, "lfw_cropped_faces", "LFW-Test", "lfw_test"):
-        return crops
-    root = _first_folder(folder, "lfw", "lfw-deepfunneled", "lfw_funneled") or folder
-    paths = sorted(path for path in root.glob("*/*_[0-9][0-9][0-9][0-9].jpg") if path.stem[:-5] == path.parent.name)
-    if not paths:
-        raise DataError(f"{folder} is not laid out as LFW: it needs lfw_cropped_faces/, or lfw/NAME/NAME_0001.jpg")
-    return _faces_of(folder, paths, CHIP_TEMPLATE, _cut_out)
 
 
 def _cut_out(path: Path) -> Image.Image:
@@ -243,50 +228,78 @@ def _cut_out(path: Path) -> Image.Image:
     return align(photo, found[0].landmarks, CHIP_TEMPLATE, 512)
 
 
-def _crops(folder: Path, *names: str) -> list[SetFace]:
-    if crops := _found_crops(folder, *names):
-        return crops
-    raise DataError(f"{folder} is not laid out as {names[0]}: it needs {names[0]}/ with aligned pictures")
+class _Layout(NamedTuple):
+    """One way in which copies of a dataset are laid out: the first of the folders that there is holds the faces."""
+
+    folders: tuple[str, ...]
+    pattern: str = "**/*"
+    landmarks: Landmarks = FFHQ_TEMPLATE
+    read: Callable[[Path], Image.Image] = read_image
 
 
-def _found_crops(folder: Path, *names: str) -> list[SetFace]:
-    """Aligned crops in one of the folders, or in the folder itself if it has one of the names."""
-    found = _first_folder(folder, *names) or (folder if folder.name in names else None)
-    return _faces_of(folder, _pictures(found), FFHQ_TEMPLATE) if found else []
-
-
-LAYOUTS: dict[str, Callable[[Path], list[SetFace]]] = {
-    "": _plain,
-    "celeba": _celeba,
-    "ffhq": _ffhq,
-    "lfw": _lfw,
+_LAYOUTS = {
+    # CelebA-HQ (Karras et al. 2018); CelebA itself is `_celeba`
+    "celeba": [_Layout(("CelebA-HQ-img", "CelebAMask-HQ/CelebA-HQ-img", "celeba_hq_256"))],
+    # Karras et al. 2019, in folders of a thousand
+    "ffhq": [
+        _Layout(
+            ("images1024x1024", "images512x512", "images256x256", "thumbnails128x128", "."), f"**/{'[0-9]' * 5}.png"
+        )
+    ],
+    # the aligned crops of blind face restoration (Wang et al. 2021), or the photographs (Huang et al. 2007)
+    "lfw": [
+        _Layout(("lfw_cropped_faces", "LFW-Test", "lfw_test")),
+        _Layout(("lfw", "lfw-deepfunneled", "lfw_funneled", "."), f"*/*_{'[0-9]' * 4}.jpg", CHIP_TEMPLATE, _cut_out),
+    ],
     # 407 aligned crops (Wang et al. 2021), and 970 of WIDER FACE (Zhou et al. 2022)
-    "webphoto": lambda folder: _crops(folder, "WebPhoto-Test", "WebPhoto_cropped_faces", "cropped_faces"),
-    "wider": lambda folder: _crops(folder, "WIDER-Test", "Wider-Test", "wider_test"),
+    "webphoto": [_Layout(("WebPhoto-Test", "WebPhoto_cropped_faces", "cropped_faces"))],
+    "wider": [_Layout(("WIDER-Test", "Wider-Test", "wider_test"))],
 }
-"""What finds the faces of a published dataset, or of a plain folder."""
+
+
+def _published(folder: Path, dataset: str) -> list[SetFace]:
+    needs = ["img_align_celeba/ with list_landmarks_align_celeba.txt"] if dataset == "celeba" else []
+    if needs and (faces := _celeba(folder)):
+        return faces
+    for layout in _LAYOUTS[dataset]:
+        part = _first_folder(folder, *layout.folders)
+        if part is not None and (faces := _faces_in(folder, part, *layout[1:])):
+            return faces
+        needs.append(f"{layout.folders[0]}/{layout.pattern}")
+    raise DataError(f"{folder} is not laid out as {dataset}: it needs {', or '.join(needs)}")
+
+
+def _celeba(folder: Path) -> list[SetFace]:
+    """The test pictures of CelebA, aligned by its authors, with their landmarks (Liu et al. 2015)."""
+    name = "img_align_celeba"  # some copies have it twice
+    pictures = _first_folder(folder, f"{name}/{name}", f"Img/{name}/{name}", name, f"Img/{name}")
+    landmarks = {
+        name: tuple(zip(map(float, numbers[::2]), map(float, numbers[1::2]), strict=True))
+        for name, *numbers in _rows(folder, "list_landmarks_align_celeba.txt")
+        if len(numbers) == 10
+    }
+    parts = dict(row[:2] for row in _rows(folder, "list_eval_partition.txt"))
+    # a count, a line of names, then a file and −1 or 1 for each name
+    names, *values = [*_rows(folder, "list_attr_celeba.txt")][1:] or [[]]
+    attributes = {file: dict(zip(names, own, strict=False)) for file, *own in values}
+    return [
+        SetFace(name, partial(read_image, pictures / name), points, labels=attributes.get(name, {}))
+        for name, points in sorted(landmarks.items())
+        if pictures is not None and parts.get(name, _TEST_PART) == _TEST_PART and (pictures / name).is_file()
+    ]
 
 
 def _first_folder(folder: Path, *names: str) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    """The first of the folders inside a folder, or itself if it has one of the names."""
+    inside = (folder / name for name in names)
+    return next(filter(Path.is_dir, inside), folder if folder.name in names else None)
 
 
-def _first_file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.is_file()), None)
-
-
-def _rows(table: Path | None) -> Iterator[list[str]]:
+def _rows(folder: Path, name: str) -> Iterator[list[str]]:
+    """The words of each line of a table of CelebA, which lies in the folder or in one inside it; none without it."""
+    table = next(filter(Path.is_file, (folder / name, *sorted(folder.glob(f"*/{name}")))), None)
     if table is not None:
         try:
             yield from (words for line in table.read_text(encoding="utf-8").splitlines() if (words := line.split()))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{table} cannot be read ({error}); copy it again") from error
-
-
-def _attributes(table: Path | None) -> dict[str, dict[str, str]]:
-    """CelebA's attributes: a count, a line of names, then a file and −1 or 1 for each name."""
-    rows = list(_rows(table))
-    if len(rows) < 2:
-        return {}
-    names = rows[1]
-    return {file: dict(zip(names, values, strict=False)) for file, *values in rows[2:]}

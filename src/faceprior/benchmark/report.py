@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,30 @@ from PIL import Image
 
 from faceprior import __version__
 from faceprior.benchmark.metrics import METRICS, Metric
-from faceprior.benchmark.plots import QUALITY, write_plots
 from faceprior.benchmark.results import Row
 from faceprior.benchmark.run import Benchmark
 from faceprior.benchmark.summary import MethodSummary
+from faceprior.errors import OptionError
 from faceprior.evaluation.intervals import Interval
 from faceprior.images import read_image
 from faceprior.images.writing import write_file
 
 REPORT_FILE, SUMMARY_FILE, PLOTS = "report.html", "summary.json", "plots"
 
+PERCEPTION = ("auc", "lpips_vgg", "lpips_alex", "fid", "frechet", "niqe", "musiq")
+"""What stands for perception in a plot: the first that was measured."""
+
+QUALITY = ("lpips_vgg", "lpips_alex", "identity", "psnr", "musiq", "lr_consistency")
+"""What stands for quality beside speed, and what orders faces from best to worst: the first that was measured."""
+
 _ARROWS = {"higher": " ↑", "lower": " ↓", "zero": " → 0", "": ""}
 _SIDE = 160  # of a face in the report, in pixels
+
+
+def require_matplotlib() -> None:
+    """Find out whether plots can be drawn, before the work; raises OptionError where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise OptionError("plots need matplotlib; install it with: pip install 'faceprior[research]'")
 
 
 def about(benchmark: Benchmark, command: str) -> dict[str, Any]:
@@ -58,15 +71,11 @@ def write_report(
         about: see `about`.
         summaries: of the rows.
         rows: of the table.
-
-    Raises:
-        OptionError: matplotlib is not installed.
-        OutputError: a file cannot be written.
     """
-    values = {**about, "summary": [asdict(own) for own in summaries]}
-    write_file(folder / SUMMARY_FILE, _encoded(json.dumps(values, indent=2, ensure_ascii=False)))
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    values = {**about, "summary": [asdict(own) for own in summaries]}
+    write_file(folder / SUMMARY_FILE, _encoded(json.dumps(values, indent=2, ensure_ascii=False)))
     environment = Environment(
         loader=PackageLoader("faceprior.benchmark", "."),
         autoescape=True,
@@ -101,13 +110,7 @@ def columns_of(summaries: Sequence[MethodSummary]) -> list[Metric]:
 
 
 def figure_text(figure: Interval | None, metric: Metric, sign: str = "") -> str:
-    """Return a figure and its interval, where there is one, as text; a dash where it was not measured.
-
-    Args:
-        figure: mean and interval.
-        metric: what it is.
-        sign: "+" to show the sign of positive numbers too.
-    """
+    """Return a figure and its interval, where there is one, as text, with sign "+" also positive ones' sign."""
     if figure is None:
         return "–"
     form = f"{sign}.{metric.digits}f"
@@ -131,7 +134,7 @@ def _section(folder: Path, own: Sequence[MethodSummary], rows: Sequence[Row]) ->
     if first.group:
         return section
     plots = folder / PLOTS / f"{first.degradation}-x{first.scale:g}.png"
-    if write_plots(plots, own):
+    if _write_plots(plots, own):
         section["plots"] = _data_url(plots.read_bytes(), "png")
     chosen = [row for row in rows if (row["degradation"], row["scale"]) == (first.degradation, first.scale)]
     done = [row for row in chosen if row["error"] is None and row["sample"] <= 1]
@@ -143,6 +146,46 @@ def _section(folder: Path, own: Sequence[MethodSummary], rows: Sequence[Row]) ->
             for summary in own
         }
     return section
+
+
+def _write_plots(path: Path, summaries: Sequence[MethodSummary]) -> bool:
+    """Draw distortion against perception, and speed against quality; returns whether there was anything to draw."""
+    from matplotlib.figure import Figure
+
+    pairs = [(_first(summaries, ("psnr",)), _first(summaries, PERCEPTION))]
+    pairs += [(_first(summaries, ("seconds",)), _first(summaries, QUALITY))]
+    drawn = [(x, y) for x, y in pairs if x and y]
+    if not drawn:
+        return False
+    figure = Figure(figsize=(4.6 * len(drawn) + 1.8, 3.8), layout="constrained")
+    for index, (x, y) in enumerate(drawn):
+        axes = figure.add_subplot(1, len(drawn), index + 1)
+        for summary in summaries:
+            (across, xerr), (up, yerr) = (_place(summary, metric) for metric in (x, y))
+            axes.errorbar([across], [up], xerr=xerr, yerr=yerr, fmt="o", capsize=2, lw=0.8, label=summary.method)
+        if x.name == "seconds":
+            axes.set_xscale("log")
+        axes.set(xlabel=_axis(x), ylabel=_axis(y))
+        axes.grid(alpha=0.3)
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside right upper", fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _first(summaries: Sequence[MethodSummary], names: Sequence[str]) -> Metric | None:
+    """Return the first metric that all the summaries have."""
+    return next((METRICS[name] for name in names if all(name in own.figures for own in summaries)), None)
+
+
+def _place(summary: MethodSummary, metric: Metric) -> tuple[float, Any]:
+    own = summary.figures[metric.name]
+    return own.mean, [[max(0.0, own.mean - own.low)], [max(0.0, own.high - own.mean)]]
+
+
+def _axis(metric: Metric) -> str:
+    return metric.title + (f" ({metric.better} is better)" if metric.better in ("higher", "lower") else "")
 
 
 def _best(summaries: Sequence[MethodSummary], metric: Metric) -> str | None:

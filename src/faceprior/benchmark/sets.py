@@ -16,8 +16,7 @@ from faceprior.benchmark.config import BenchmarkConfig
 from faceprior.benchmark.datasets import open_faces
 from faceprior.benchmark.metrics import INSTALL, METRICS, Meters, missing_if_it_fails
 from faceprior.benchmark.results import Row
-from faceprior.errors import FacePriorError
-from faceprior.evaluation.frechet import frechet_distance
+from faceprior.errors import DataError, FacePriorError
 from faceprior.evaluation.intervals import Interval
 from faceprior.evaluation.two_sample import MIN_FACES, two_sample_auc
 from faceprior.images import read_image, resize, to_tensor, to_uint8
@@ -76,8 +75,14 @@ class SetMeters:
         found: dict[str, float] = {}
         has_truth = all(row["truth"] for row in rows)
         if self._network is not None:
-            found |= self._inception(self._network, rows, has_truth=has_truth)
-        if "frechet" in self.wanted and self.meters.embeds and has_truth and all(row["embedding"] for row in rows):
+            features, reference = self._network.of(self._pictures(rows, "image")), self._reference
+            if reference is None and has_truth:
+                reference = self._network.of(self._pictures(rows, "truth"))
+            found["inception_score"] = inception_score(features.logits)
+            if reference is not None:
+                found["fid"] = frechet_distance(features.pooled, reference.pooled)
+                found["kid"] = kid(features.pooled, reference.pooled)
+        if self.meters.embeds and has_truth and all(row["embedding"] for row in rows):
             embeddings = torch.tensor([row["embedding"] for row in rows], dtype=torch.float64)
             truth = [self.meters.embed_file(self.output / row["truth"]) for row in rows]
             found["frechet"] = frechet_distance(embeddings, torch.cat([own for own in truth if own is not None]))
@@ -85,17 +90,7 @@ class SetMeters:
         if "auc" in self.wanted and has_truth and len(rows) >= MIN_FACES:
             restored, real = (torch.stack(list(self._pictures(rows, column))) for column in ("image", "truth"))
             figures["auc"] = two_sample_auc(restored, real)
-        return figures
-
-    def _inception(self, network: InceptionFeatures, rows: Sequence[Row], *, has_truth: bool) -> dict[str, float]:
-        features, reference = network.of(self._pictures(rows, "image")), self._reference
-        if reference is None and has_truth:
-            reference = network.of(self._pictures(rows, "truth"))
-        found = {"inception_score": inception_score(features.logits)}
-        if reference is not None:
-            found["fid"] = frechet_distance(features.pooled, reference.pooled)
-            found["kid"] = kid(features.pooled, reference.pooled)
-        return {name: value for name, value in found.items() if name in self.wanted}
+        return {name: figure for name, figure in figures.items() if name in self.wanted}
 
     def _pictures(self, rows: Sequence[Row], column: str) -> Iterator[torch.Tensor]:
         return (to_tensor(read_image(self.output / row[column])) for row in rows)
@@ -110,9 +105,6 @@ class Features(NamedTuple):
 
 class InceptionFeatures:
     """torch-fidelity's Inception-v3 (the weights of the original FID), as torchmetrics wraps it.
-
-    Args:
-        device: where to compute.
 
     Raises:
         FacePriorError: torch-fidelity or its weights are missing.
@@ -140,6 +132,29 @@ class InceptionFeatures:
             pooled.append(both[0].flatten(1).cpu())
             logits.append(both[1].flatten(1).cpu())
         return Features(torch.cat(pooled), torch.cat(logits))
+
+
+def frechet_distance(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
+    """Squared Fréchet (2-Wasserstein) distance between Gaussians fitted to two sets (Dowson & Landau 1982).
+
+    |μ₁ − μ₂|² + tr(C₁ + C₂ − 2 (C₁^½ C₂ C₁^½)^½), as FID has it (Heusel et al. 2017), with whatever embedding was
+    taken, (N, D) and (M, D). It falls with the number of pictures: compare only sets of one size, against the same
+    reference.
+
+    Raises:
+        DataError: a set has fewer than two members.
+    """
+    if min(len(embeddings), len(reference)) < 2:
+        raise DataError("a Fréchet distance needs at least two faces in each set")
+    a, b = embeddings.double(), reference.double()
+    covariance, reference_covariance = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    # eigenvalues of C₁^½ C₂ C₁^½ are those of C₁ C₂, but of a symmetric matrix
+    product = torch.linalg.eigvalsh(root @ reference_covariance @ root)
+    overlap = product.clamp(min=0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + covariance.trace() + reference_covariance.trace() - 2 * overlap)
 
 
 class _Given(nn.Module):

@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from faceprior.benchmark.datasets import group_faces
 from faceprior.benchmark.metrics import METRICS
 from faceprior.benchmark.results import Row
 from faceprior.benchmark.sets import SetFigures
-from faceprior.evaluation.groups import group_faces
 from faceprior.evaluation.intervals import Interval, bootstrap
 
 

@@ -74,8 +74,7 @@ def benchmark(
     from faceprior.benchmark.config import load_benchmark
     from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
     from faceprior.benchmark.metrics import check_names
-    from faceprior.benchmark.plots import require_matplotlib
-    from faceprior.benchmark.report import REPORT_FILE, about, write_report
+    from faceprior.benchmark.report import REPORT_FILE, about, require_matplotlib, write_report
     from faceprior.benchmark.results import RESULTS
     from faceprior.benchmark.run import Benchmark
     from faceprior.benchmark.summary import summarise
