@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -108,10 +107,7 @@ class BenchmarkConfig(BaseModel):
         return value
 
     def chosen_methods(self, references: Sequence[str] = ()) -> dict[str, Preset]:
-        """Return the methods with all their options, by label.
-
-        Args:
-            references: names of methods that come first.
+        """Return the methods with all their options, by label, those named as references first.
 
         Raises:
             OptionError: a method or an option is unknown, or two methods have one label or are the same.
@@ -133,15 +129,8 @@ class BenchmarkConfig(BaseModel):
         return [Damage(*own) for own in product(self.degradations, self.scales, self.seeds)]
 
 
-@dataclass(frozen=True)
-class Damage:
-    """How inputs are made.
-
-    Attributes:
-        degradation: its name, or "none".
-        scale: R/n.
-        seed: of damage and noise.
-    """
+class Damage(NamedTuple):
+    """How inputs are made: the degradation's name, or "none", the scale R/n, and the seed of damage and noise."""
 
     degradation: str
     scale: float
@@ -172,16 +161,14 @@ def split_methods(text: str) -> list[str]:
 
 
 def read_method(entry: Any) -> tuple[str, Preset]:
-    """Return label and options of an entry of `methods`.
-
-    Args:
-        entry: "NAME", "NAME,option=value,…" with `label` among the options, or a mapping with `name`.
+    """Return label and options of an entry of `methods` (`BenchmarkConfig`).
 
     Raises:
-        OptionError: it is neither, or the method or an option is unknown or of the wrong kind.
+        OptionError: it is none, or the method or an option is unknown or of the wrong kind.
     """
     if isinstance(entry, str):
-        entry = dict(_assignments(entry))
+        name, *texts = entry.split(",")
+        entry = {"name": name.strip(), **dict(read_assignment(text, f"method {entry!r}") for text in texts)}
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise OptionError(f"method {entry!r}: write a name, or a mapping with name and options")
     options = {str(name): value for name, value in entry.items() if name not in ("name", "label")}
@@ -189,9 +176,3 @@ def read_method(entry: Any) -> tuple[str, Preset]:
     preset = find_preset(name).with_options(**options)
     settings = [f"{option}={value}" for option, value in options.items()]
     return str(entry.get("label", " ".join([name, *settings]))), preset
-
-
-def _assignments(text: str) -> Iterator[tuple[str, Any]]:
-    name, *options = text.split(",")
-    yield "name", name.strip()
-    yield from (read_assignment(option, f"method {text!r}") for option in options)

@@ -22,32 +22,11 @@ RESULTS, PARTS = "results.parquet", "parts"
 
 Row = dict[str, Any]
 
-_TEXTS = (
-    "id",
-    "dataset",
-    "face",
-    "face_sha256",
-    "labels",
-    "method",
-    "method_name",
-    "options",
-    "degradation",
-    "prior",
-    "prior_sha256",
-    "corrector",
-    "corrector_sha256",
-    "identity_network",
-    "device",
-    "dtype",
-    "faceprior",
-    "torch",
-    "image",
-    "input",
-    "truth",
-    "error",
-)
 COLUMNS = {
-    **dict.fromkeys(_TEXTS, "string"),
+    **dict.fromkeys(("id", "dataset", "face", "face_sha256", "labels", "method", "method_name", "options"), "string"),
+    **dict.fromkeys(("degradation", "prior", "prior_sha256", "corrector", "corrector_sha256"), "string"),
+    **dict.fromkeys(("identity_network", "device", "dtype", "faceprior", "torch"), "string"),
+    **dict.fromkeys(("image", "input", "truth", "error"), "string"),
     **dict.fromkeys(("resolution", "seed", "noise_seed", "sample", "samples", "batch_size"), "int64"),
     "whole_batches": "bool",
     **dict.fromkeys(("scale", "same_person_threshold", *COSTS, *PER_ROW), "float64"),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,8 +53,7 @@ class _Job:
     noise_seed: int
 
 
-@dataclass(frozen=True)
-class _Failure:
+class _Failure(NamedTuple):
     """A face that cannot be made ready, and why."""
 
     name: str
@@ -74,15 +74,19 @@ class Benchmark:
         meters: what is measured of faces, and what is missing.
         set_meters: the same of sets.
         methods: with all their options, by label; those of `REFERENCES` that there are come first.
+        baseline: label of the method that the others are compared with.
 
     Raises:
-        OptionError: a method's options do not fit the prior, or a scale leaves too few pixels.
+        OptionError: a method's options do not fit the prior, a scale leaves too few pixels, or there is no baseline.
         OutputError: the folder cannot be made.
     """
 
     def __init__(self, pipeline: FacePriorPipeline, config: BenchmarkConfig, faces: FaceSet, output: Path) -> None:
         self.pipeline, self.config, self.faces, self.output = pipeline, config, faces, output
         self.methods = config.chosen_methods(REFERENCES if pipeline.crt is not None else ("bicubic",))
+        self.baseline = config.baseline or ("corrector" if "corrector" in self.methods else self.labels[0])
+        if self.baseline not in self.labels:
+            raise OptionError(f"baseline {self.baseline!r} is not among the methods {', '.join(self.labels)}")
         for preset in self.methods.values():
             pipeline.check(preset)
         for damage in config.damages():
@@ -111,14 +115,6 @@ class Benchmark:
         """What rows call methods, in the order of tables: each label, and that of the mean of its samples."""
         return [name for names in map(self._names, self.methods) for name in dict.fromkeys(names.values())]
 
-    @property
-    def baseline(self) -> str:
-        """Label of the method that the others are compared with."""
-        wanted = self.config.baseline or ("corrector" if "corrector" in self.methods else self.labels[0])
-        if wanted not in self.labels:
-            raise OptionError(f"baseline {wanted!r} is not among the methods {', '.join(self.labels)}")
-        return wanted
-
     def _names(self, label: str) -> dict[int, str]:
         """What rows call a method, by the number of the sample, from 1; 0 is the mean of several."""
         samples = self.config.samples
@@ -130,7 +126,7 @@ class Benchmark:
     def run(
         self, on_faces: Callable[[int], object] = lambda _: None, on_notice: Callable[[str], object] = lambda _: None
     ) -> list[Row]:
-        """Do what is not done yet, and return the rows of this benchmark.
+        """Do what is not done yet; returns a row for each image, and for each face that failed.
 
         A batch of faces is a part: a run that is killed loses no more than the one it was at. A row that failed is
         tried again, and a row that lacks a figure which can be measured now is measured again, from its picture.
@@ -138,9 +134,6 @@ class Benchmark:
         Args:
             on_faces: called with the number of faces that are done, whether now or before.
             on_notice: called with a sentence when a batch does not fit into the device's memory and is halved.
-
-        Returns:
-            A row for each image, and for each face that failed, in the order of the run.
 
         Raises:
             OutputError: a result cannot be written.
@@ -201,35 +194,27 @@ class Benchmark:
         resolution, template = self.pipeline.resolution, self.pipeline.prior.card.template
         try:
             picture = face.picture(template, resolution)
-            if damage.has_truth:
-                truth = _eight_bits(resize(picture[None], resolution)[0])
-                sha256 = pixels_sha256(truth)
-                seed = noise_seed(sha256, damage.seed)
-                side = round(resolution / damage.scale)
-                generator = torch.Generator().manual_seed(seed)
-                small = make_input(truth, damage.degradation, side, generator, template)
-                return _Job(face.name, face.labels, truth, small, sha256, seed)
-            small = _eight_bits(low_resolution(picture, damage.scale, resolution))
-            sha256 = pixels_sha256(small)
-            return _Job(face.name, face.labels, None, small, sha256, noise_seed(sha256, damage.seed))
         except ImageError as error:
             return _Failure(face.name, str(error))
-
-    def _weights(self, preset: Preset) -> Row:
-        method = find_method(preset.method)
-        prior = self.pipeline.prior.card if method.uses_prior else None
-        used = method.uses_corrector and preset.as_dict().get("crt") != "never"
-        corrector = self.pipeline.corrector_card if used else None
-        return {
-            "prior": prior and prior.name,
-            "prior_sha256": prior and prior.sha256,
-            "corrector": corrector and corrector.name,
-            "corrector_sha256": corrector and corrector.sha256,
-        }
+        if damage.has_truth:
+            known = _eight_bits(resize(picture[None], resolution)[0])
+        else:
+            known = _eight_bits(low_resolution(picture, damage.scale, resolution))
+        sha256 = pixels_sha256(known)
+        seed = noise_seed(sha256, damage.seed)
+        if not damage.has_truth:
+            return _Job(face.name, face.labels, None, known, sha256, seed)
+        side, generator = round(resolution / damage.scale), torch.Generator().manual_seed(seed)
+        small = make_input(known, damage.degradation, side, generator, template)
+        return _Job(face.name, face.labels, known, small, sha256, seed)
 
     def _how(self, case: _Case) -> Row:
         """What decides a result, besides the face."""
         damage, config, pipeline = case.damage, self.config, self.pipeline
+        method = find_method(case.preset.method)
+        prior = pipeline.prior.card if method.uses_prior else None
+        corrected = method.uses_corrector and case.preset.as_dict().get("crt") != "never"
+        corrector = pipeline.corrector_card if corrected else None
         return {
             "method": case.names[1],
             "method_name": case.preset.method,
@@ -242,7 +227,10 @@ class Benchmark:
             "device": pipeline.prior.device.type,
             "dtype": str(pipeline.prior.dtype).removeprefix("torch."),
             "whole_batches": config.whole_batches,
-            **self._weights(case.preset),
+            "prior": prior and prior.name,
+            "prior_sha256": prior and prior.sha256,
+            "corrector": corrector and corrector.name,
+            "corrector_sha256": corrector and corrector.sha256,
         }
 
     def _id(self, case: _Case, job: _Job, sample: int) -> str:
@@ -315,17 +303,12 @@ class Benchmark:
         rows = []
         for sample, name in case.names.items():
             identifier = self._id(case, job, sample)
-            own = {
-                "id": identifier,
-                "method": name,
-                "sample": sample,
-                "image": f"{IMAGES}/{identifier}.png",
-            }
+            own = {"id": identifier, "method": name, "sample": sample, "image": f"{IMAGES}/{identifier}.png"}
             if not sample:
                 own |= {name: len(samples.images) * described[name] for name in ("nfe", "seconds")}
             row = full_row({**described, **own})
-            about = {name: value for name, value in row.items() if value is not None}
             picture = to_pil(samples.images[sample - 1] if sample else samples.mean)
+            about = {name: value for name, value in row.items() if value is not None}
             write_png(self.output / row["image"], picture, about)
             rows.append(row)
         return rows

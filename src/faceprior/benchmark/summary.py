@@ -55,7 +55,7 @@ def summarise(
     """Summarise the rows of a benchmark, a damage after the other.
 
     Args:
-        rows: see `faceprior.benchmark.results`.
+        rows: of the table.
         methods: labels, in the order of tables.
         baseline: the one that the others are compared with.
         set_figures: measures sets.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,8 @@ def benchmark(
     image), summary.json, report.html and images/. Started again, it goes on where it was. Exit code: 0 all done,
     3 some faces failed, 2 wrong usage.
     """
-    from faceprior.benchmark.config import load_benchmark
+    flags = dict(locals())
+    from faceprior.benchmark.config import BenchmarkConfig, load_benchmark
     from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
     from faceprior.benchmark.metrics import check_names
     from faceprior.benchmark.report import REPORT_FILE, about, require_matplotlib, write_report
@@ -80,20 +82,7 @@ def benchmark(
     from faceprior.benchmark.summary import summarise
     from faceprior.errors import OptionError
 
-    flags = {
-        "data": data,
-        "faces": faces,
-        "methods": methods,
-        "scales": scales,
-        "degradations": degradations,
-        "seeds": seeds,
-        "samples": samples,
-        "metrics": metrics,
-        "by": by,
-        "prior": prior,
-        "corrector": corrector,
-        "batch_size": batch_size,
-    }
+    flags = {name: value for name, value in flags.items() if name in BenchmarkConfig.model_fields}
     chosen = load_benchmark(config, options.with_settings(flags, settings))
     check_names(chosen.metrics)
     require_matplotlib()
@@ -106,17 +95,16 @@ def benchmark(
     flags_of_adm = Path(chosen.adm_config) if chosen.adm_config else None
     pipeline = options.load_pipeline(chosen.prior, chosen.corrector, device, dtype, adm_config=flags_of_adm)
     run = Benchmark(pipeline, chosen, face_set, output)
-    baseline = run.baseline
     for reason in dict.fromkeys(run.missing.values()):
         names = [name for name, own in run.missing.items() if own == reason]
         say(errors, f"{', '.join(names)}: {reason}", label="missing")
     with progress_bar() as progress:
         bar = progress.add_task("restoring faces", total=run.total)
-        rows = run.run(lambda done: progress.advance(bar, done), lambda text: say(errors, text))
+        rows = run.run(partial(progress.advance, bar), partial(say, errors))
     with errors.status("summarising"):
-        summaries = summarise(rows, run.labels, baseline, run.set_meters, chosen.by)
+        summaries = summarise(rows, run.labels, run.baseline, run.set_meters, chosen.by)
         write_report(output, about(run, shlex.join(["faceprior", *sys.argv[1:]])), summaries, rows)
-    _print(summaries, baseline)
+    _print(summaries, run.baseline)
     say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")
     failed = [row for row in rows if row["error"] is not None]
     for row in failed:

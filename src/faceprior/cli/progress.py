@@ -34,6 +34,11 @@ class RestoreProgress:
         self._clips = dict[tuple[Path, str], TaskID]()
         self._done, self._said = 0, clock()
 
+    @property
+    def so_far(self) -> str:
+        """How many inputs are finished, "3 of 8"."""
+        return f"{self._done} of {self._inputs}"
+
     def on_inputs(self, inputs: int) -> None:
         """It is known how many inputs there are."""
         self._inputs = inputs
@@ -71,7 +76,7 @@ class RestoreProgress:
         now = self._clock()
         if self._plain and now >= self._said + _EVERY:
             self._said = now
-            say(errors, f"{self._done} of {self._inputs} done{more}")
+            say(errors, f"{self.so_far} done{more}")
 
 
 @contextmanager

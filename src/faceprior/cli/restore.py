@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, EXIT_STOPPED, console, errors, say
 
 if TYPE_CHECKING:
+    from faceprior.cli.progress import RestoreProgress
     from faceprior.faces import FaceDetector
     from faceprior.photographs import RestoreOptions
     from faceprior.pipeline import FacePriorPipeline
@@ -165,17 +166,9 @@ def restore(
         finding = beside.submit(find)
         pipeline, finder = load(), finding.result()
     pipeline.check(preset)
-    try:
-        with restore_progress(len(inputs), samples * pipeline.evaluations(preset), quiet=quiet) as watcher:
-            for record in restore_files(
-                pipeline, inputs, folder, how, finder, name=name, resume=resume, watcher=watcher
-            ):
-                tally.count(record)
-                watcher.on_input()
-    except KeyboardInterrupt as error:
-        goes_on = ", the same command with --resume goes on" if folder is not None and name is None else ""
-        say(errors, f"stopped; {tally.seen} of {len(inputs)} are done{goes_on}")
-        raise typer.Exit(EXIT_STOPPED) from error
+    with restore_progress(len(inputs), samples * pipeline.evaluations(preset), quiet=quiet) as watcher:
+        records = restore_files(pipeline, inputs, folder, how, finder, name=name, resume=resume, watcher=watcher)
+        tally.follow(records, watcher, goes_on=folder is not None and name is None)
     tally.conclude(strict=strict)
 
 
@@ -226,7 +219,6 @@ def _on_ray(
     resume: bool,
     quiet: bool,
 ) -> None:
-    """Restore on a Ray cluster."""
     from faceprior.cli.progress import restore_progress
     from faceprior.errors import OptionError
     from faceprior.storage import absolute
@@ -250,22 +242,15 @@ def _on_ray(
             f"--ray {address}: no cluster is there ({error}); check the address, or say local"
         ) from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # of `ray job stop`, Kubernetes and systemd
-    listed = [0]
     try:
         with restore_progress(0, 1, quiet=quiet) as watcher:
 
             def on_listed(photographs: int, parts: int) -> None:
-                listed[0] = photographs
                 watcher.on_inputs(photographs)
                 skipped(f"{photographs} photographs; {parts} parts of the listing are left")
 
-            for record in restore_on_ray(places, job, resume=resume, on_skipped=skipped, on_listed=on_listed):
-                tally.count(record)
-                watcher.on_step(1)
-                watcher.on_input()
-    except KeyboardInterrupt as error:
-        say(errors, f"stopped; {tally.seen} of {listed[0]} were done now, the same command with --resume goes on")
-        raise typer.Exit(EXIT_STOPPED) from error
+            records = restore_on_ray(places, job, resume=resume, on_skipped=skipped, on_listed=on_listed)
+            tally.follow(records, watcher, goes_on=True, steps=1)
     finally:
         ray.shutdown()
 
@@ -284,12 +269,26 @@ class _Tally:
     """Prints what was done with each input, and counts."""
 
     def __init__(self, folder: Place | None, *, quiet: bool, verbose: bool) -> None:
-        self.seen = self._faceless = self._failed = 0
+        self._seen = self._faceless = self._failed = 0
         self._folder, self._quiet, self._verbose = folder or Path(), quiet, verbose
 
-    def count(self, record: dict[str, Any]) -> None:
+    def follow(
+        self, records: Iterable[dict[str, Any]], watcher: RestoreProgress, *, goes_on: bool, steps: int = 0
+    ) -> None:
+        """Tell of each input, so many steps, as it is done; and if Ctrl-C ends it whether --resume goes on."""
+        try:
+            for record in records:
+                self._count(record)
+                watcher.on_step(steps)
+                watcher.on_input()
+        except KeyboardInterrupt as error:
+            more = ", the same command with --resume goes on" if goes_on else ""
+            say(errors, f"stopped; {watcher.so_far} are done{more}")
+            raise typer.Exit(EXIT_STOPPED) from error
+
+    def _count(self, record: dict[str, Any]) -> None:
         """Tell of one input; what an earlier run did is only counted."""
-        self.seen += 1
+        self._seen += 1
         self._faceless += record.get("faces") == [] or record.get("tracks") == 0
         if record["status"] == "failed":
             self._failed += 1
@@ -302,10 +301,10 @@ class _Tally:
     def conclude(self, *, strict: bool) -> None:
         """Say how many failed, and exit with the code that it deserves."""
         if self._failed:
-            others = "; the others are done" if self._failed < self.seen else ""
-            say(errors, f"{self._failed} of {self.seen} failed{others}")
+            others = "; the others are done" if self._failed < self._seen else ""
+            say(errors, f"{self._failed} of {self._seen} failed{others}")
         if strict and self._faceless:
-            say(errors, f"no face found in {self._faceless} of {self.seen} (--strict)")
+            say(errors, f"no face found in {self._faceless} of {self._seen} (--strict)")
         if self._failed or (strict and self._faceless):
             raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -314,27 +313,21 @@ def _summary(record: dict[str, Any], folder: Place) -> str:
     names = [written["file"] for written in record["outputs"]]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     result = f"{folder / names[0]}{more}" if names else "nothing"
-    about = {"photo": _about_photo, "clip": _about_clip, "aligned": _about_face}[record["kind"]]
-    return f"{record['input']} → {result}  ({', '.join([*about(record), *record['notes']])})"
+    return f"{record['input']} → {result}  ({', '.join([*_remarks(record), *record['notes']])})"
 
 
-def _about_photo(record: dict[str, Any]) -> list[str]:
-    restored = [face for face in record["faces"] if "lr_consistency" in face]
-    left = [face for face in record["faces"] if "left_alone" in face]
-    remarks = []
-    if restored:
-        remarks = [f"{_faces(len(restored))} restored", _agreement([face["lr_consistency"] for face in restored])]
-    if left:
-        remarks.append(f"{_faces(len(left))} left alone: {left[0]['left_alone']}")
-    return remarks
-
-
-def _about_clip(record: dict[str, Any]) -> list[str]:
-    return [f"{_faces(record['tracks'])} in {record['frames']} frames, {record['restored']} times restored"]
-
-
-def _about_face(record: dict[str, Any]) -> list[str]:
-    return [f"×{record['scale']:.3g}", _agreement([record["lr_consistency"]])]
+def _remarks(record: dict[str, Any]) -> Iterator[str]:
+    if record["kind"] == "clip":
+        yield f"{_faces(record['tracks'])} in {record['frames']} frames, {record['restored']} times restored"
+    elif record["kind"] == "aligned":
+        yield f"×{record['scale']:.3g}"
+        yield _agreement([record["lr_consistency"]])
+    else:
+        if restored := [face["lr_consistency"] for face in record["faces"] if "lr_consistency" in face]:
+            yield f"{_faces(len(restored))} restored"
+            yield _agreement(restored)
+        if left := [face["left_alone"] for face in record["faces"] if "left_alone" in face]:
+            yield f"{_faces(len(left))} left alone: {left[0]}"
 
 
 def _faces(count: int) -> str:
