@@ -22,7 +22,6 @@ from faceprior.corrector import (
     save_corrector,
 )
 from faceprior.degradations import bicubic_downscale
-from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
@@ -30,7 +29,6 @@ from faceprior.priors.noise_schedule import ddim_scheduler_config
 from faceprior.training.batches import Example
 from faceprior.training.blind import blind
 from faceprior.training.config import CorrectorConfig, build_network
-from faceprior.training.prior import describe_data, licence_of
 from faceprior.training.shards import PackedFaces
 from faceprior.training.trainer import stratified_uniform
 
@@ -57,21 +55,13 @@ class CorrectorTask:
     """
 
     def __init__(
-        self,
-        config: CorrectorConfig,
-        faces: PackedFaces,
-        held_out: PackedFaces,
-        start: str | Path | None = None,
+        self, config: CorrectorConfig, faces: PackedFaces, held_out: PackedFaces, start: str | Path | None = None
     ) -> None:
         self.config, self.held_out = config, held_out
         torch.manual_seed(config.seed)
         if start is not None:
             network = load_corrector(start).network
-            if network.resolution != faces.size:
-                raise OptionError(
-                    f"corrector {start} is for {network.resolution}×{network.resolution} faces, the training set"
-                    f" holds {faces.size}×{faces.size}; pack it again with another --size"
-                )
+            faces.check_size(network.resolution, f"corrector {start}")
             network.requires_grad_(requires_grad=True)
         else:
             kind: Callable[..., CorrectorNetwork] = BlindCorrector if config.network == "blind" else PaperCorrector
@@ -84,8 +74,8 @@ class CorrectorTask:
             resolution=faces.size,
             template=TIGHT_TEMPLATE if config.framing == [1, 1] else (),
             schedule=ddim_scheduler_config(betas, ""),
-            data=describe_data(faces),
-            licence=licence_of(faces),
+            data=faces.described(),
+            licence=faces.licence,
         )
 
     def prepare(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,11 +57,7 @@ class PriorTask:
         schedule = ddim_scheduler_config({}, config.prediction_type)
         if start is not None:
             prior = load_prior(start)
-            if prior.resolution != faces.size:
-                raise OptionError(
-                    f"prior {start} is for {prior.resolution}×{prior.resolution} faces, the training set holds"
-                    f" {faces.size}×{faces.size}; pack it again with another --size"
-                )
+            faces.check_size(prior.resolution, f"prior {start}")
             self.network, schedule = prior.network, prior.card.schedule
             self.network.requires_grad_(requires_grad=True)
         elif config.network == "gaussian-residual":
@@ -79,8 +74,8 @@ class PriorTask:
             resolution=faces.size,
             template=TIGHT_TEMPLATE,
             schedule=schedule,
-            data=describe_data(faces),
-            licence=licence_of(faces),
+            data=faces.described(),
+            licence=faces.licence,
         )
         self.prior = Prior(self.network, card)
 
@@ -156,22 +151,3 @@ class PriorTask:
 
     def _with(self, network: nn.Module, **card: Any) -> Prior:
         return Prior(network, replace(self.prior.card, **card))
-
-
-def describe_data(faces: PackedFaces) -> list[dict[str, Any]]:
-    """One entry a source, for the card."""
-    counts = Counter((face.source, face.terms, face.licence) for face in faces.faces)
-    return [
-        {"source": source, "terms": terms, "licence": licence, "faces": count}
-        for (source, terms, licence), count in sorted(counts.items())
-    ]
-
-
-def licence_of(faces: PackedFaces) -> str:
-    """What weights trained on these faces may be used for, by the strictest terms among them."""
-    terms = {face.terms for face in faces.faces}
-    if terms == {"open"}:
-        return "free: trained on openly licensed faces only"
-    if "unknown" in terms:
-        return "unknown: the terms of some training faces are not recorded"
-    return "research only: part of the training faces may be used for non-commercial research only"

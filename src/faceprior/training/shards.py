@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from faceprior.errors import DataError, ImageError
+from faceprior.errors import DataError, ImageError, OptionError
 from faceprior.images import IMAGE_SUFFIXES, decode_picture, read_image, square
 from faceprior.images.writing import write_file
 
@@ -236,6 +236,32 @@ class PackedFaces:
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         """Return faces as float32 in [-1, 1], shape (B, 3, R, R)."""
         return self.pixels(indices).float() / 127.5 - 1.0
+
+    def check_size(self, resolution: int, what: str) -> None:
+        """Raise OptionError if weights are for faces of another size."""
+        if resolution != self.size:
+            raise OptionError(
+                f"{what} is for {resolution}×{resolution} faces, the training set holds {self.size}×{self.size};"
+                " pack it again with another --size"
+            )
+
+    def described(self) -> list[dict[str, Any]]:
+        """One entry a source, for the card of what is trained on them."""
+        counts = Counter((face.source, face.terms, face.licence) for face in self.faces)
+        return [
+            {"source": source, "terms": terms, "licence": licence, "faces": count}
+            for (source, terms, licence), count in sorted(counts.items())
+        ]
+
+    @property
+    def licence(self) -> str:
+        """What weights that are trained on them may be used for, by the strictest terms among them."""
+        terms = {face.terms for face in self.faces}
+        if terms == {"open"}:
+            return "free: trained on openly licensed faces only"
+        if "unknown" in terms:
+            return "unknown: the terms of some training faces are not recorded"
+        return "research only: part of the training faces may be used for non-commercial research only"
 
     def balanced_weights(self, exponent: float = 0.5) -> torch.Tensor:
         """Sampling probability of each face, float64, shape (N,): a source of n faces gets a share ∝ n^exponent."""

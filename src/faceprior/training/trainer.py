@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 import yaml
@@ -36,15 +36,10 @@ from faceprior.training.config import TrainConfig
 from faceprior.training.muon import Muon
 from faceprior.training.shards import PackedFaces
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 KEPT_CHECKPOINTS = 2
 
 _MOST_WORKERS = 16  # of one GPU
 _READ_TOGETHER = {"cuda": 10}  # losses: a GPU has to wait for each reading
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Task(Protocol):
@@ -122,11 +117,10 @@ def train(
     learner.network.train()
     limit = config.minutes * 60 or math.inf
     at_once = _READ_TOGETHER.get(accelerator.device.type, 1)
-    losses: list[torch.Tensor] = []
-    stopping = False
+    losses, stopping = list[torch.Tensor](), False
     try:
-        with _StopSignals() as signals, _Log(output / "log.jsonl" if main else None, step) as log:
-            watch, known = _Stopwatch(accelerator.device, log.seconds), log.seconds
+        with _stop_signals() as came, _log(output, step, accelerator) as (log, before):
+            watch, known = _Stopwatch(accelerator.device, before), before
             done = step >= config.steps or known >= limit
             while not (done or stopping):
                 losses.append(learner.step(task, next(coming), step, known))
@@ -135,7 +129,7 @@ def train(
                 evaluating, saving = step % config.evaluate_every == 0, step % config.checkpoint_every == 0
                 if len(losses) < at_once and not (evaluating or saving or done):
                     continue
-                values, stopping, known = _shared(accelerator, losses, came=signals.came, seconds=watch.seconds)
+                values, stopping, known = _shared(accelerator, losses, came=bool(came), seconds=watch.seconds)
                 losses, done, figures = [], done or known >= limit, None
                 if evaluating or done:
                     with watch.stopped(), learner.averaged() as network:
@@ -143,7 +137,8 @@ def train(
                             held_out = figures = _evaluate(task, network, config, output, step, command)
                 for number, value in enumerate(values, step + 1 - len(values)):
                     own = figures if number == step else None
-                    log.write(step=number, loss=value, seconds=round(known, 1), held_out=own)
+                    line = {"step": number, "loss": value, "seconds": round(known, 1)}
+                    print(json.dumps({**line, "held_out": own} if own else line), file=log, flush=True)
                     accelerator.log({"loss": value, **(own or {})}, step=number)
                     tell(number, value, own)
                 if saving or done or stopping:
@@ -165,17 +160,17 @@ def _newest(checkpoints: Path, *, resume: bool) -> Path | None:
     return newest
 
 
+def _write_config(config: TrainConfig, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+
+
 def _workers(config: TrainConfig, accelerator: Accelerator) -> int:
     if config.workers is not None:
         return config.workers
     if accelerator.device.type == "cpu":
         return 0  # they would take the cores from the step
     return min(_MOST_WORKERS, max(1, (os.cpu_count() or 1) // accelerator.num_processes - 1))
-
-
-def _write_config(config: TrainConfig, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
 
 
 def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
@@ -290,22 +285,26 @@ class _Learner:
         return int(checkpoint.name.removeprefix("step-"))
 
 
-class _StopSignals:
-    """Takes note of SIGINT and SIGTERM, so that the step under way can end; a second one acts as ever."""
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Take note of SIGINT and SIGTERM, so that the step under way can end; a second one acts as ever."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
-        self.came = False
-        main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-        self.before = {number: signal.signal(number, self._note) for number in _SIGNALS if main}
-        return self
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        restore()
 
-    def _note(self, *_: object) -> None:
-        self.came = True
-        self.__exit__()
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+    def restore() -> None:
+        for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        before.update((number, signal.signal(number, note)) for number in (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield came
+    finally:
+        restore()
 
 
 class _Stopwatch:
@@ -333,47 +332,34 @@ class _Stopwatch:
 def _shared(
     accelerator: Accelerator, losses: Sequence[torch.Tensor], *, came: bool, seconds: float
 ) -> tuple[list[float], bool, float]:
-    """Tell the processes each other's news, so that all stop at the same step.
+    """The mean loss of each step, whether a signal came to any process, and the mean seconds of computing.
 
-    Returns:
-        The mean loss of each step, whether a signal came to any process, and the mean seconds of computing.
+    The processes tell each other, so that all stop at the same step.
     """
     own = losses[0].new_tensor([came, seconds], dtype=torch.float32)
     news = accelerator.reduce(torch.cat([torch.stack(list(losses)).float(), own]), "mean").tolist()
     return news[:-2], news[-2] > 0, news[-1]
 
 
-class _Log:
-    """A line of JSON a step; lines that a killed run wrote after its last checkpoint are dropped on resume."""
+@contextmanager
+def _log(output: Path, step: int, accelerator: Accelerator) -> Iterator[tuple[TextIO, float]]:
+    """Open the log as it was at a step, and say how many seconds were computed until then.
 
-    def __init__(self, path: Path | None, step: int) -> None:
-        self.path, self.step, self.seconds = path, step, 0.0
-
-    def __enter__(self) -> Self:
-        self.file: TextIO | None = None
-        if self.path is not None:
-            lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= self.step]
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            self.seconds = float(json.loads(kept[-1])["seconds"]) if kept else 0.0
-            self.file = self.path.open("a", encoding="utf-8")
-        return self
-
-    def write(self, **values: Any) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps({k: v for k, v in values.items() if v is not None}) + "\n")
-            self.file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by the kill
+    Lines that a killed run wrote after its last checkpoint are dropped.
+    """
+    path, kept, seconds = output / "log.jsonl", list[str](), 0.0
+    for line in path.read_text("utf-8").splitlines(keepends=True) if path.exists() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:  # cut short by the kill
+            continue
+        if values["step"] <= step:
+            kept.append(line)
+            seconds = values["seconds"]
+    accelerator.wait_for_everyone()  # all have read it
+    with (path if accelerator.is_main_process else Path(os.devnull)).open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        yield file, seconds
 
 
 def stratified_uniform(count: int, generator: torch.Generator) -> torch.Tensor:
