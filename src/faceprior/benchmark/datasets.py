@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,19 +18,13 @@ from faceprior.evaluation.identity import CHIP_TEMPLATE
 from faceprior.faces import Points, align, load_detector
 from faceprior.images import IMAGE_SUFFIXES, read_image, square, to_pil, to_tensor
 from faceprior.priors.card import FFHQ_TEMPLATE, Landmarks
-from faceprior.training.shards import MANIFEST, PackedFace, PackedFaces
+from faceprior.training.shards import MANIFEST, PackedFaces
 
 EXTREME_POSE = 0.2
 """`nose_offset` from which a pose counts as extreme."""
 
 EXTREME_POSE_SUBSET = "extreme-pose"
 
-AGE_BANDS = ((12, "0-12"), (29, "13-29"), (59, "30-59"), (116, "60+"))
-"""Last year of each band and its name."""
-
-_UTK_NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<group>[0-4])_")
-_UTK_GENDERS = ("male", "female")
-_UTK_GROUPS = ("White", "Black", "Asian", "Indian", "other")
 _TEST_PART = "2"  # of CelebA's list_eval_partition.txt
 
 
@@ -166,34 +159,12 @@ def group_faces(labels: Sequence[Mapping[str, str]], by: str) -> dict[str, list[
     return dict(sorted(groups.items()))
 
 
-def utk_labels(original: str) -> dict[str, str]:
-    """Read age, apparent gender and apparent group from a UTKFace file name, age_gender_group_date.jpg.
-
-    Source: https://susanqq.github.io/UTKFace/ (gender 0 male, 1 female; group 0 White, 1 Black, 2 Asian,
-    3 Indian, 4 other). A few names lack a part; they give no label.
-    """
-    found = _UTK_NAME.match(original)
-    if found is None:
-        return {}
-    return {
-        "age": next((name for last, name in AGE_BANDS if int(found["age"]) <= last), AGE_BANDS[-1][1]),
-        "gender": _UTK_GENDERS[int(found["gender"])],
-        "group": _UTK_GROUPS[int(found["group"])],
-    }
-
-
-def labels_of(face: PackedFace) -> dict[str, str]:
-    """Return what a packed face can be grouped by; of the source "utk" also what its `original` name says."""
-    derived = utk_labels(face.labels.get("original", "")) if face.source == "utk" else {}
-    return {"source": face.source, "terms": face.terms, **derived, **face.labels}
-
-
 def _packed(folder: Path, split: str) -> list[SetFace]:
-    packed = PackedFaces(folder, split)
-    return [
-        SetFace(own.name, partial(_packed_picture, packed, index), labels=labels_of(own))
-        for index, own in enumerate(packed.faces)
-    ]
+    packed, faces = PackedFaces(folder, split), []
+    for index, own in enumerate(packed.faces):
+        labels = {"source": own.source, "terms": own.terms, **own.labels}
+        faces.append(SetFace(own.name, partial(_packed_picture, packed, index), labels=labels))
+    return faces
 
 
 def _packed_picture(packed: PackedFaces, index: int) -> Image.Image:

@@ -20,7 +20,7 @@ from torch import nn
 from faceprior.errors import FacePriorError, OptionError, one_line
 from faceprior.evaluation.arcface import ARCFACE_SAME_PERSON, ArcFaceEmbedder
 from faceprior.evaluation.identity import SAME_PERSON, Embedder, FaceEmbedder
-from faceprior.evaluation.metrics import EXACT, diversity, lr_consistency, ms_ssim, psnr, spread, ssim
+from faceprior.evaluation.metrics import EXACT, lr_consistency, psnr, spread, ssim
 from faceprior.evaluation.naturalness import NIQE_SIDE, Brisque, Niqe
 from faceprior.evaluation.regions import REGIONS, face_regions
 from faceprior.evaluation.texture import OCTAVES, grid_excess, texture_power
@@ -209,7 +209,6 @@ def _metrics() -> Iterator[Metric]:
     of_truth = partial(Metric, kind="image", needs_truth=True)
     yield of_truth("psnr", "PSNR, dB", better="higher", digits=2, open=_ready(_against_truth(psnr)))
     yield of_truth("ssim", "SSIM", better="higher", open=_ready(_against_truth(ssim)))
-    yield of_truth("ms_ssim", "MS-SSIM", better="higher", open=_ready(_against_truth(ms_ssim)))
     yield of_truth("lpips_alex", "LPIPS (alex)", better="lower", open=partial(_lpips, "alex"))
     yield of_truth("lpips_vgg", "LPIPS (vgg)", better="lower", open=partial(_lpips, "vgg"))
     for region in REGIONS:
@@ -225,11 +224,9 @@ def _metrics() -> Iterator[Metric]:
     yield of_truth("identity", "identity", better="higher", open=_ready(_identity), needs_identity=True)
     yield of_truth("same_person", "same person", better="higher", digits=2, open=_same_person, needs_identity=True)
     yield Metric("lr_consistency", "LR consistency, dB", "image", "higher", 1, _ready(_lr_consistency))
-    yield Metric("diversity", "diversity", "samples", "", 3, _ready(lambda face: diversity(face.images)))
     yield Metric("spread", "spread", "samples", "", 3, _ready(_alone(lambda images: spread(images).mean())))
     yield Metric("fid", "FID", "set", "lower", 1)
     yield Metric("kid", "KID × 1000", "set", "lower", 2)
-    yield Metric("inception_score", "IS", "set", "higher", 2)
     yield Metric("auc", "told from real, AUC", "set", "lower")
     yield Metric("frechet", "Fréchet (identity)", "set", "lower", needs_identity=True)
     yield Metric("seconds", "s/face", "cost", "lower")

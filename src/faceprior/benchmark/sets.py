@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from faceprior.benchmark.config import BenchmarkConfig
 from faceprior.benchmark.datasets import open_faces
@@ -20,8 +16,6 @@ from faceprior.errors import DataError, FacePriorError
 from faceprior.evaluation.intervals import Interval
 from faceprior.evaluation.two_sample import MIN_FACES, two_sample_auc
 from faceprior.images import read_image, resize, to_tensor, to_uint8
-
-INCEPTION = ("fid", "kid", "inception_score")
 
 _AT_ONCE = 32
 
@@ -50,23 +44,24 @@ class SetMeters:
         self.missing: dict[str, str] = {}
         truth = "the true faces of the same run" if has_truth else "nothing: the true faces are not known"
         self.reference = config.reference or truth
-        self._network: InceptionFeatures | None = None
-        self._reference: Features | None = None
-        chosen = [name for name in INCEPTION if name in self.wanted]
+        self._features: Callable[[Iterator[torch.Tensor]], torch.Tensor] | None = None
+        self._reference: torch.Tensor | None = None
+        chosen = [name for name in ("fid", "kid") if name in self.wanted]
         if not chosen:
             return
+        if not (has_truth or config.reference):
+            unknown = "the true faces are not known; name a folder of sharp ones with --set reference=FOLDER"
+            self.missing.update(dict.fromkeys(chosen, unknown))
+            return
         try:
-            self._network = InceptionFeatures(meters.options.device)
+            self._features = inception_features(meters.options.device)
         except FacePriorError as error:
             self.missing.update(dict.fromkeys(chosen, str(error)))
             return
         if config.reference:
             faces, side = open_faces([config.reference]).faces, meters.options.resolution
             self.reference = f"{len(faces)} faces of {config.reference}"
-            self._reference = self._network.of(resize(face.picture((), side)[None], side)[0] for face in faces)
-        elif not has_truth:
-            unknown = "the true faces are not known; name a folder of sharp ones with --set reference=FOLDER"
-            self.missing.update({name: unknown for name in chosen if name != "inception_score"})
+            self._reference = self._features(resize(face.picture((), side)[None], side)[0] for face in faces)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Interval]:
         """Measure a set; see `SetFigures`."""
@@ -74,14 +69,12 @@ class SetMeters:
             return {}
         found: dict[str, float] = {}
         has_truth = all(row["truth"] for row in rows)
-        if self._network is not None:
-            features, reference = self._network.of(self._pictures(rows, "image")), self._reference
-            if reference is None and has_truth:
-                reference = self._network.of(self._pictures(rows, "truth"))
-            found["inception_score"] = inception_score(features.logits)
-            if reference is not None:
-                found["fid"] = frechet_distance(features.pooled, reference.pooled)
-                found["kid"] = kid(features.pooled, reference.pooled)
+        if self._features is not None and (self._reference is not None or has_truth):
+            reference = self._reference
+            if reference is None:
+                reference = self._features(self._pictures(rows, "truth"))
+            features = self._features(self._pictures(rows, "image"))
+            found["fid"], found["kid"] = frechet_distance(features, reference), kid(features, reference)
         if self.meters.embeds and has_truth and all(row["embedding"] for row in rows):
             embeddings = torch.tensor([row["embedding"] for row in rows], dtype=torch.float64)
             truth = [self.meters.embed_file(self.output / row["truth"]) for row in rows]
@@ -96,42 +89,31 @@ class SetMeters:
         return (to_tensor(read_image(self.output / row[column])) for row in rows)
 
 
-class Features(NamedTuple):
-    """What Inception makes of pictures: pooled, (B, 2048), and logits, (B, 1008)."""
+def inception_features(device: torch.device) -> Callable[[Iterator[torch.Tensor]], torch.Tensor]:
+    """Load torch-fidelity's Inception-v3 (the weights of the original FID), as torchmetrics wraps it.
 
-    pooled: torch.Tensor
-    logits: torch.Tensor
-
-
-class InceptionFeatures:
-    """torch-fidelity's Inception-v3 (the weights of the original FID), as torchmetrics wraps it.
+    Returns:
+        What turns pictures, each (3, R, R) in [-1, 1], into features, (B, 2048).
 
     Raises:
         FacePriorError: torch-fidelity or its weights are missing.
     """
+    with missing_if_it_fails(f"FID and KID need torch-fidelity, which cannot be imported: {INSTALL}"):
+        import torch_fidelity  # noqa: F401 - torchmetrics wants it
+    from torchmetrics.image.fid import NoTrainInceptionV3
 
-    def __init__(self, device: torch.device) -> None:
-        with missing_if_it_fails(f"FID, KID and IS need torch-fidelity, which cannot be imported: {INSTALL}"):
-            import torch_fidelity  # noqa: F401 - torchmetrics wants it
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        with missing_if_it_fails(
-            "FID, KID and IS: Inception's weights cannot be loaded ({reason}); put torch-fidelity's file into"
-            " $TORCH_HOME/hub/checkpoints"
-        ):
-            network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
-        self._network, self._device = network.to(device), device
+    with missing_if_it_fails(
+        "FID and KID: Inception's weights cannot be loaded ({reason}); put torch-fidelity's file into"
+        " $TORCH_HOME/hub/checkpoints"
+    ):
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
 
     @torch.no_grad()
-    def of(self, pictures: Iterator[torch.Tensor]) -> Features:
-        """Return the features of pictures, each (3, R, R) in [-1, 1]."""
-        pooled, logits = [], []
-        while batch := list(islice(pictures, _AT_ONCE)):
-            # the network's own forward flattens what it returns; this one gives both layers
-            both = self._network._torch_fidelity_forward(to_uint8(torch.stack(batch)).to(self._device))  # noqa: SLF001
-            pooled.append(both[0].flatten(1).cpu())
-            logits.append(both[1].flatten(1).cpu())
-        return Features(torch.cat(pooled), torch.cat(logits))
+    def features(pictures: Iterator[torch.Tensor]) -> torch.Tensor:
+        batches = iter(lambda: list(islice(pictures, _AT_ONCE)), [])
+        return torch.cat([network(to_uint8(torch.stack(batch)).to(device)).cpu() for batch in batches])
+
+    return features
 
 
 def frechet_distance(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
@@ -157,45 +139,13 @@ def frechet_distance(embeddings: torch.Tensor, reference: torch.Tensor) -> float
     return float(shift + covariance.trace() + reference_covariance.trace() - 2 * overlap)
 
 
-class _Given(nn.Module):
-    """Stands where torchmetrics wants a network: what comes in are features already."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.num_features = length
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features
-
-
 def kid(features: torch.Tensor, reference: torch.Tensor) -> float:
     """Kernel inception distance (Bińkowski et al. 2018) × 1000, of 100 subsets of at most 1000 images."""
-    from torchmetrics.image.kid import KernelInceptionDistance
+    from torchmetrics.image.kid import poly_mmd
 
-    size = min(len(features), len(reference), 1000)
-    with _quiet_and_seeded():
-        metric = KernelInceptionDistance(feature=_Given(features.shape[1]), subset_size=size)
-        metric.update(reference, real=True)
-        metric.update(features, real=False)
-        mean, _ = metric.compute()
-    return 1000 * float(mean)
+    size, generator = min(len(features), len(reference), 1000), torch.Generator().manual_seed(0)
 
+    def subset(own: torch.Tensor) -> torch.Tensor:
+        return own[torch.randperm(len(own), generator=generator)[:size]]
 
-def inception_score(logits: torch.Tensor) -> float:
-    """Inception score (Salimans et al. 2016), mean of ten parts (fewer for fewer than ten images)."""
-    from torchmetrics.image.inception import InceptionScore
-
-    with _quiet_and_seeded():
-        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=min(10, len(logits)))
-        metric.update(logits)
-        mean, _ = metric.compute()
-    return float(mean)
-
-
-@contextmanager
-def _quiet_and_seeded() -> Iterator[None]:
-    """Without torchmetrics' remarks on memory, and with the same random subsets every time."""
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        yield
+    return 1000 * float(torch.stack([poly_mmd(subset(reference), subset(features)) for _ in range(100)]).mean())

@@ -55,7 +55,7 @@ def benchmark(
     metrics: Annotated[str | None, typer.Option(help="Names of figures.", show_default="all")] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="Also tables by source, age, gender, group or another label.", show_default="none"),
+        typer.Option(help="Also tables by source or another label of the faces.", show_default="none"),
     ] = None,
     prior: options.Prior = None,
     corrector: Annotated[

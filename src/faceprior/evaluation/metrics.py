@@ -10,8 +10,6 @@ from faceprior.images import resize, to_uint8
 EXACT = 120.0
 """Stands for the infinite PSNR of identical pictures, in dB: JSON has no infinity, and different ones stay below."""
 
-_MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-
 
 def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio of each image in dB, after rounding to uint8.
@@ -45,33 +43,6 @@ def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(value).reshape(-1)
 
 
-def ms_ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Multi-scale structural similarity of each image (Wang et al. 2003), after rounding to uint8.
-
-    Args:
-        images: (B, 3, H, W) in [-1, 1], at least 11 pixels a side. The five scales of the paper need 176 pixels;
-            smaller images have as many as fit (`ms_ssim_scales`), their weights divided by their sum.
-        targets: of the same shape.
-
-    Returns:
-        (B,), at most 1.
-    """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
-    a, b = to_uint8(images).float(), to_uint8(targets).float()
-    weights = _MS_SSIM_WEIGHTS[: ms_ssim_scales(min(images.shape[-2:]))]
-    betas = tuple(weight / sum(weights) for weight in weights) if len(weights) < 5 else weights
-    value = multiscale_structural_similarity_index_measure(
-        a, b, sigma=1.5, data_range=255.0, reduction="none", betas=betas
-    )
-    return torch.as_tensor(value).reshape(-1)
-
-
-def ms_ssim_scales(side: int) -> int:
-    """Scales of MS-SSIM that fit: the coarsest must hold its 11×11 window, as torchmetrics counts it."""
-    return max(1, sum(side // max(2**scale, scale**2) > 10 for scale in range(len(_MS_SSIM_WEIGHTS))))
-
-
 def lr_consistency(images: torch.Tensor, low_resolution: torch.Tensor) -> torch.Tensor:
     """Agreement with the input: PSNR in dB between the bicubically reduced result and the low-resolution face.
 
@@ -98,16 +69,3 @@ def spread(samples: torch.Tensor) -> torch.Tensor:
         (H, W), on the scale of [0, 1] pixel values: 0 where all agree, at most about 0.5.
     """
     return samples.float().std(0, correction=0).mean(0) / 2
-
-
-def diversity(samples: torch.Tensor) -> float:
-    """Mean over pairs of restorations of one face of their distance: root mean square of the pixels' differences.
-
-    Args:
-        samples: (N, 3, H, W) in [-1, 1], N at least 2.
-
-    Returns:
-        On the scale of [0, 1] pixel values: 0 where all agree.
-    """
-    distances = torch.pdist(samples.float().flatten(1)) / 2
-    return float(distances.mean()) / samples[0].numel() ** 0.5
