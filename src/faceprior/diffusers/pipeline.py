@@ -63,7 +63,6 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
         corrector_card: ModelCard | None = None,
     ) -> None:
         self._cards: dict[str, ModelCard] = {}
-        self._interrupt = False
         self._fitting: dict[tuple[torch.device, str], int] = {}
         self.register_modules(unet=unet, scheduler=scheduler, corrector=corrector)
         for name, own in (("unet", card), ("corrector", corrector_card)):
@@ -108,8 +107,7 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
             torch_dtype: number format to compute in; None is float32.
             dtype: the same under diffusers' newer name.
             device_map: device for all networks: "cuda", "cpu", ..., or "balanced" for the best there is.
-            **options: `adm_config`, `variant`, `use_safetensors`, `revision`, `cache_dir`, `token`,
-                `local_files_only` and `force_download`; see `faceprior.pipeline.face_prior.load_components`.
+            **options: see `faceprior.pipeline.face_prior.load_components`.
 
         Raises:
             WeightsError: something is not found, not safe, or does not fit.
@@ -194,7 +192,7 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
         return FacePriorPipeline(self.unet, self.scheduler, None, card=self.card)
 
     @property
-    def prior(self) -> Prior:
+    def prior(self) -> Prior:  # type: ignore[override] # made of what is registered
         """The registered network under the registered noise schedule."""
         return Prior(self.unet, self.card)
 
@@ -204,7 +202,7 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
         return replace(self._cards["unet"], schedule=schedule_of(self.scheduler))
 
     @property
-    def crt(self) -> Corrector | None:
+    def crt(self) -> Corrector | None:  # type: ignore[override]
         """The registered corrector, if there is one."""
         return None if self.corrector is None else Corrector(self.corrector, self._cards["corrector"])
 

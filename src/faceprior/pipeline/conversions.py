@@ -120,23 +120,15 @@ def plain(value: Any) -> Any:
 
 
 def generators_of(seeds: Seed | Sequence[Seed] | None, count: int) -> list[torch.Generator]:
-    """Return a generator for each of `count` faces.
-
-    Args:
-        seeds: one seed or generator for all faces, each of which then starts from its state, or one for each; None
-            takes a seed from torch's own, which `torch.manual_seed` sets.
-        count: number of faces.
+    """Return a generator for each of `count` faces (`FacePriorPipeline.__call__`).
 
     Raises:
-        OptionError: there are several, but not one for each; or one is neither a seed nor a generator.
+        OptionError: there are several seeds, but not one for each; or one is neither a seed nor a generator.
     """
     if seeds is None:
         seeds = int(torch.randint(2**62, ()))
     if isinstance(seeds, torch.Generator):
-        state = seeds.get_state()
-        copies = [torch.Generator(seeds.device) for _ in range(count)]
-        for copy in copies:
-            copy.set_state(state)
+        copies = [seeds.clone_state() for _ in range(count)]
         torch.randint(2**62, (), generator=seeds, device=seeds.device)  # the next call starts elsewhere
         return copies
     if not isinstance(seeds, Sequence):

@@ -18,7 +18,7 @@ from faceprior.doubt import error_scale, half_width
 from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import lr_consistency
 from faceprior.images import MIN_SIDE
-from faceprior.methods import DEFAULT_PRESET, Method, Preset, find_method, find_preset
+from faceprior.methods import DEFAULT_PRESET, Preset, find_method, find_preset
 from faceprior.pipeline.conversions import (
     ImageInput,
     OutputType,
@@ -91,16 +91,16 @@ class FacePriorPipeline:
     `faceprior.diffusers.FacePriorPipeline` is the same as a diffusers pipeline.
 
     Args:
-        prior: as `faceprior.priors.load_prior` loads it.
+        prior: the diffusion model, as `faceprior.priors.load_prior` loads it.
         crt: the corrector, as `faceprior.corrector.load_corrector` loads it; None restores without.
     """
 
     _callback_tensor_inputs = ("sample", "x0")
+    _interrupt = False
 
     def __init__(self, prior: Prior, crt: Corrector | None = None) -> None:
-        self._prior, self._crt = prior, crt
+        self.prior, self.crt = prior, crt
         self._progress_bar_config: dict[str, Any] = {}
-        self._interrupt = False
         self._fitting: dict[tuple[torch.device, str], int] = {}
         for network in self._networks:
             in_own_memory(network)
@@ -160,16 +160,6 @@ class FacePriorPipeline:
         return FacePriorPipeline(self.prior)
 
     @property
-    def prior(self) -> Prior:
-        """The diffusion model."""
-        return self._prior
-
-    @property
-    def crt(self) -> Corrector | None:
-        """The corrector, if there is one."""
-        return self._crt
-
-    @property
     def card(self) -> ModelCard:
         """What the prior is."""
         return self.prior.card
@@ -200,18 +190,13 @@ class FacePriorPipeline:
     def _execution_device(self) -> torch.device:
         return self.prior.device
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether the call now at work is to stop; a callback sets `pipeline._interrupt = True`, as in diffusers."""
-        return self._interrupt
-
     def check(self, preset: Preset) -> None:
         """Check that options fit the prior and the corrector before any work is done; raises OptionError."""
         method = find_method(preset.method)
         self._steps(preset)
         method.solver(preset.sampling)
         face = torch.zeros(3, MIN_SIDE, MIN_SIDE)
-        method.begin([face], self.prior, preset.options, self._crt_for(method))
+        method.begin([face], self.prior, preset.options, self.crt if method.uses_corrector else None)
 
     @torch.no_grad()
     def expected(self, faces: Sequence[torch.Tensor]) -> list[Correction | None]:
@@ -222,7 +207,7 @@ class FacePriorPipeline:
         return self._each(lambda face: corrector.alone(corrector.network.see(face[None].to(device))), faces)
 
     def doubt(self, faces: Sequence[torch.Tensor], samples: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Half-width of a 90 % interval around the first sample of each face; see `faceprior.doubt`.
+        """Half-width of a 90 % interval around the first sample of each face (`faceprior.doubt`).
 
         Args:
             faces: what was restored, each (3, n, n) in [-1, 1].
@@ -245,14 +230,9 @@ class FacePriorPipeline:
         return sum(not step.rises for step in self._steps(preset))
 
     def batch_size(self, preset: Preset, asked: int | None = None) -> int:
-        """How many samples go through the networks together.
+        """How many samples go through the networks together, fewer than asked for if those did not fit into memory.
 
-        Args:
-            preset: all options.
-            asked: by the user; None takes eight, or two for each core of a CPU if that is more.
-
-        Returns:
-            That, or fewer if more were found not to fit into the device's memory.
+        None takes eight, or two for each core of a CPU if that is more.
         """
         device, method = self._execution_device, find_method(preset.method)
         cores = torch.get_num_threads() if device.type == "cpu" else 0
@@ -263,9 +243,6 @@ class FacePriorPipeline:
 
     def _steps(self, preset: Preset) -> list[Step]:
         return find_method(preset.method).steps(self.prior.schedule, preset.sampling, preset.options)
-
-    def _crt_for(self, method: Method) -> Corrector | None:
-        return self.crt if method.uses_corrector else None
 
     @torch.no_grad()
     def __call__(
@@ -351,7 +328,7 @@ class FacePriorPipeline:
                     if any(value is not tensors.get(name) for name, value in changed.items() if name != "sample"):
                         raise OptionError("a callback can replace sample; x0 is only to be looked at")
                     x_prev = changed.get("sample", x_prev)
-                if self.interrupt:
+                if self._interrupt:
                     raise _InterruptedError(x0)
                 return x_prev
 
@@ -387,7 +364,7 @@ class FacePriorPipeline:
         on_notice: Callable[[str], object] = warnings.warn,
         whole_batches: bool = False,
     ) -> list[Samples]:
-        """Restore low-resolution faces as they are; what `__call__` and the workflow over files share.
+        """Restore low-resolution faces as they are.
 
         Args:
             faces: B faces, each (3, n, n) in [-1, 1].
@@ -409,7 +386,8 @@ class FacePriorPipeline:
             OutOfMemoryError: not even one face fits.
         """
         method, steps = find_method(preset.method), self._steps(preset)
-        prior, corrector, device = self.prior, self._crt_for(method), self._execution_device
+        prior, device = self.prior, self._execution_device
+        corrector = self.crt if method.uses_corrector else None
         each = in_turn if whole_batches else self._each
         sources = [source for own in generators for source in spawn_generators(own, num_samples)]
         repeated = [face for face in faces for _ in range(num_samples)]

@@ -133,16 +133,14 @@ class ADMConfig(BaseModel):
     @property
     def has_attention(self) -> tuple[bool, ...]:
         """Whether each level has self-attention."""
-        return tuple(
-            self.image_size >> level in self.attention_resolutions for level in range(len(self.channel_mult))
-        )
+        sides = (self.image_size >> level for level in range(len(self.channel_mult)))
+        return tuple(side in self.attention_resolutions for side in sides)
 
     @property
     def attention_head_dim(self) -> int:
         """Channels of an attention head."""
-        if self.num_head_channels != -1:
-            return self.num_head_channels
-        return self.block_out_channels[-1] // self.num_heads
+        by_count = self.num_head_channels == -1
+        return self.block_out_channels[-1] // self.num_heads if by_count else self.num_head_channels
 
     @model_validator(mode="before")
     @classmethod
@@ -191,14 +189,11 @@ class ADMConfig(BaseModel):
 
 
 def load_adm_checkpoint(path: Path, config_path: Path | None = None) -> Prior:
-    """Load a guided-diffusion checkpoint as a prior, in float32 on the CPU.
-
-    A pickle is read without running any code in it.
+    """Load a guided-diffusion checkpoint (`read_state_dict`) as a prior, in float32 on the CPU.
 
     Args:
-        path: a state dict, plain or in one wrapper ("state_dict", "model", "ema"), as `.safetensors` or as
-            `torch.save` writes it.
-        config_path: JSON or YAML file of its flags (see `ADMConfig`); None: those of `ffhq_10m.pt`.
+        path: the checkpoint.
+        config_path: JSON or YAML file of its flags (`ADMConfig`); None: those of `ffhq_10m.pt`.
 
     Raises:
         WeightsError: the file cannot be read, is not safe to load, or a key or shape does not fit the flags.
@@ -293,8 +288,7 @@ def _convert(
     for key, names in parameters.items():
         tensor = state[key].detach().float()
         parts = (tensor,) if len(names) == 1 else _split_qkv(tensor, config)
-        for name, part in zip(names, parts, strict=True):
-            converted[name] = part.reshape(shapes[name])
+        converted |= {name: part.reshape(shapes[name]) for name, part in zip(names, parts, strict=True)}
     return converted
 
 
@@ -306,12 +300,8 @@ def _split_qkv(qkv: torch.Tensor, config: ADMConfig) -> tuple[torch.Tensor, ...]
 
 
 def _schedule(config: ADMConfig) -> dict[str, Any]:
-    schedule: dict[str, Any] = {"num_train_timesteps": config.diffusion_steps}
+    steps, learned = config.diffusion_steps, {"variance_type": "learned_range"} if config.learn_sigma else {}
     if config.noise_schedule == "cosine":
-        schedule["beta_schedule"] = "squaredcos_cap_v2"
-    else:  # guided-diffusion keeps the total noise when T is not 1000
-        schedule["beta_start"] = 1e-4 * 1000 / config.diffusion_steps
-        schedule["beta_end"] = 0.02 * 1000 / config.diffusion_steps
-    if config.learn_sigma:
-        schedule["variance_type"] = "learned_range"
-    return schedule
+        return {"num_train_timesteps": steps, "beta_schedule": "squaredcos_cap_v2", **learned}
+    # guided-diffusion keeps the total noise when T is not 1000
+    return {"num_train_timesteps": steps, "beta_start": 0.1 / steps, "beta_end": 20 / steps, **learned}

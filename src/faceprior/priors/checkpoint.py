@@ -56,16 +56,15 @@ def _loaded(path: Path) -> Any:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        if isinstance(error, pickle.UnpicklingError):
-            raise WeightsError(
-                f"{path}: is no plain checkpoint: it holds Python code or objects beside tensors, or is"
-                " another kind of file; nothing in it was run; if you trust it, save its state dict alone,"
-                " as .safetensors"
-            ) from error
+    except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}): it is damaged, incomplete or"
-            " another kind of file; get it again"
+            f"{path}: is no plain checkpoint: it holds Python code or objects beside tensors, or is another kind of"
+            " file; nothing in it was run; if you trust it, save its state dict alone, as .safetensors"
+        ) from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}): it is damaged, incomplete or another"
+            " kind of file; get it again"
         ) from error
 
 

@@ -36,33 +36,32 @@ class NoiseSchedule:
         Raises:
             WeightsError: the scheduler is not of the DDPM family (discrete steps, betas).
         """
-        if config.get("trained_betas") is not None:
-            betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
-            return cls(torch.cumprod(1.0 - betas, 0))
-        if "beta_schedule" not in config:
+        kind, trained = config.get("beta_schedule"), config.get("trained_betas")
+        steps = int(config.get("num_train_timesteps", 1000))
+        start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        if trained is None and kind is None:
             name = config.get("_class_name", "this scheduler")
             raise WeightsError(
                 f"{name} has no beta_schedule; a prior needs the noise schedule of a DDPM-family scheduler"
             )
-        kind = config["beta_schedule"]
-        steps = int(config.get("num_train_timesteps", 1000))
-        beta_start, beta_end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
         if config.get("rescale_betas_zero_snr"):
             raise WeightsError("a schedule rescaled to zero terminal SNR is not supported")
-        if kind == "linear":
-            return cls.linear(steps, beta_start, beta_end)
-        if kind == "scaled_linear":
-            roots = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64)
-            return cls(torch.cumprod(1.0 - roots**2, 0))
-        if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
+        if trained is not None:
+            betas = torch.tensor(trained, dtype=torch.float64)
+        elif kind == "linear":
+            return cls.linear(steps, start, end)
+        elif kind == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        elif kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
             level = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
             alphas_cumprod = torch.cos((level + 0.008) / 1.008 * torch.pi / 2) ** 2
             betas = (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
-            return cls(torch.cumprod(1.0 - betas, 0))
-        raise WeightsError(
-            f"beta schedule {kind!r} is not known; a prior needs a DDPM-family schedule"
-            " (linear, scaled_linear, squaredcos_cap_v2 or trained betas)"
-        )
+        else:
+            raise WeightsError(
+                f"beta schedule {kind!r} is not known; a prior needs a DDPM-family schedule"
+                " (linear, scaled_linear, squaredcos_cap_v2 or trained betas)"
+            )
+        return cls(torch.cumprod(1.0 - betas, 0))
 
     def __len__(self) -> int:
         return self.alphas_cumprod.numel()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -22,6 +19,7 @@ from faceprior.networks import ConfiguredNetwork
 from faceprior.priors.adapter import Prior
 from faceprior.priors.card import ModelCard, file_sha256, read_json
 from faceprior.priors.checkpoint import key_faults, named
+from faceprior.priors.residual_unet import GaussianResidualUNet
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 INDEX_NAME = "model_index.json"
@@ -32,9 +30,6 @@ NOT_INSTALLED = (
     " or hub id (owner/name)"
 )
 _DISTRIBUTIONS = ("faceprior_weights", "faceprior_weights_open")
-PRIOR_NETWORKS = {"GaussianResidualUNet": "faceprior.priors.residual_unet"}
-"""Modules of our own networks, by class; a stock `UNet2DModel` is a prior's network as well."""
-
 _PIPELINE_CODE = '''"""Tells `DiffusionPipeline.from_pretrained` which pipeline these weights are for."""
 
 from faceprior.diffusers import FacePriorPipeline
@@ -44,16 +39,6 @@ __all__ = ["FacePriorPipeline"]
 
 _ALIGNMENT = 64  # bytes, of what torch allocates on a CPU
 _PUBLIC = Path(__file__).with_name("public")
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 
 def embedded_cards(kind: str) -> dict[str, ModelCard]:
@@ -68,10 +53,7 @@ def _embedded_places() -> list[Path]:
 
 
 def public_cards(kind: str) -> dict[str, ModelCard]:
-    """Cards of weights that others published on the hub, by the name that `--prior` knows them by.
-
-    `source` says where they are; sha256 and noise schedule are read from what is there.
-    """
+    """Cards of weights that others published on the hub, where `source` says, by the name that `--prior` knows."""
     return _cards_in(_PUBLIC, kind)
 
 
@@ -207,9 +189,7 @@ def index_entry(network: nn.Module) -> list[str]:
 def write_index(folder: Path, **components: Sequence[str | None]) -> None:
     """Write `model_index.json`, and the code that tells `DiffusionPipeline.from_pretrained` where our pipeline is.
 
-    Args:
-        folder: of the pipeline.
-        **components: [library, class] by name; [None, None] for one that the pipeline does without.
+    Components are [library, class] by name; [None, None] for one that the pipeline does without.
     """
     index = {"_class_name": ["pipeline", "FacePriorPipeline"], **components}
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -223,12 +203,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def write_card(card: ModelCard, folder: Path, weights: Path) -> ModelCard:
-    """Write the card of weights that were just written; returns it.
-
-    Its sha256 is that of the weights without a variant.
-    """
-    main = next((path for name in WEIGHTS_NAMES if (path := weights.parent / name).is_file()), None)
-    written = weights if weights.name in WEIGHTS_NAMES else main
+    """Write the card of weights that were just written, with the sha256 of those without a variant; returns it."""
+    main = (weights, *(weights.with_name(name) for name in WEIGHTS_NAMES))
+    written = next((path for path in main if path.name in WEIGHTS_NAMES and path.is_file()), None)
     card = replace(card, sha256=file_sha256(written) if written else "")
     card.write(folder)
     return card
@@ -299,20 +276,16 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 
 def load_network(weights: Path, kind: type[nn.Module]) -> nn.Module:
-    """Load a network in float32, refusing missing, unexpected and misshapen keys by name.
-
-    Args:
-        weights: its file, as `find_weights` finds it.
-        kind: its class: one of our own, or a diffusers model.
+    """Load a network, ours or of diffusers, in float32 from its file.
 
     Raises:
-        WeightsError: see above, or the file cannot be read.
+        WeightsError: it cannot be read, or keys are missing, unexpected or misshapen; the message names them.
     """
     load = _load_configured if issubclass(kind, ConfiguredNetwork) else _load_diffusers
     folder = weights.parent
     try:
         network, faults = load(weights, kind)
-    except _UNREADABLE as error:
+    except Exception as error:  # a damaged file raises nearly anything
         raise WeightsError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from error
     if wrong := named(faults):
         raise WeightsError(f"{folder}: {wrong}; the weights do not fit config.json")
@@ -360,10 +333,10 @@ def in_own_memory(network: nn.Module) -> nn.Module:
 def save_network(
     network: nn.Module, folder: Path, *, half: bool, variant: str | None = None, safe_serialization: bool = True
 ) -> Path:
-    """Write a network as a diffusers model; returns the weights file.
+    """Write a network, compiled or not, as a diffusers model; returns the weights file.
 
     Args:
-        network: one of ours or of diffusers', compiled or not.
+        network: one of ours or of diffusers'.
         folder: where to; made if it is missing.
         half: in float16 rather than as it is.
         variant: "fp16" and the like: the middle of the file's name.
@@ -397,13 +370,10 @@ def _network_class(folder: Path, config: dict[str, Any]) -> type[nn.Module]:
             raise WeightsError(f"{folder}: a prior has 3 input and 3 or 6 output channels; this network has others")
         if config.get("class_embed_type") or config.get("num_class_embeds"):
             raise WeightsError(f"{folder}: the network is conditioned on classes; a prior is unconditional")
-        unet: type[nn.Module] = UNet2DModel
-        return unet
-    if name not in PRIOR_NETWORKS:
-        known = ", ".join(("UNet2DModel", *PRIOR_NETWORKS))
-        raise WeightsError(f"{folder}: network {name!r} is not a prior; {known} are")
-    own: type[nn.Module] = getattr(import_module(PRIOR_NETWORKS[name]), name)
-    return own
+        return cast("type[nn.Module]", UNet2DModel)
+    if name == "GaussianResidualUNet":
+        return GaussianResidualUNet
+    raise WeightsError(f"{folder}: network {name!r} is not a prior; UNet2DModel and GaussianResidualUNet are")
 
 
 def _read_scheduler(folder: Path) -> dict[str, Any]:
