@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from faceprior import __version__
 from faceprior.cli import options
@@ -42,7 +43,7 @@ app.command()(restore)
 
 @app.command()
 def explain(
-    result: Annotated[Path, typer.Argument(help="A PNG or a clip that faceprior wrote.", show_default=False)],
+    result: Annotated[Path, Argument(help="A PNG or a clip that faceprior wrote.", show_default=False)],
 ) -> None:
     """Print how a result was made: prior, corrector, method, options, seed, version."""
     import json
@@ -80,9 +81,7 @@ def doctor() -> None:
 
 @app.command("methods")
 def methods_list(
-    name: Annotated[
-        str | None, typer.Argument(help="A method or preset, for its options.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, Argument(help="A method or preset, for its options.", show_default=False)] = None,
 ) -> None:
     """List the restoration methods and presets; of a named one, its options for --option, with their defaults."""
     from faceprior.methods import all_methods, find_preset
@@ -129,7 +128,7 @@ def priors_list() -> None:
 
 @priors_app.command("fetch")
 def priors_fetch(
-    names: Annotated[list[str], typer.Argument(help="Names: `faceprior priors list`.", metavar="NAME...")],
+    names: Annotated[list[str], Argument(help="Names: `faceprior priors list`.", metavar="NAME...")],
 ) -> None:
     """Download public priors into the hub's cache and check them; nothing is asked of the hub again."""
     from faceprior.priors.store import load_prior
@@ -141,7 +140,7 @@ def priors_fetch(
 
 @priors_app.command("show")
 def priors_show(
-    name: Annotated[str, typer.Argument(help="Prior or corrector: embedded name, folder, file or hub id.")],
+    name: Annotated[str, Argument(help="Prior or corrector: embedded name, folder, file or hub id.")],
     adm_config: options.ADMConfigFile = None,
 ) -> None:
     """Show the card of a prior or corrector."""
@@ -161,9 +160,9 @@ def priors_show(
 @priors_app.command("convert")
 def priors_convert(
     checkpoint: Annotated[
-        str, typer.Argument(help="An ADM (guided-diffusion) checkpoint, or the name of one.", show_default=False)
+        str, Argument(help="An ADM (guided-diffusion) checkpoint, or the name of one.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the diffusers model and its card.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the diffusers model and its card.")],
     adm_config: options.ADMConfigFile = None,
 ) -> None:
     """Convert an ADM checkpoint into a diffusers folder with a card, exactly."""
@@ -184,7 +183,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    _: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Options of every command."""
 

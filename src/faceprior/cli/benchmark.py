@@ -13,6 +13,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
@@ -24,44 +25,38 @@ _WIDTH = 240  # of a table that goes into a file or a pipe, in characters
 
 
 def benchmark(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; the same one goes on.")] = (
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the results; the same one goes on.")] = (
         Path("benchmark")
     ),
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")] = None,
+    config: Annotated[Path | None, Option("--config", help="YAML file of options; flags win over it.")] = None,
     data: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder of faces, packed or not; several are one set.", show_default="config's"),
+        list[str] | None, Option(help="Folder of faces, packed or not; several are one set.", show_default="config's")
     ] = None,
     faces: Annotated[
-        int | None, typer.Option(help="Number of faces, spread over the set; 0 takes all.", show_default="64")
+        int | None, Option(help="Number of faces, spread over the set; 0 takes all.", show_default="64")
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(
-            help="NAME or NAME,option=value,…,label=…, and further ones after a comma.", show_default="default"
-        ),
+        Option(help="NAME or NAME,option=value,…,label=…, and further ones after a comma.", show_default="default"),
     ] = None,
-    scales: Annotated[str | None, typer.Option(help="R/n of the inputs.", show_default="8")] = None,
+    scales: Annotated[str | None, Option(help="R/n of the inputs.", show_default="8")] = None,
     degradations: Annotated[
         str | None,
-        typer.Option(
-            help="bicubic, noise-SIGMA, gfpgan, …, low-light, occlusion-…, or none.", show_default="bicubic"
-        ),
+        Option(help="bicubic, noise-SIGMA, gfpgan, …, low-light, occlusion-…, or none.", show_default="bicubic"),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of damage and noise.", show_default="0")] = None,
+    seeds: Annotated[str | None, Option(help="Seeds of damage and noise.", show_default="0")] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Restorations of each face; of several, their mean too.", show_default="1")
+        int | None, Option(help="Restorations of each face; of several, their mean too.", show_default="1")
     ] = None,
-    metrics: Annotated[str | None, typer.Option(help="Names of figures.", show_default="all")] = None,
+    metrics: Annotated[str | None, Option(help="Names of figures.", show_default="all")] = None,
     by: Annotated[
-        str | None,
-        typer.Option(help="Also tables by source or another label of the faces.", show_default="none"),
+        str | None, Option(help="Also tables by source or another label of the faces.", show_default="none")
     ] = None,
     prior: options.Prior = None,
     corrector: Annotated[
-        str | None, typer.Option(help="auto, none, embedded name, folder or hub id.", show_default="auto")
+        str | None, Option(help="auto, none, embedded name, folder or hub id.", show_default="auto")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples computed together.", show_default="8")] = None,
+    batch_size: Annotated[int | None, Option(help="Samples computed together.", show_default="8")] = None,
     settings: options.Settings = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",

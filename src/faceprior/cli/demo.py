@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
+from typer import Option
 
 from faceprior.cli import options
 from faceprior.cli.console import console, say
@@ -19,7 +19,7 @@ _SCALE, _SAMPLES = 8, 4
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo"),
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the pictures.")] = Path("demo"),
 ) -> None:
     """Restore a photograph of an astronaut from 16×16 pixels on the embedded prior, and measure it."""
     from PIL import Image

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Option
 
 if TYPE_CHECKING:
     from faceprior.methods import Preset
@@ -19,23 +19,23 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Prior = Annotated[
     str | None,
-    typer.Option("--prior", help="Name, folder, hub id or ADM checkpoint.", metavar="PRIOR", show_default="embedded"),
+    Option("--prior", help="Name, folder, hub id or ADM checkpoint.", metavar="PRIOR", show_default="embedded"),
 ]
 ADMConfigFile = Annotated[
-    Path | None, typer.Option("--adm-config", help="JSON or YAML with the flags of an ADM checkpoint file.")
+    Path | None, Option("--adm-config", help="JSON or YAML with the flags of an ADM checkpoint file.")
 ]
-Corrector = Annotated[str, typer.Option(metavar="CORRECTOR", help="auto, none, embedded name, folder or hub id.")]
+Corrector = Annotated[str, Option(metavar="CORRECTOR", help="auto, none, embedded name, folder or hub id.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         help="Any other option of the YAML file, NAME=VALUE; repeat for several.",
         metavar="NAME=VALUE",
         show_default="none",
     ),
 ]
-Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
-Dtype = Annotated[DtypeName, typer.Option(help="Number format of the networks.")]
+Device = Annotated[DeviceName, Option(help="Where to compute.")]
+Dtype = Annotated[DtypeName, Option(help="Number format of the networks.")]
 
 
 def read_assignments(texts: Sequence[str], flag: str, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer import Argument, Option
 
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, EXIT_STOPPED, console, errors, say
@@ -32,13 +33,11 @@ def restore(
     context: typer.Context,
     pictures: Annotated[
         list[str],
-        typer.Argument(
-            help="Photographs, clips, aligned faces, folders, patterns; paths or URLs.", metavar="INPUT..."
-        ),
+        Argument(help="Photographs, clips, aligned faces, folders, patterns; paths or URLs.", metavar="INPUT..."),
     ],
     output: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--output",
             "-o",
             help="Folder, or file for one input; path or URL.",
@@ -47,60 +46,48 @@ def restore(
         ),
     ] = None,
     upscale: Annotated[
-        Literal["1", "2", "4", "auto"], typer.Option(help="Enlarge the whole picture; auto: as its faces need.")
+        Literal["1", "2", "4", "auto"], Option(help="Enlarge the whole picture; auto: as its faces need.")
     ] = "1",
     upscaler: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Network for that: safetensors that spandrel knows.", show_default="Lanczos"
-        ),
+        Option(metavar="FILE", help="Network for that: safetensors that spandrel knows.", show_default="Lanczos"),
     ] = None,
-    jpeg: Annotated[bool, typer.Option("--jpeg", help="Write pictures as JPEG.")] = False,
-    no_location: Annotated[bool, typer.Option("--no-location", help="Leave out where it was taken.")] = False,
-    blend: Annotated[float, typer.Option(min=0, max=1, metavar="0..1", help="Share of the restored face.")] = 1.0,
-    faces: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The N largest ones.", show_default="all")
-    ] = None,
-    face: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="N", help="The N-th largest; may be repeated.")
-    ] = None,
-    min_face: Annotated[
-        int | None, typer.Option(min=8, metavar="PIXELS", help="Smallest face.", show_default="24")
-    ] = None,
-    max_pixels: Annotated[
-        float, typer.Option(min=0.001, metavar="MILLIONS", help="Largest picture that is read.")
-    ] = 100,
-    only_faces: Annotated[bool, typer.Option("--only-faces", help="Write the faces, not the photograph.")] = False,
-    photo: Annotated[bool, typer.Option("--photo", help="The inputs are photographs; don't guess.")] = False,
-    aligned: Annotated[bool, typer.Option("--aligned", help="The inputs are aligned faces; don't guess.")] = False,
+    jpeg: Annotated[bool, Option("--jpeg", help="Write pictures as JPEG.")] = False,
+    no_location: Annotated[bool, Option("--no-location", help="Leave out where it was taken.")] = False,
+    blend: Annotated[float, Option(min=0, max=1, metavar="0..1", help="Share of the restored face.")] = 1.0,
+    faces: Annotated[int | None, Option(min=1, metavar="N", help="The N largest ones.", show_default="all")] = None,
+    face: Annotated[list[int] | None, Option(min=1, metavar="N", help="The N-th largest; may be repeated.")] = None,
+    min_face: Annotated[int | None, Option(min=8, metavar="PIXELS", help="Smallest face.", show_default="24")] = None,
+    max_pixels: Annotated[float, Option(min=0.001, metavar="MILLIONS", help="Largest picture that is read.")] = 100,
+    only_faces: Annotated[bool, Option("--only-faces", help="Write the faces, not the photograph.")] = False,
+    photo: Annotated[bool, Option("--photo", help="The inputs are photographs; don't guess.")] = False,
+    aligned: Annotated[bool, Option("--aligned", help="The inputs are aligned faces; don't guess.")] = False,
     scale: Annotated[
-        Literal["4", "8", "16", "auto"], typer.Option(help="How much is missing: 16 for the most blurred.")
+        Literal["4", "8", "16", "auto"], Option(help="How much is missing: 16 for the most blurred.")
     ] = "auto",
-    samples: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Restorations of each face.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Another seed, another face.")] = 0,
-    sheet: Annotated[bool, typer.Option("--sheet", help="Also write everything side by side.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 if an input has no face.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Tell of failures only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell of every face.")] = False,
-    method: Annotated[str, typer.Option(help="Method or preset: `faceprior methods`.", metavar="NAME")] = "default",
+    samples: Annotated[int, Option(min=1, max=1000, metavar="N", help="Restorations of each face.")] = 1,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, metavar="N", help="Another seed, another face.")] = 0,
+    sheet: Annotated[bool, Option("--sheet", help="Also write everything side by side.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on with a run that was stopped.")] = False,
+    strict: Annotated[bool, Option("--strict", help="Exit code 3 if an input has no face.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Tell of failures only.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Tell of every face.")] = False,
+    method: Annotated[str, Option(help="Method or preset: `faceprior methods`.", metavar="NAME")] = "default",
     option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="One of the method's own: `faceprior methods NAME`."),
+        list[str] | None, Option(metavar="NAME=VALUE", help="One of the method's own: `faceprior methods NAME`.")
     ] = None,
     prior: options.Prior = None,
     corrector: options.Corrector = "auto",
     detector: Annotated[
-        str | None,
-        typer.Option(help="centerface, yunet, or a model of yunet.", metavar="NAME", show_default="centerface"),
+        str | None, Option(help="centerface, yunet, or a model of yunet.", metavar="NAME", show_default="centerface")
     ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster that does it, or local: docs/scale.md.")
+        str | None, Option(metavar="ADDRESS", help="Of a Ray cluster that does it, or local: docs/scale.md.")
     ] = None,
     ray_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="One of the cluster's own: docs/scale.md.")
+        list[str] | None, Option(metavar="NAME=VALUE", help="One of the cluster's own: docs/scale.md.")
     ] = None,
 ) -> None:
     """Restore the faces in photographs and clips, or aligned faces.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from faceprior.app import ServeOptions, parse_auth
 from faceprior.cli import options
@@ -15,18 +15,17 @@ _DEFAULT = ServeOptions()
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to bind to; 0.0.0.0 lets the network in.")] = _DEFAULT.host,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = _DEFAULT.port,
+    host: Annotated[str, Option(help="Address to bind to; 0.0.0.0 lets the network in.")] = _DEFAULT.host,
+    port: Annotated[int, Option(min=1, max=65535, help="Port.")] = _DEFAULT.port,
     root_path: Annotated[
-        str, typer.Option(help="Where a proxy shows the page, if not at its top.", metavar="/PREFIX")
+        str, Option(help="Where a proxy shows the page, if not at its top.", metavar="/PREFIX")
     ] = _DEFAULT.root_path,
     auth: Annotated[
-        str | None,
-        typer.Option(help="Ask visitors for these.", metavar="USER:PASSWORD", envvar="FACEPRIOR_AUTH"),
+        str | None, Option(help="Ask visitors for these.", metavar="USER:PASSWORD", envvar="FACEPRIOR_AUTH")
     ] = None,
     prior: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--prior",
             help="Embedded name, diffusers folder, ADM checkpoint file or hub id; repeat to offer several.",
             show_default="embedded",
@@ -35,15 +34,13 @@ def serve(
     corrector: options.Corrector = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    max_upload: Annotated[float, typer.Option(help="Largest upload.", metavar="MB")] = _DEFAULT.max_upload_mb,
-    max_pixels: Annotated[
-        float, typer.Option(help="Largest photograph.", metavar="MEGAPIXELS")
-    ] = _DEFAULT.max_megapixels,
-    max_samples: Annotated[int, typer.Option(min=1, help="Most samples of one request.")] = _DEFAULT.max_samples,
-    time_limit: Annotated[float, typer.Option(help="Longest restoration.", metavar="SECONDS")] = _DEFAULT.time_limit,
-    queue_limit: Annotated[int, typer.Option(min=1, help="Most requests that wait.")] = _DEFAULT.queue_limit,
+    max_upload: Annotated[float, Option(help="Largest upload.", metavar="MB")] = _DEFAULT.max_upload_mb,
+    max_pixels: Annotated[float, Option(help="Largest photograph.", metavar="MEGAPIXELS")] = _DEFAULT.max_megapixels,
+    max_samples: Annotated[int, Option(min=1, help="Most samples of one request.")] = _DEFAULT.max_samples,
+    time_limit: Annotated[float, Option(help="Longest restoration.", metavar="SECONDS")] = _DEFAULT.time_limit,
+    queue_limit: Annotated[int, Option(min=1, help="Most requests that wait.")] = _DEFAULT.queue_limit,
     keep: Annotated[
-        float, typer.Option(help="Uploads and results are deleted after.", metavar="MINUTES")
+        float, Option(help="Uploads and results are deleted after.", metavar="MINUTES")
     ] = _DEFAULT.keep_minutes,
 ) -> None:
     """Serve a page on which faces are restored, and the same over HTTP.

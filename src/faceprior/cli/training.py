@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from faceprior.cli import options
 from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
@@ -22,13 +23,12 @@ train_app = typer.Typer(help="Train a prior or a corrector.", no_args_is_help=Tr
 def data_align(
     photographs: Annotated[
         list[str],
-        typer.Argument(help="Photographs, folders, patterns; paths or URLs.", metavar="INPUT...", show_default=False),
+        Argument(help="Photographs, folders, patterns; paths or URLs.", metavar="INPUT...", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the faces and their index.csv.")],
-    size: Annotated[int, typer.Option(min=8, help="Side of the aligned faces, in pixels.")] = 128,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the faces and their index.csv.")],
+    size: Annotated[int, Option(min=8, help="Side of the aligned faces, in pixels.")] = 128,
     min_detail: Annotated[
-        float | None,
-        typer.Option(min=0, help="Least detail of a face, in pixels across.", show_default="3/4 of --size"),
+        float | None, Option(min=0, help="Least detail of a face, in pixels across.", show_default="3/4 of --size")
     ] = None,
 ) -> None:
     """Find the faces of photographs and align them, for `faceprior data pack`."""
@@ -55,12 +55,12 @@ def data_align(
 def data_pack(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of aligned faces, or of tars of them.", show_default=False),
+        Argument(help="Folders of aligned faces, or of tars of them.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the packed faces and their manifest.")],
-    size: Annotated[int, typer.Option(min=8, help="Side of the packed faces, in pixels.")] = 128,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the packed faces and their manifest.")],
+    size: Annotated[int, Option(min=8, help="Side of the packed faces, in pixels.")] = 128,
     held_out: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the pictures that is held out, at least one.")
+        float, Option(min=0, max=1, help="Share of the pictures that is held out, at least one.")
     ] = 0.02,
 ) -> None:
     """Pack aligned faces into one array, a part of them held out for validation."""
@@ -88,34 +88,28 @@ def _end_with(problems: list[str]) -> None:
 
 def _training(what: Literal["prior", "corrector"]) -> Callable[..., None]:
     def command(
-        data: Annotated[Path, typer.Option("--data", help="Folder that `faceprior data pack` wrote.")],
-        output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
-        config: Annotated[
-            Path | None, typer.Option("--config", help="YAML file of options; flags win over it.")
-        ] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+        data: Annotated[Path, Option("--data", help="Folder that `faceprior data pack` wrote.")],
+        output: Annotated[Path, Option("--output", "-o", help="Folder of the run.")],
+        config: Annotated[Path | None, Option("--config", help="YAML file of options; flags win over it.")] = None,
+        resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False,
         start_from: Annotated[
-            str | None, typer.Option("--start-from", help="Weights to start from: embedded name or folder.")
+            str | None, Option("--start-from", help="Weights to start from: embedded name or folder.")
         ] = None,
-        steps: Annotated[
-            int | None, typer.Option(min=1, help="Optimiser steps in all.", show_default="config")
-        ] = None,
+        steps: Annotated[int | None, Option(min=1, help="Optimiser steps in all.", show_default="config")] = None,
         minutes: Annotated[
             float | None,
-            typer.Option(min=0, help="Stop earlier, after so much computing; 0 is none.", show_default="config"),
+            Option(min=0, help="Stop earlier, after so much computing; 0 is none.", show_default="config"),
         ] = None,
-        batch_size: Annotated[int | None, typer.Option(min=1, help="Faces a step.", show_default="config")] = None,
+        batch_size: Annotated[int | None, Option(min=1, help="Faces a step.", show_default="config")] = None,
         workers: Annotated[
             int | None,
-            typer.Option(
+            Option(
                 min=0, help="Processes that prepare the faces.", show_default="all other cores on a GPU, else none"
             ),
         ] = None,
         sources: Annotated[
             list[str] | None,
-            typer.Option(
-                "--sources", help="Train on faces of these terms only, for example open.", show_default="all"
-            ),
+            Option("--sources", help="Train on faces of these terms only, for example open.", show_default="all"),
         ] = None,
         settings: options.Settings = None,
     ) -> None:
