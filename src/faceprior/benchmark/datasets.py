@@ -47,14 +47,10 @@ class SetFace:
     labels: dict[str, str] = field(default_factory=dict)
 
     def picture(self, template: Landmarks, side: int) -> torch.Tensor:
-        """Return the face as the prior wants it.
+        """Return the face as the prior wants it, (3, n, n) in [-1, 1].
 
-        Args:
-            template: of the prior; a face whose landmarks are known and stand elsewhere is aligned to it.
-            side: of an aligned face.
-
-        Returns:
-            (3, n, n) in [-1, 1]; n is `side` if it was aligned, else the picture's own.
+        A face whose landmarks are known, and stand elsewhere than the prior's template has them, is aligned to that,
+        and n is `side`; any other keeps its own.
 
         Raises:
             ImageError: the picture cannot be read or aligned.
@@ -70,12 +66,7 @@ class SetFace:
 
 @dataclass(frozen=True)
 class FaceSet:
-    """Faces to restore.
-
-    Attributes:
-        name: of the dataset, or of the folder.
-        faces: in a fixed order.
-    """
+    """Faces to restore, in a fixed order, and the name of their dataset or folder."""
 
     name: str
     faces: Sequence[SetFace]

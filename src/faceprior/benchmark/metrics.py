@@ -243,11 +243,7 @@ PER_ROW = tuple(name for name, metric in METRICS.items() if metric.kind in ("ima
 
 
 class Meters:
-    """The figures that can be measured here.
-
-    Args:
-        wanted: names of metrics; empty takes all.
-        options: what they depend on.
+    """The figures that can be measured here, all of them or those that are wanted by name.
 
     Attributes:
         names: of what is measured in rows, in the order of tables.

@@ -66,11 +66,7 @@ def write_report(
 ) -> None:
     """Write everything that was measured as JSON, and the report with its pictures; plots are files of their own too.
 
-    Args:
-        folder: of the benchmark, which holds the pictures of the rows.
-        about: see `about`.
-        summaries: of the rows.
-        rows: of the table.
+    The folder holds the pictures of the rows.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -55,9 +55,6 @@ def _schema() -> pa.Schema:
 class Results:
     """Rows by id, in a folder: `results.parquet`, and `parts/` with what came after it was last written.
 
-    Args:
-        folder: of the benchmark; made if it is missing.
-
     Raises:
         FacePriorError: pyarrow is not installed.
         DataError: a file is not a table of this kind.
@@ -100,8 +97,7 @@ class Results:
     def merge(self, first: Iterable[Row]) -> None:
         """Write all rows into `results.parquet`, then remove the parts.
 
-        Args:
-            first: rows of this run, in its order. Rows of others follow, but not failures: theirs are out of date.
+        Rows of this run come first; rows of others follow, but not their failures, which are out of date.
         """
         parts = list((self.folder / PARTS).glob("*.parquet"))
         own = {row["id"]: row for row in first}

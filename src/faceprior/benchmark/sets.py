@@ -26,11 +26,6 @@ SetFigures = Callable[[Sequence[Row]], dict[str, Interval]]
 class SetMeters:
     """The figures of sets that can be measured here.
 
-    Args:
-        config: which figures are wanted, and against what.
-        meters: which embed the true faces.
-        output: folder of the benchmark.
-
     Attributes:
         missing: why a figure that was wanted cannot be computed.
         reference: what FID and KID compare with, in words.

@@ -59,10 +59,7 @@ def summarise(
         methods: labels, in the order of tables.
         baseline: the one that the others are compared with.
         set_figures: measures sets.
-        by: labels of the faces, whose values are summarised too.
-
-    Raises:
-        OptionError: no face has a label.
+        by: labels of the faces, whose values are summarised too; OptionError if no face has one.
     """
     found = []
     for degradation, scale in dict.fromkeys((row["degradation"], row["scale"]) for row in rows):

@@ -15,14 +15,7 @@ _AT_ONCE = 4_000_000  # indices that are drawn together, for memory
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure of a set of faces.
-
-    Attributes:
-        mean: the figure.
-        low: lower end of its 95 % bootstrap interval; the figure itself for a single face.
-        high: upper end.
-        faces: number of faces.
-    """
+    """A figure of so many faces, and the ends of its 95 % bootstrap interval; the figure itself for a single face."""
 
     mean: float
     low: float
@@ -39,7 +32,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
         own[generator.integers(len(own), size=(min(each, _DRAWS - first), len(own)))].mean(1)
         for first in range(0, _DRAWS, each)
     ]
-    return interval(float(own.mean()), np.concatenate(parts), len(own))
+    return _interval(float(own.mean()), np.concatenate(parts), len(own))
 
 
 def bootstrap_pairs(values: NDArray[np.float64]) -> Interval:
@@ -47,10 +40,9 @@ def bootstrap_pairs(values: NDArray[np.float64]) -> Interval:
     count = len(values)
     generator = np.random.default_rng(_SEED)
     weights = generator.multinomial(count, np.full(count, 1 / count), size=_DRAWS) / count
-    return interval(float(values.mean()), ((weights @ values) * weights).sum(1), count)
+    return _interval(float(values.mean()), ((weights @ values) * weights).sum(1), count)
 
 
-def interval(value: float, resampled: NDArray[np.float64], faces: int) -> Interval:
-    """Return a figure with the middle 95 % of its resampled ones."""
+def _interval(value: float, resampled: NDArray[np.float64], faces: int) -> Interval:
     low, high = np.quantile(resampled, _COVERED)
     return Interval(value, float(low), float(high), faces)

@@ -12,14 +12,9 @@ EXACT = 120.0
 
 
 def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each image in dB, after rounding to uint8.
+    """Peak signal-to-noise ratio of each image in dB, after rounding to uint8; identical images give infinity.
 
-    Args:
-        images: (B, 3, H, W) in [-1, 1].
-        targets: of the same shape.
-
-    Returns:
-        (B,); identical images give infinity.
+    Both are (B, 3, H, W) in [-1, 1]; returns (B,).
     """
     # every restoration needs this one, and torchmetrics takes a tenth of a cold start to import
     a, b = to_uint8(images).float(), to_uint8(targets).float()
@@ -29,12 +24,7 @@ def psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each image (11×11 Gaussian, σ 1.5), after rounding to uint8.
 
-    Args:
-        images: (B, 3, H, W) in [-1, 1], at least 11 pixels a side.
-        targets: of the same shape.
-
-    Returns:
-        (B,), at most 1.
+    Both are (B, 3, H, W) in [-1, 1], at least 11 pixels a side; returns (B,), at most 1.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -47,13 +37,7 @@ def lr_consistency(images: torch.Tensor, low_resolution: torch.Tensor) -> torch.
     """Agreement with the input: PSNR in dB between the bicubically reduced result and the low-resolution face.
 
     A face of more than R/4 is reduced to that first: what is finer may be the damage that the result is without.
-
-    Args:
-        images: (B, 3, R, R) in [-1, 1].
-        low_resolution: (B, 3, n, n) in [-1, 1].
-
-    Returns:
-        (B,).
+    Images are (B, 3, R, R) and (B, 3, n, n) in [-1, 1]; returns (B,).
     """
     side = min(low_resolution.shape[-1], images.shape[-1] // 4)
     return psnr(bicubic_downscale(images, side), resize(low_resolution, side))
@@ -62,10 +46,6 @@ def lr_consistency(images: torch.Tensor, low_resolution: torch.Tensor) -> torch.
 def spread(samples: torch.Tensor) -> torch.Tensor:
     """Disagreement of restorations of one face: standard deviation over samples, mean over channels.
 
-    Args:
-        samples: (N, 3, H, W) in [-1, 1], N at least 2.
-
-    Returns:
-        (H, W), on the scale of [0, 1] pixel values: 0 where all agree, at most about 0.5.
+    (N, 3, H, W) in [-1, 1] → (H, W), on the scale of [0, 1] pixel values: 0 where all agree, at most about 0.5.
     """
     return samples.float().std(0, correction=0).mean(0) / 2

@@ -23,13 +23,9 @@ _SHARP_GRID = 0.683
 
 
 def octave_power(images: torch.Tensor) -> torch.Tensor:
-    """Power of luma in octaves of radial frequency, in dB.
+    """Power of luma in octaves of radial frequency, 4–8, 8–16, … cycles a face, in dB.
 
-    Args:
-        images: (B, 3, R, R) in [-1, 1], R at least 16.
-
-    Returns:
-        (B, number of `OCTAVES` that end at R/2 or below): 4–8, 8–16, … cycles a face.
+    (B, 3, R, R) in [-1, 1], R at least 16 → (B, number of `OCTAVES` that end at R/2 or below).
     """
     power, down, across = _spectrum(images)
     radius = (down.square() + across.square()).sqrt()
@@ -40,12 +36,8 @@ def octave_power(images: torch.Tensor) -> torch.Tensor:
 def texture_power(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Power in octaves against sharp faces: 0 dB is as much texture as theirs, −20 dB a hundredth of its power.
 
-    Args:
-        images: (B, 3, R, R) in [-1, 1], R at least 16.
-        reference: sharp faces, (M, 3, R, R) in [-1, 1], whose mean in dB is 0.
-
-    Returns:
-        (B, octaves) in dB, see `octave_power`; its mean over a set compares the two sets.
+    Images are (B, 3, R, R), the sharp faces, whose mean in dB is 0, (M, 3, R, R); returns (B, octaves), see
+    `octave_power`. Its mean over a set compares the two sets.
     """
     return octave_power(images) - octave_power(reference).mean(0)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
+import torch.nn.functional as F
 
 from faceprior.errors import DataError
 from faceprior.evaluation.intervals import Interval, bootstrap_pairs
 from faceprior.evaluation.texture import luma
 from faceprior.images import to_uint8
+from faceprior.networks import cosine_transform
 
 MIN_FACES = 10
 
@@ -54,17 +54,15 @@ def two_sample_auc(restored: torch.Tensor, real: torch.Tensor) -> Interval:
 def _features(faces: torch.Tensor) -> torch.Tensor:
     """Log power of each patch's coefficients but the mean's: (N, 3, R, R) → (N, P, 63)."""
     patches = (luma(to_uint8(faces)) / 127.5).unfold(1, _PATCH, _APART).unfold(2, _PATCH, _APART).flatten(1, 2)
-    order, place = torch.arange(_PATCH).double()[:, None], torch.arange(_PATCH).double()
-    cosines = torch.cos(math.pi * (2 * place + 1) * order / (2 * _PATCH)) * math.sqrt(2 / _PATCH)
-    cosines[0] /= math.sqrt(2)
+    cosines = cosine_transform(_PATCH)
     power = (cosines @ patches @ cosines.T).square()
     return (power + _SEEN).log().flatten(2)[..., 1:]
 
 
 def _fit(sets: torch.Tensor) -> torch.Tensor:
     """Weights of a ridge logistic regression that is positive for the first of two sets, (2, n, D) → (D + 1,)."""
-    rows = torch.cat([sets.flatten(0, 1), sets.new_ones(sets.shape[0] * sets.shape[1], 1)], dim=1)
-    target = torch.cat([sets.new_ones(sets.shape[1]), sets.new_zeros(sets.shape[1])])
+    rows = F.pad(sets.flatten(0, 1), (0, 1), value=1.0)
+    target = sets.new_tensor([1.0, 0.0]).repeat_interleave(sets.shape[1])
     ridge = torch.full_like(rows[0], _RIDGE)
     ridge[-1] = 1e-6
     weights = torch.zeros_like(rows[0])

@@ -32,9 +32,6 @@ def reframed(face: torch.Tensor, framing: Sequence[float], generator: torch.Gene
         face: (3, R, R) in [-1, 1].
         framing: widest and closest, drawn log-uniformly between them; 1 is the picture as it is.
         generator: source of the draw; it is not used where both are 1.
-
-    Returns:
-        (3, R, R).
     """
     widest, closest = framing
     if widest == closest == 1:

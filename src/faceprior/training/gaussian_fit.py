@@ -19,11 +19,6 @@ def fit_gaussian(denoiser: GaussianDenoiser, faces: PackedFaces, weights: torch.
 
     Every face counts together with its mirror image, which is what makes symmetric and antisymmetric components
     separate exactly.
-
-    Args:
-        denoiser: the Gaussian to fill.
-        faces: N training faces.
-        weights: probability of each, (N,).
     """
     weights = weights.float()
     means = torch.empty(len(faces), *denoiser.mean.shape)

@@ -18,11 +18,7 @@ _ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, at the root mean square of an AdamW step (Liu et al. 2025, eq. 4).
 
-    Args:
-        params: matrices (out, in), or groups of them.
-        lr: learning rate.
-        momentum: of the gradient.
-        weight_decay: decoupled.
+    Parameters are matrices (out, in); weight decay is decoupled.
     """
 
     def __init__(
