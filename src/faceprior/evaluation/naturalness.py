@@ -53,10 +53,9 @@ class Niqe:
     def _distance(self, luma: torch.Tensor) -> torch.Tensor:
         height, width = (side - side % _PATCH for side in luma.shape)
         luma = luma[:height, :width]
-        half = F.interpolate(luma[None, None].float(), scale_factor=0.5, mode="bicubic", antialias=True)[
-            0, 0
-        ].double()
-        features = torch.cat([_of_patches(_normalised(luma), _PATCH), _of_patches(_normalised(half), _PATCH // 2)], 1)
+        half = F.interpolate(luma[None, None].float(), scale_factor=0.5, mode="bicubic", antialias=True)[0, 0]
+        parts = ((luma, _PATCH), (half.double(), _PATCH // 2))
+        features = torch.cat([_of_patches(_normalised(part), side) for part, side in parts], 1)
         off, covariance = features.mean(0) - self.mean, (features.T.cov() + self.covariance) / 2
         return (off @ torch.linalg.pinv(covariance) @ off).sqrt()
 
@@ -91,13 +90,13 @@ class Brisque:
     def features(self, luma: torch.Tensor) -> torch.Tensor:
         """The 36 features of a picture's luma (H, W) of 0 to 255, before they are scaled."""
         half = F.interpolate(luma[None, None], scale_factor=0.5, mode="bicubic")[0, 0]
-        values: list[float] = []
+        values: list[torch.Tensor] = []
         for normalised in (_normalised(luma), _normalised(half)):
-            own, *pairs = map(_fit, (normalised, *_neighbours(normalised)))
+            own, *pairs = (_fit(part.flatten()) for part in (normalised, *_neighbours(normalised)))
             values += [own.shape, (own.left**2 + own.right**2) / 2]
             for pair in pairs:
                 values += [pair.shape, pair.mean, pair.left**2, pair.right**2]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.stack(values)
 
     def predict(self, features: torch.Tensor) -> torch.Tensor:
         """Support vector regression with a radial kernel."""
@@ -107,35 +106,26 @@ class Brisque:
 
 
 class _Fit(NamedTuple):
-    """An asymmetric generalised Gaussian: its exponent, its mean, and the root mean squares of its two sides."""
+    """Asymmetric generalised Gaussians: exponent, mean, root mean square of each side, and its scale over that."""
 
-    shape: float
-    mean: float
-    left: float
-    right: float
-
-    @property
-    def ratio(self) -> float:
-        """Scale of a side over its root mean square."""
-        return float((_gamma(1 / self.shape) / _gamma(3 / self.shape)).sqrt())
+    shape: torch.Tensor
+    mean: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    ratio: torch.Tensor
 
 
 def _fit(values: torch.Tensor) -> _Fit:
-    """Fit by moments (Lasmar, Stitou and Berthoumieu 2009)."""
-    left, right = (
-        float(side.square().mean().sqrt()) if side.numel() else 0.0
-        for side in (values[values < 0], values[values >= 0])
-    )
-    lean = left / right if right else float("inf")
-    ratio = values.abs().mean().square() / values.square().mean()
-    ratio = ratio * (lean**3 + 1) * (lean + 1) / (lean**2 + 1) ** 2
-    fit = _Fit(float(_SHAPES[(_RATIOS - ratio).abs().argmin()]), 0.0, left, right)
-    mean = (right - left) * fit.ratio * float(_gamma(2 / fit.shape) / _gamma(1 / fit.shape))
-    return fit._replace(mean=mean)
-
-
-def _gamma(value: float | torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(value, dtype=torch.float64).lgamma().exp()
+    """Fit the last dimension by moments (Lasmar, Stitou and Berthoumieu 2009)."""
+    sides = (values < 0, values >= 0)
+    left, right = ((values.square() * side).sum(-1).div(side.sum(-1).clamp(min=1)).sqrt() for side in sides)
+    lean = left / right
+    moments = values.abs().mean(-1).square() / values.square().mean(-1)
+    moments = moments * (lean**3 + 1) * (lean + 1) / (lean**2 + 1) ** 2
+    shape = _SHAPES[(_RATIOS - moments[..., None]).abs().argmin(-1)]
+    first, second, third = ((number / shape).lgamma().exp() for number in (1, 2, 3))
+    ratio = (first / third).sqrt()
+    return _Fit(shape, (right - left) * ratio * second / first, left, right, ratio)
 
 
 def _luma(images: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
@@ -166,18 +156,11 @@ def _neighbours(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _of_patches(normalised: torch.Tensor, side: int) -> torch.Tensor:
     """NIQE's 18 features of each patch, (P, 18); neighbours go around a patch's edge, as where they were trained."""
-    rows = []
-    for patch in normalised.unfold(0, side, side).unfold(1, side, side).flatten(0, 1):
-        own = _fit(patch)
-        values = [own.shape, own.ratio * (own.left + own.right) / 2]
-        for shifts in ((0, 1), (1, 0), (1, 1), (1, -1)):
-            pair = _fit(patch * patch.roll(shifts, (0, 1)))
-            diagonal = 0 not in shifts  # of which the parameters know the left side alone, twice
-            values += [
-                pair.shape,
-                pair.mean,
-                pair.ratio * pair.left,
-                pair.ratio * (pair.left if diagonal else pair.right),
-            ]
-        rows.append(values)
-    return torch.tensor(rows, dtype=torch.float64)
+    patches = normalised.unfold(0, side, side).unfold(1, side, side).flatten(0, 1)
+    own = _fit(patches.flatten(1))
+    values = [own.shape, own.ratio * (own.left + own.right) / 2]
+    for shifts in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        pair = _fit((patches * patches.roll(shifts, (1, 2))).flatten(1))
+        right = pair.right if 0 in shifts else pair.left  # of diagonals the parameters know the left side, twice
+        values += [pair.shape, pair.mean, pair.ratio * pair.left, pair.ratio * right]
+    return torch.stack(values, 1)
