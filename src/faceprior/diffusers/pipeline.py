@@ -187,10 +187,6 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
                 nn.Module.to(network, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
-    def without_corrector(self) -> FacePriorPipeline:
-        """Return a pipeline of the same prior, not a copy of it, that restores without a corrector."""
-        return FacePriorPipeline(self.unet, self.scheduler, None, card=self.card)
-
     @property
     def prior(self) -> Prior:  # type: ignore[override] # made of what is registered
         """The registered network under the registered noise schedule."""
@@ -205,11 +201,6 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
     def crt(self) -> Corrector | None:  # type: ignore[override]
         """The registered corrector, if there is one."""
         return None if self.corrector is None else Corrector(self.corrector, self._cards["corrector"])
-
-    @property
-    def resolution(self) -> int:
-        """Side R of restored faces, in pixels."""
-        return self._cards["unet"].resolution
 
     @wraps(face_prior.FacePriorPipeline.__call__)
     def __call__(  # type: ignore[override]

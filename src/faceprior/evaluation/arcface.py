@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from faceprior.errors import WeightsError, one_line
-from faceprior.faces import align
-from faceprior.images import to_pil, to_tensor
+from faceprior.evaluation.identity import realigned
+from faceprior.images import to_tensor
 from faceprior.priors.card import Landmarks
 from faceprior.priors.checkpoint import read_state_dict
 
@@ -58,9 +58,7 @@ class ArcFaceEmbedder:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, template: Landmarks) -> torch.Tensor:
         """Embed faces, (B, 3, R, R) in [-1, 1] → (B, D), float64; see `faceprior.evaluation.identity.Embedder`."""
-        side = images.shape[-1]
-        landmarks = [(x * side, y * side) for x, y in template]
-        chips = [to_tensor(align(to_pil(image), landmarks, INPUT_TEMPLATE, INPUT_SIDE)) for image in images]
+        chips = [to_tensor(chip) for chip in realigned(images, template, INPUT_TEMPLATE, INPUT_SIDE)]
         return self.network(torch.stack(chips).to(self._device)).double().cpu()
 
 
@@ -97,11 +95,8 @@ class _Block(nn.Module):
         self.prelu = nn.PReLU(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs, eps=1e-5)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs, eps=1e-5))
-            if stride > 1
-            else None
-        )
+        shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs, eps=1e-5)
+        self.downsample = nn.Sequential(*shortcut) if stride > 1 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))

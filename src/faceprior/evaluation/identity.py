@@ -5,10 +5,11 @@ The network is `dlib_face_recognition_resnet_model_v1` (CC0), from the PyPI pack
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 
 from faceprior.errors import FacePriorError
 from faceprior.evaluation.packages import package_file
@@ -65,8 +66,12 @@ class FaceEmbedder:
         Returns:
             (B, 128), float64. By dlib's own rule faces nearer than 0.6 (Euclidean) show the same person.
         """
-        side = images.shape[-1]
-        landmarks = [(x * side, y * side) for x, y in template]
-        chips = [np.asarray(align(to_pil(image), landmarks, CHIP_TEMPLATE, CHIP_SIDE)) for image in images]
+        chips = [np.asarray(chip) for chip in realigned(images, template, CHIP_TEMPLATE, CHIP_SIDE)]
         vectors = self._network.compute_face_descriptor(chips, num_jitters=0)
         return torch.from_numpy(np.array(vectors, dtype=np.float64))
+
+
+def realigned(images: torch.Tensor, template: Landmarks, wanted: Landmarks, side: int) -> Iterator[Image.Image]:
+    """Align faces, (B, 3, R, R) in [-1, 1], whose landmarks stand as a template says, to another one."""
+    landmarks = [(x * images.shape[-1], y * images.shape[-1]) for x, y in template]
+    return (align(to_pil(image), landmarks, wanted, side) for image in images)

@@ -26,7 +26,6 @@ from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
 from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
 from faceprior.priors.noise_schedule import ddim_scheduler_config
-from faceprior.training.batches import Example
 from faceprior.training.blind import blind
 from faceprior.training.config import CorrectorConfig, build_network
 from faceprior.training.shards import PackedFaces
@@ -67,6 +66,8 @@ class CorrectorTask:
             kind: Callable[..., CorrectorNetwork] = BlindCorrector if config.network == "blind" else PaperCorrector
             network = build_network(kind, config.network_options, resolution=faces.size)
         self.network: CorrectorNetwork = network
+        (low, high), (widest, closest) = config.scales, config.framing
+        self.example = partial(blind, scales=(low, high), damaged=config.damaged, framing=(widest, closest))
         betas = {name: network.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
         self.card = ModelCard(
             kind="corrector",
@@ -80,13 +81,6 @@ class CorrectorTask:
 
     def prepare(self) -> None:
         """Do nothing: fresh weights leave the bad face as it is."""
-
-    @property
-    def example(self) -> Example:
-        """The face to be restored and the bad one."""
-        low, high = self.config.scales
-        widest, closest = self.config.framing
-        return partial(blind, scales=(low, high), damaged=self.config.damaged, framing=(widest, closest))
 
     def loss(self, network: nn.Module, pictures: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Squared error, relative to the bad face's and on the grid to the sample's noise."""
@@ -128,7 +122,7 @@ class CorrectorTask:
         inputs = {
             f"x{scale}": resize(bicubic_downscale(faces, side // scale), side).clamp(-1, 1) for scale in (4, 8, 16)
         }
-        generator = torch.Generator().manual_seed(_EVALUATION_SEED)
+        generator, total = torch.Generator().manual_seed(_EVALUATION_SEED), len(self.network.schedule)
         low, high = self.config.scales
         clean, bad = zip(*(blind(face, generator, (low, high), damaged=1.0) for face in faces), strict=True)
         inputs["damaged"] = torch.stack(bad)
@@ -136,7 +130,6 @@ class CorrectorTask:
         for name, images in inputs.items():
             target = torch.stack(clean) if name == "damaged" else faces
             for share in (None, *EVALUATION_SHARES):
-                total = len(self.network.schedule)
                 t = torch.full((len(faces),), total - 1 if share is None else int(share * total))
                 sample = self.noised(target, t, torch.Generator().manual_seed(_EVALUATION_SEED))
                 x0 = self._corrected(network, sample, t, images, device)
@@ -144,9 +137,8 @@ class CorrectorTask:
                     figures[f"psnr/{name}"] = psnr(x0, target).mean().item()
                     rows.append(torch.cat([*images[:8], *x0[:8]], dim=2))
                 else:
-                    figures[f"grid_psnr/{name}/{share:.1f}T"] = (
-                        psnr(self.on_grid(x0), self.on_grid(target)).mean().item()
-                    )
+                    level = psnr(self.on_grid(x0), self.on_grid(target))
+                    figures[f"grid_psnr/{name}/{share:.1f}T"] = level.mean().item()
         return figures, to_pil(torch.cat(rows, dim=1))
 
     def _corrected(

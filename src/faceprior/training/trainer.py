@@ -43,15 +43,15 @@ _READ_TOGETHER = {"cuda": 10}  # losses: a GPU has to wait for each reading
 
 
 class Task(Protocol):
-    """What is trained."""
+    """What is trained.
 
-    @property
-    def network(self) -> nn.Module:
-        """The network, with fresh weights or those to start from."""
+    Attributes:
+        network: with fresh weights or those to start from.
+        example: what is made of each face; None: the face as it is.
+    """
 
-    @property
-    def example(self) -> Example | None:
-        """What is made of each face; None: the face as it is."""
+    network: nn.Module
+    example: Example | None
 
     def prepare(self) -> None:
         """Do what fresh weights need before the first step; a resumed run has the outcome in its checkpoint."""
