@@ -148,12 +148,12 @@ def priors_show(
     from dataclasses import asdict
 
     from faceprior.corrector import load_corrector
-    from faceprior.priors.store import embedded_cards, is_corrector, load_prior
+    from faceprior.priors.card import ModelCard
+    from faceprior.priors.store import embedded_cards, load_prior
 
-    if name in embedded_cards("corrector") or is_corrector(name):
-        card = load_corrector(name).card
-    else:
-        card = load_prior(name, adm_config).card
+    known = embedded_cards("corrector").get(name) or ModelCard.read(Path(name))
+    corrects = known is not None and known.kind == "corrector"
+    card = load_corrector(name).card if corrects else load_prior(name, adm_config).card
     console.print_json(json.dumps(asdict(card), ensure_ascii=False))
 
 

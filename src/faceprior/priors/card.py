@@ -77,8 +77,7 @@ class ModelCard:
 
     def write(self, folder: Path) -> None:
         """Write `card.json` into a folder."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / CARD_NAME, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> ModelCard | None:
@@ -110,6 +109,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: is not a JSON object")
     return values
+
+
+def write_json(path: Path, values: dict[str, Any], *, sort_keys: bool = False) -> None:
+    """Write a JSON object, for people to read too."""
+    text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=sort_keys)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from faceprior.errors import WeightsError, one_line
 from faceprior.hub import Address, check_download, download
 from faceprior.networks import ConfiguredNetwork
 from faceprior.priors.adapter import Prior
-from faceprior.priors.card import ModelCard, file_sha256, read_json
-from faceprior.priors.checkpoint import key_faults, named
+from faceprior.priors.card import ModelCard, file_sha256, read_json, write_json
+from faceprior.priors.checkpoint import key_faults, named, read_state_dict
 from faceprior.priors.residual_unet import GaussianResidualUNet
 
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -174,7 +173,7 @@ def save_prior(prior: Prior, folder: Path, *, half: bool = True, **how: Any) -> 
     weights = save_network(prior.network, folder / "unet", half=half, **how)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir(parents=True, exist_ok=True)
-    scheduler.write_text(json.dumps(prior.card.schedule, indent=2) + "\n", encoding="utf-8")
+    write_json(scheduler, prior.card.schedule)
     write_index(folder, unet=index_entry(prior.network), scheduler=["diffusers", prior.card.schedule["_class_name"]])
     return write_card(prior.card, folder, weights)
 
@@ -191,8 +190,7 @@ def write_index(folder: Path, **components: Sequence[str | None]) -> None:
 
     Components are [library, class] by name; [None, None] for one that the pipeline does without.
     """
-    index = {"_class_name": ["pipeline", "FacePriorPipeline"], **components}
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX_NAME, {"_class_name": ["pipeline", "FacePriorPipeline"], **components})
     (folder / "pipeline.py").write_text(_PIPELINE_CODE, encoding="utf-8")
 
 
@@ -245,12 +243,6 @@ def bare(network: nn.Module) -> nn.Module:
     return own
 
 
-def is_corrector(folder: str | Path) -> bool:
-    """Whether a local folder holds a corrector rather than a prior."""
-    config = Path(folder) / "config.json"
-    return config.is_file() and str(read_json(config).get("_class_name")).endswith("Corrector")
-
-
 def find_weights(folder: Path, variant: str | None = None, *, use_safetensors: bool | None = None) -> Path:
     """Return the weights file of a diffusers model folder.
 
@@ -297,8 +289,7 @@ def _load_configured(weights: Path, kind: type[nn.Module]) -> tuple[nn.Module, d
     network = kind(**config)
     assert isinstance(network, ConfiguredNetwork)  # noqa: S101 - it is of the class that was asked for
     network.loaded_from = str(weights.parent)
-    pickled = weights.suffix == ".bin"
-    state = torch.load(weights, map_location="cpu", weights_only=True) if pickled else load_file(weights)
+    state = read_state_dict(weights)
     faults = key_faults(state, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     if not any(faults.values()):
         network.load_state_dict(state)
@@ -345,8 +336,7 @@ def save_network(
     network = bare(network)
     folder.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in network.config.items() if name[0] != "_"}  # type: ignore[operator,union-attr]
-    text = json.dumps({"_class_name": type(network).__name__, **config}, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "config.json", {"_class_name": type(network).__name__, **config}, sort_keys=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if half:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
