@@ -15,13 +15,7 @@ _PARTS = ["*.json", "*.safetensors", "*.bin"]  # of a model's folder: nothing th
 
 
 class Address(NamedTuple):
-    """Place on the hub.
-
-    Attributes:
-        repo: "owner/name".
-        revision: branch, tag or commit; None is the newest.
-        files: what to get of it; none means all that a model's folder consists of.
-    """
+    """Repository on the hub; branch, tag or commit, None for the newest; and files, none for a model's folder."""
 
     repo: str
     revision: str | None = None
@@ -39,14 +33,11 @@ class Address(NamedTuple):
 def download(address: Address, what: str, **hub: Any) -> Path:
     """Return the file, or the folder of several, in the cache; a download that broke off goes on where it stopped.
 
-    Args:
-        address: what to get. A file that the cache has is not asked for again.
-        what: is loaded, for the message.
-        **hub: options of `huggingface_hub.hf_hub_download`: `revision`, `cache_dir`, `token`, `local_files_only`,
-            `force_download`.
+    A file that the cache has is not asked for again. Options are those of `huggingface_hub.hf_hub_download`:
+    `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
     Raises:
-        WeightsError: the hub does not deliver it.
+        WeightsError: the hub does not deliver it; the message says what is loaded.
     """
     from huggingface_hub import errors, snapshot_download
 

@@ -40,11 +40,7 @@ def load_settings(kind: type[Settings], path: Path | None, flags: Mapping[str, A
 
 
 def read_assignment(text: str, what: str) -> tuple[str, Any]:
-    """Split NAME=VALUE; the value is read as YAML.
-
-    Raises:
-        OptionError: there is no "=", or the value is not YAML; the message begins with `what`.
-    """
+    """Split NAME=VALUE, the value read as YAML; raises OptionError, whose message begins with `what`."""
     name, equals, value = text.partition("=")
     if not equals:
         raise OptionError(f"{what}: write NAME=VALUE")
@@ -78,12 +74,7 @@ _WANTED = {
 
 
 def explained(problem: ErrorDetails, known: Sequence[str] = ()) -> str:
-    """Say in our words what pydantic finds wrong with an option.
-
-    Args:
-        problem: one of the errors; "loc" is the option's name.
-        known: names that it could have.
-    """
+    """Say in our words what pydantic finds wrong with an option, its "loc", one of those that are known."""
     kind, name = problem["type"], ".".join(map(str, problem["loc"]))
     if kind == "extra_forbidden":
         return f"unknown option {name}; known are {', '.join(known)}"

@@ -73,13 +73,9 @@ class FaceSet:
 
 
 def open_faces(folders: Sequence[str | Path], dataset: str = "", split: str = "val") -> FaceSet:
-    """Find the faces of folders.
+    """Find the faces of folders: packed sets, of which a split is taken, plain ones, or copies of a dataset.
 
-    Args:
-        folders: packed sets, plain folders of pictures, or copies of the dataset.
-        dataset: "celeba", "ffhq", "lfw", "webphoto", "wider", or "" for plain folders; a packed set is known by its
-            manifest.
-        split: of packed sets, "val" or "train".
+    A packed set is known by its manifest, whatever the dataset is.
 
     Raises:
         DataError: a folder is missing, holds no face or is not laid out as the dataset is.

@@ -61,13 +61,7 @@ class _Failure(NamedTuple):
 
 
 class Benchmark:
-    """A benchmark in a folder.
-
-    Args:
-        pipeline: prior and corrector.
-        config: what to run.
-        faces: the faces, chosen already.
-        output: folder of the results.
+    """A benchmark of a configuration, on faces that are chosen already, in a folder.
 
     Attributes:
         results: the table.

@@ -24,14 +24,7 @@ EXTRAS = {
 
 
 class Finding(NamedTuple):
-    """One line of what the doctor says.
-
-    Attributes:
-        what: was looked at.
-        found: there.
-        advice: what to do about it; empty if nothing.
-        fatal: whether nothing can be restored because of it.
-    """
+    """What was looked at and found, what to do about it, if anything, and whether nothing can be restored so."""
 
     what: str
     found: str

@@ -39,12 +39,7 @@ Dtype = Annotated[DtypeName, Option(help="Number format of the networks.")]
 
 
 def read_assignments(texts: Sequence[str], flag: str, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read what was given to a flag as NAME=VALUE, once or more often.
-
-    Args:
-        texts: the assignments.
-        flag: that they were given to.
-        kinds: of the values, by name; None leaves names and kinds to the caller.
+    """Read what was given to a flag as NAME=VALUE, once or more often, of known names and kinds if there are any.
 
     Raises:
         OptionError: one is no assignment, is given twice, is not known or has a value of another kind.
@@ -66,11 +61,7 @@ def read_assignments(texts: Sequence[str], flag: str, kinds: Mapping[str, Any] |
 
 
 def with_settings(flags: Mapping[str, Any], settings: Sequence[str] | None) -> dict[str, Any]:
-    """Return the flags that were given, and beside them what was given to --set.
-
-    Raises:
-        OptionError: one of --set is no assignment, or is given twice, or as a flag too.
-    """
+    """Return the flags that were given, and beside them what was given to --set; raises OptionError as above."""
     from faceprior.errors import OptionError
 
     given = {name: value for name, value in flags.items() if value is not None}

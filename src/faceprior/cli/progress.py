@@ -17,12 +17,8 @@ _EVERY = 60.0  # seconds between plain lines
 class RestoreProgress:
     """Looks on while files are restored: a bar, or plain lines where there is no terminal.
 
-    Args:
-        bar: stands at one face for each input.
-        inputs: how many there are.
-        steps_each: steps for a face, all its samples together.
-        quiet: say nothing but notices.
-        clock: seconds.
+    The bar stands at one face for each input, of so many steps for all its samples together; where it is quiet, only
+    notices are told. The clock counts seconds.
     """
 
     def __init__(

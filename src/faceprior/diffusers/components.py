@@ -21,12 +21,7 @@ _OF_THE_PRIOR = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule
 
 
 def check_component(name: str, component: Any, before: Any) -> None:
-    """Check that a pipeline can work with a component, and warn of what has no effect.
-
-    Args:
-        name: "unet", "scheduler" or "corrector".
-        component: the new one.
-        before: whose place it takes; None if there was none.
+    """Check that a pipeline can work with a "unet", "scheduler" or "corrector", and warn of what has no effect.
 
     Raises:
         WeightsError: it is of another kind, or its noise schedule is not one that a prior can have.
@@ -68,13 +63,9 @@ def schedule_of(scheduler: Any) -> dict[str, Any]:
 
 
 def describe(network: nn.Module, before: ModelCard | None = None) -> ModelCard:
-    """Return the card of a network that came without one.
+    """Return the card that lies in the folder which a network was loaded from, or else one that is made from it.
 
-    It lies in the folder that the network was loaded from, or is made from the network.
-
-    Args:
-        network: of a prior or a corrector.
-        before: card of the network whose place it takes: a copy may have been trained since, so no sha256 is known.
+    A network that takes another's place may have been trained since: no sha256 is known of it.
     """
     network = bare(network)
     kind: Literal["prior", "corrector"] = "corrector" if isinstance(network, CorrectorNetwork) else "prior"

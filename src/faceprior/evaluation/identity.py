@@ -57,14 +57,9 @@ class FaceEmbedder:
         self._network = dlib.face_recognition_model_v1(str(model))
 
     def __call__(self, images: torch.Tensor, template: Landmarks) -> torch.Tensor:
-        """Embed faces.
+        """Embed faces, (B, 3, R, R) in [-1, 1], whose landmarks stand as the template says → (B, 128), float64.
 
-        Args:
-            images: aligned faces, (B, 3, R, R) in [-1, 1].
-            template: where their five landmarks stand, as fractions of the side (`ModelCard.template`).
-
-        Returns:
-            (B, 128), float64. By dlib's own rule faces nearer than 0.6 (Euclidean) show the same person.
+        By dlib's own rule faces nearer than 0.6 (Euclidean) show the same person.
         """
         chips = [np.asarray(chip) for chip in realigned(images, template, CHIP_TEMPLATE, CHIP_SIDE)]
         vectors = self._network.compute_face_descriptor(chips, num_jitters=0)

@@ -33,22 +33,15 @@ _OVAL = _Ellipse(0.0, 0.45, 0.88, 1.08)
 
 
 def face_regions(template: Landmarks, side: int) -> dict[str, torch.Tensor]:
-    """Return where eyes, mouth and skin stand in aligned faces.
+    """Return where eyes, mouth and skin stand in aligned faces: Boolean masks, (R, R), by the names of `REGIONS`.
 
     "eyes" are two ellipses around the eye landmarks, "mouth" is one that spans the mouth corners, "skin" the oval of
     the face without both, the brows and the tip of the nose, so cheeks, chin, bridge and lower forehead. The three
     share no pixel. All shapes are upright with the line through the eyes and scale with the eyes' distance.
 
     Args:
-        template: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner as fractions
-            (x, y) of the side (`ModelCard.template`).
+        template: where the landmarks stand (`ModelCard.template`); OptionError if it is empty.
         side: R of the faces, in pixels.
-
-    Returns:
-        Boolean masks, (R, R), by the names of `REGIONS`.
-
-    Raises:
-        OptionError: the template is empty.
     """
     if not template:
         raise OptionError("regions of a face need the prior's alignment, and its card has no template")

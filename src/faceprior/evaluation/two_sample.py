@@ -24,10 +24,7 @@ def two_sample_auc(restored: torch.Tensor, real: torch.Tensor) -> Interval:
     A logistic regression sees the log power of the 63 cosine transform coefficients of a patch's luma, 8×8 pixels, so
     it knows texture and no face. It is trained on four fifths of the faces and judges the others, five times.
     Patches, since whole faces are told apart without fail long before a person sees the difference.
-
-    Args:
-        restored: (N, 3, R, R) in [-1, 1], N at least 10.
-        real: sharp faces, of the same shape: those that were restored, or N others.
+    Both sets are (N, 3, R, R) in [-1, 1], N at least 10, the real faces those that were restored, or N others.
 
     Returns:
         ½ where nothing tells them apart, up to 1; the interval is of faces drawn anew, whose scores stay as they are.

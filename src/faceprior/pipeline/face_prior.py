@@ -207,14 +207,9 @@ class FacePriorPipeline:
         return self._each(lambda face: corrector.alone(corrector.network.see(face[None].to(device))), faces)
 
     def doubt(self, faces: Sequence[torch.Tensor], samples: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Half-width of a 90 % interval around the first sample of each face (`faceprior.doubt`).
+        """Half-width of a 90 % interval around the first of each face's samples, (N, 3, R, R); see `faceprior.doubt`.
 
-        Args:
-            faces: what was restored, each (3, n, n) in [-1, 1].
-            samples: the results of each, (N, 3, R, R).
-
-        Returns:
-            (B, R, R), on the scale of [0, 1] pixel values; None where it is not known.
+        Returns (B, R, R), on the scale of [0, 1] pixel values; None where it is not known.
         """
         calibration = (self.corrector_card or self.card).calibration
 
@@ -364,10 +359,10 @@ class FacePriorPipeline:
         on_notice: Callable[[str], object] = warnings.warn,
         whole_batches: bool = False,
     ) -> list[Samples]:
-        """Restore low-resolution faces as they are.
+        """Restore low-resolution faces as they are; returns the samples of each, on the CPU.
 
         Args:
-            faces: B faces, each (3, n, n) in [-1, 1].
+            faces: B of them, each (3, n, n) in [-1, 1].
             generators: one for each face; its samples' generators are derived from it.
             num_samples: samples N of each face.
             preset: all options.
@@ -377,9 +372,6 @@ class FacePriorPipeline:
             on_notice: called with a sentence for the user when a batch is halved.
             whole_batches: networks see whole batches on a CPU too: faster, but the last bits of a result depend on
                 its batch. For measuring many faces; a result that someone keeps is made without.
-
-        Returns:
-            Of each face its samples, on the CPU.
 
         Raises:
             OptionError: initial faces are given to a method that cannot start from them.

@@ -62,12 +62,9 @@ def _cards_in(folder: Path, kind: str) -> dict[str, ModelCard]:
 
 
 def resolve(spec: str | Path, kind: str, **hub: Any) -> Path:
-    """Return the local folder or file that `spec` names, downloading it from the hub if need be.
+    """Return the local folder or file that a name, path or hub id ("owner/name") stands for, downloaded if need be.
 
-    Args:
-        spec: name of embedded or public weights, an existing folder or file, or a hub id ("owner/name").
-        kind: "prior" or "corrector", for the names and the message.
-        **hub: see `faceprior.hub.download`.
+    The kind is "prior" or "corrector"; options are `faceprior.hub.download`'s.
 
     Raises:
         WeightsError: it is none of these, or the hub cannot deliver it.
@@ -324,14 +321,9 @@ def in_own_memory(network: nn.Module) -> nn.Module:
 def save_network(
     network: nn.Module, folder: Path, *, half: bool, variant: str | None = None, safe_serialization: bool = True
 ) -> Path:
-    """Write a network, compiled or not, as a diffusers model; returns the weights file.
+    """Write a network, ours or of diffusers, compiled or not, as a diffusers model; returns the weights file.
 
-    Args:
-        network: one of ours or of diffusers'.
-        folder: where to; made if it is missing.
-        half: in float16 rather than as it is.
-        variant: "fp16" and the like: the middle of the file's name.
-        safe_serialization: as safetensors rather than pickled.
+    It is stored in float16 (half) or as it is, as safetensors or pickled; a variant is the middle of the file's name.
     """
     network = bare(network)
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,16 +22,9 @@ _BATCHES_AHEAD = 4  # of each worker
 class Batches(Dataset[list[torch.Tensor]]):
     """Item n is one process's share of step n's batch, the same whenever it is asked for.
 
-    Which faces step n sees, and which of them flipped, is drawn from a generator seeded by (seed, n); what is done to
-    the i-th of them from one seeded by (seed, n, i). So neither the number of processes nor that of workers matters,
-    and a run that was killed and resumed sees what an uninterrupted one sees.
-
-    Args:
-        faces: the training split.
-        config: options.
-        example: what is made of each face; None: the face as it is.
-        process: number of this process.
-        processes: how many share a batch.
+    Which faces step n sees, and which of them flipped, is drawn from a generator seeded by (seed, n); what the
+    example makes of the i-th of them from one seeded by (seed, n, i). So neither the number of processes nor that of
+    workers matters, and a run that was killed and resumed sees what an uninterrupted one sees.
     """
 
     def __init__(

@@ -41,13 +41,7 @@ _DOUBT_WEIGHT = 0.01  # of the logarithm's squared error beside the face's
 
 
 class CorrectorTask:
-    """Trains a corrector on every kind of damage (`faceprior.training.blind`).
-
-    Args:
-        config: options.
-        faces: the training split.
-        held_out: the split that figures are measured on.
-        start: a corrector to start from instead of fresh weights.
+    """Trains a corrector, from fresh weights or another's, on every kind of damage (`faceprior.training.blind`).
 
     Raises:
         OptionError: the corrector to start from is for another resolution.

@@ -37,11 +37,8 @@ _SAMPLE_STEPS = 20
 class PriorTask:
     """Trains a prior on clean faces: a squared x0 error, weighted by noise level.
 
-    Args:
-        config: options.
-        faces: the training split; the Gaussian of a "gaussian-residual" network is fitted to it.
-        held_out: the split that figures are measured on.
-        start: a prior to start from instead of fresh weights; its schedule and prediction type stay.
+    The Gaussian of a "gaussian-residual" network is fitted to the training faces. A prior to start from, instead of
+    fresh weights, keeps its schedule and prediction type.
 
     Raises:
         OptionError: the prior to start from is for another resolution, or the weighting does not fit the network.
