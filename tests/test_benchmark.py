@@ -19,7 +19,7 @@ from faceprior.benchmark import sets
 from faceprior.benchmark.config import load_benchmark, read_method, split_methods
 from faceprior.benchmark.datasets import FaceSet, choose_faces, nose_offset, open_faces
 from faceprior.benchmark.memory import PeakMemory
-from faceprior.benchmark.metrics import COSTS, METRICS, FaceSamples, MeterOptions, Meters, lpips_network
+from faceprior.benchmark.metrics import COSTS, METRICS, FaceSamples, MeterOptions, Meters
 from faceprior.benchmark.results import Results
 from faceprior.benchmark.run import Benchmark, noise_seed
 from faceprior.benchmark.summary import summarise
@@ -285,6 +285,7 @@ def test_peak_memory_is_that_of_the_work_alone():
         ({"degradations": ["noise-5"]}, r"noise-SIGMA, a number of \[0, 1\]"),
         ({"dataset": "imagenet"}, "celeba"),
         ({"samples": 0}, "samples"),
+        ({"metrics": "psnr,speed"}, "metric speed is not known; choose psnr, "),
         ({"identity_threshold": 2.0}, "identity_threshold"),
     ],
 )
@@ -459,8 +460,6 @@ def test_metrics_that_cannot_be_measured_are_named_with_what_to_install(options)
     assert "NIQE needs 192 pixels a side; these faces have 64" in meters.missing.pop("niqe")
     for name, reason in meters.missing.items():
         assert "pip install " in reason, name
-    with pytest.raises(OptionError, match="speed"):
-        Meters(["speed"], options)
 
 
 def test_only_the_metrics_that_were_asked_for_are_measured(options, rng):
@@ -506,7 +505,7 @@ def test_lpips_is_loaded_from_torchvisions_network_and_torchmetrics_heads(option
 
     models.alexnet = offline
     with pytest.raises(FacePriorError, match=r"ImageNet weights of alex.*no network.*TORCH_HOME"):
-        lpips_network("alex")
+        METRICS["lpips_alex"].open(options)
 
 
 def test_musiq_comes_from_pyiqa(options, rng, monkeypatch):

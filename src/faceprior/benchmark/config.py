@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from faceprior.benchmark.metrics import METRICS
 from faceprior.degradations import check_degradation
 from faceprior.errors import OptionError
 from faceprior.methods import Preset, find_preset
@@ -104,6 +105,13 @@ class BenchmarkConfig(BaseModel):
         for name in value:
             if name != NO_DEGRADATION:
                 check_degradation(name)
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _measurable(cls, value: list[str]) -> list[str]:
+        if unknown := sorted(set(value) - set(METRICS)):
+            raise ValueError(f"metric {', '.join(unknown)} is not known; choose {', '.join(METRICS)}")
         return value
 
     def chosen_methods(self, references: Sequence[str] = ()) -> dict[str, Preset]:

@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from faceprior.errors import FacePriorError, OptionError, one_line
 from faceprior.evaluation.arcface import ARCFACE_SAME_PERSON, ArcFaceEmbedder
@@ -141,12 +140,8 @@ def _same_person(options: MeterOptions) -> Meter:
     return lambda face: (_identity(face) >= options.same_person).double()
 
 
-def lpips_network(net: Literal["alex", "vgg"]) -> nn.Module:
-    """Load LPIPS (Zhang et al. 2018) of torchmetrics: its linear heads on torchvision's ImageNet weights.
-
-    Raises:
-        FacePriorError: torchvision or its weights are missing.
-    """
+def _lpips(net: Literal["alex", "vgg"], options: MeterOptions) -> Meter:
+    """LPIPS (Zhang et al. 2018) of torchmetrics: its linear heads on torchvision's ImageNet weights."""
     with missing_if_it_fails(f"LPIPS needs torchvision, which cannot be imported: {INSTALL}"):
         import torchvision  # noqa: F401 - torchmetrics wants it
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -155,11 +150,7 @@ def lpips_network(net: Literal["alex", "vgg"]) -> nn.Module:
         f"LPIPS: the ImageNet weights of {net} cannot be loaded ({{reason}}); put torchvision's file into"
         " $TORCH_HOME/hub/checkpoints"
     ):
-        return LearnedPerceptualImagePatchSimilarity(net_type=net).net
-
-
-def _lpips(net: Literal["alex", "vgg"], options: MeterOptions) -> Meter:
-    network = lpips_network(net).to(options.device)
+        network = LearnedPerceptualImagePatchSimilarity(net_type=net).net.to(options.device)
     return _against_truth(lambda a, b: network(a.to(options.device), b.to(options.device)).flatten().cpu())
 
 
@@ -248,13 +239,9 @@ class Meters:
     Attributes:
         names: of what is measured in rows, in the order of tables.
         missing: why each of the others that were wanted cannot be.
-
-    Raises:
-        OptionError: a metric is unknown.
     """
 
     def __init__(self, wanted: Sequence[str], options: MeterOptions) -> None:
-        check_names(wanted)
         self.options = options
         self.missing: dict[str, str] = {}
         self._embedder: Embedder | None = None
@@ -303,9 +290,3 @@ class Meters:
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[name] = value
         return rows
-
-
-def check_names(wanted: Sequence[str]) -> None:
-    """Raise OptionError for a metric that does not exist."""
-    if unknown := sorted(set(wanted) - set(METRICS)):
-        raise OptionError(f"metric {', '.join(unknown)} is not known; choose {', '.join(METRICS)}")

@@ -70,7 +70,6 @@ def benchmark(
     flags = dict(locals())
     from faceprior.benchmark.config import BenchmarkConfig, load_benchmark
     from faceprior.benchmark.datasets import FaceSet, choose_faces, open_faces
-    from faceprior.benchmark.metrics import check_names
     from faceprior.benchmark.report import REPORT_FILE, about, require_matplotlib, write_report
     from faceprior.benchmark.results import RESULTS
     from faceprior.benchmark.run import Benchmark
@@ -79,7 +78,6 @@ def benchmark(
 
     flags = {name: value for name, value in flags.items() if name in BenchmarkConfig.model_fields}
     chosen = load_benchmark(config, options.with_settings(flags, settings))
-    check_names(chosen.metrics)
     require_matplotlib()
     if any(output.resolve().is_relative_to(Path(folder).resolve()) for folder in chosen.data):
         raise OptionError(
