@@ -202,6 +202,11 @@ class FacePriorPipeline(DiffusionPipeline, face_prior.FacePriorPipeline):  # typ
         """The registered corrector, if there is one."""
         return None if self.corrector is None else Corrector(self.corrector, self._cards["corrector"])
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call now at work is to stop."""
+        return self._interrupt
+
     @wraps(face_prior.FacePriorPipeline.__call__)
     def __call__(  # type: ignore[override]
         self, *args: Any, **kwargs: Any
