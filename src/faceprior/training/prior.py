@@ -125,8 +125,7 @@ class PriorTask:
             t = torch.full((count,), int(share * len(prior.schedule)), device=device)
             x_t = prior.schedule.add_noise(faces, noise, t)
             parts = zip(x_t.split(32), t.split(32), strict=True)
-            with self._autocast(device):
-                x0 = torch.cat([prior(x, s).x0 for x, s in parts]).clamp(-1, 1)
+            x0 = torch.cat([prior(x, s).x0 for x, s in parts]).clamp(-1, 1)
             figures[f"x0_psnr/{share:.2f}T"] = psnr(x0, faces).mean().item()
             rows.append(torch.cat([*x_t[:8].clamp(-1, 1), *x0[:8]], dim=2))
         figures["x0_psnr/mean"] = sum(figures.values()) / len(figures)
@@ -136,11 +135,7 @@ class PriorTask:
     def _samples(self, prior: Prior, count: int) -> torch.Tensor:
         noise = NoiseSource([torch.Generator().manual_seed(seed) for seed in range(count)], prior.device)
         steps = spaced_steps(prior.schedule, min(_SAMPLE_STEPS, len(prior.schedule)))
-        with self._autocast(prior.device):
-            return sample(Restoration(), steps, Sampler(prior, make_solver("ddim"), noise))
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
+        return sample(Restoration(), steps, Sampler(prior, make_solver("ddim"), noise))
 
     def export(self, network: nn.Module, folder: Path, training: dict[str, Any], held_out: dict[str, float]) -> None:
         """Write a prior folder in float16."""
