@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,7 @@ class Results:
         self._schema = _schema()
         make_folder(folder / PARTS)
         self.rows: dict[str, Row] = {}
-        parts = sorted((folder / PARTS).glob("*.parquet"))
-        # parts are read in the order of their names: later ones win
-        self._number = max((int(path.stem.split("-")[0]) for path in parts), default=0)
-        for path in (folder / RESULTS, *parts):
+        for path in (folder / RESULTS, *sorted((folder / PARTS).glob("*.parquet"))):  # later ones win
             if path.is_file():
                 self.rows.update((row["id"], row) for row in self._read(path))
 
@@ -90,8 +88,7 @@ class Results:
         """Keep rows: they take the place of rows with their ids. Written as one new part, if any of them is new."""
         new = [row for row in rows if self.rows.get(row["id"]) != row]
         if new:
-            self._number += 1
-            self._write(self.folder / PARTS / f"{self._number:08d}-{secrets.token_hex(4)}.parquet", new)
+            self._write(self.folder / PARTS / f"{time.time_ns():020d}-{secrets.token_hex(4)}.parquet", new)
             self.rows.update((row["id"], row) for row in new)
 
     def merge(self, first: Iterable[Row]) -> None:

@@ -184,11 +184,7 @@ def _target(
             f" choose one of {', '.join(sorted(able))}"
         )
     if output == first or (
-        isinstance(output, Path)
-        and isinstance(first, Path)
-        and output.exists()
-        and first.exists()
-        and output.samefile(first)
+        isinstance(output, Path) and isinstance(first, Path) and output.resolve() == first.resolve()
     ):
         raise OptionError(f"{output}: is the input, which is never written over; choose another --output")
     return output.parent, output.stem, output.suffix

@@ -17,6 +17,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.errors import DataError, ImageError, OptionError
@@ -92,9 +93,9 @@ def pack(
     with (output / FACES).open("wb") as file:
         _write_header(file, 0, size)
         for folder in folders:
-            for picture, described in _pictures(folder, held_out, problems):
+            for picture, face in _pictures(folder, held_out, problems):
                 pixels = square(picture).resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-                faces.append(PackedFace(**described))
+                faces.append(face)
                 file.write(np.asarray(pixels).tobytes())
                 on_face()
         file.seek(0)
@@ -120,22 +121,16 @@ def _hash(name: str) -> float:
     return crc32(name.encode()) / 2**32
 
 
-def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
-    """Yield the pictures of a folder, each with what a `PackedFace` says about it."""
+def _pictures(folder: Path, held_out: float, problems: list[str]) -> Iterator[tuple[Image.Image, PackedFace]]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     index = _read_index(folder / "index.csv")
 
-    def described(name: str, split: str, shard: str = "") -> dict[str, Any]:
+    def described(name: str, split: str, shard: str = "") -> PackedFace:
         row = index.get((shard, name)) or index.get(("", name)) or {}
-        return {
-            "name": name,
-            "split": split,
-            "source": row.get("source") or folder.name,
-            "terms": row.get("terms") or "unknown",
-            "licence": row.get("licence") or "unknown",
-            "labels": {column: text for column, text in row.items() if column not in _DESCRIBING and text},
-        }
+        source, terms, licence = row.get("source"), row.get("terms"), row.get("licence")
+        labels = {column: text for column, text in row.items() if column not in _DESCRIBING and text}
+        return PackedFace(name, split, source or folder.name, terms or "unknown", licence or "unknown", labels)
 
     for path in sorted(folder.glob("*.tar")):
         split = "val" if path.name.startswith("val") else "train"
@@ -209,28 +204,22 @@ class PackedFaces:
         if not kept:
             asked = f"{f' and terms {terms}' if terms else ''}{f' with at least {at_least}' if at_least else ''}"
             raise DataError(f"{folder} holds no face of split {split!r}{asked}")
-        self._map()
+        self._mapped()
 
-    def _map(self) -> None:
+    def _mapped(self) -> NDArray[np.uint8]:
+        """All faces, mapped anew each time, which is cheap: so other processes are sent the file's name alone."""
         try:
-            self._array = np.load(self.folder / FACES, mmap_mode="r")
+            faces: NDArray[np.uint8] = np.load(self.folder / FACES, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise DataError(f"{self.folder / FACES} cannot be mapped ({error}); pack the data again") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What other processes get: the name of the file, which they map again, not the faces."""
-        return {name: value for name, value in self.__dict__.items() if name != "_array"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._map()
+        return faces
 
     def __len__(self) -> int:
         return len(self.faces)
 
     def pixels(self, indices: Sequence[int]) -> torch.Tensor:
         """Return faces as uint8, shape (B, 3, R, R)."""
-        pixels = np.asarray(self._array[[self._places[index] for index in indices]])  # a copy of these alone
+        pixels = np.asarray(self._mapped()[[self._places[index] for index in indices]])  # a copy of these alone
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
