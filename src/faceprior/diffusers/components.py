@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
@@ -14,7 +15,7 @@ from faceprior.corrector import CorrectorNetwork
 from faceprior.errors import WeightsError
 from faceprior.priors import ModelCard, Prior
 from faceprior.priors.noise_schedule import NoiseSchedule
-from faceprior.priors.store import bare, card_beside
+from faceprior.priors.store import bare
 
 _OF_THE_PRIOR = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"}
 """What a scheduler says about the prior; the rest of its configuration is about sampling, which is the presets'."""
@@ -67,18 +68,19 @@ def describe(network: nn.Module, before: ModelCard | None = None) -> ModelCard:
 
     A network that takes another's place may have been trained since: no sha256 is known of it.
     """
-    network = bare(network)
+    network, side = bare(network), _side(network)
     kind: Literal["prior", "corrector"] = "corrector" if isinstance(network, CorrectorNetwork) else "prior"
-    card = card_beside(network, kind)
-    if card is not None and card.resolution == _side(network):
-        return card if before is None else replace(card, sha256="")
-    made = ModelCard(kind=kind, name=type(network).__name__, resolution=_side(network))
-    aligned_alike = before is not None and before.resolution == made.resolution
-    return replace(made, template=before.template) if before is not None and aligned_alike else made
+    source = getattr(network, "config", {}).get("_name_or_path")
+    for folder in (Path(source), Path(source).parent) if source else ():
+        card = ModelCard.read(folder)
+        if card is not None and (card.kind, card.resolution) == (kind, side):
+            return card if before is None else replace(card, sha256="")
+    template = before.template if before is not None and before.resolution == side else ()
+    return ModelCard(kind=kind, name=type(network).__name__, resolution=side, template=template)
 
 
 def _side(network: Any) -> Any:
-    config = getattr(network, "config", {})
+    config = getattr(bare(network), "config", {})
     side = config.get("sample_size", config.get("resolution"))
     return side[0] if isinstance(side, list | tuple) and side else side
 

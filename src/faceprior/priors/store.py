@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save
@@ -222,16 +222,6 @@ def read_card(folder: Path, weights: Path) -> ModelCard | None:
             " the file is damaged or was exchanged: get it again"
         )
     return replace(card, sha256=found)
-
-
-def card_beside(network: nn.Module, kind: Literal["prior", "corrector"]) -> ModelCard | None:
-    """Return the card in the folder that diffusers loaded a network from, or in the one above; None without any."""
-    source = getattr(network, "config", {}).get("_name_or_path")
-    for folder in (Path(source), Path(source).parent) if source else ():
-        card = ModelCard.read(folder)
-        if card is not None and card.kind == kind:
-            return card
-    return None
 
 
 def bare(network: nn.Module) -> nn.Module:
