@@ -449,7 +449,7 @@ def _breaks_once(pipeline, folder):
         broken = copy(pipeline)
 
         def restore(*_, **__):
-            broken._prior = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+            broken.prior = SimpleNamespace(device=SimpleNamespace(type="cuda"))
             raise RuntimeError("CUDA error: device-side assert triggered")
 
         broken.restore = restore
