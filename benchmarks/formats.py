@@ -11,7 +11,7 @@ from benchmarks.common import show
 from PIL import Image
 from skimage import data
 
-from faceprior.images import FORMATS, read_picture, write_picture
+from faceprior.images import FORMATS, encode_picture, read_picture, write_file
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         Image.fromarray(pixels).save(source)
         picture = read_picture(source)
         for kind in FORMATS:
-            write_picture(written, pixels, picture, file_format=kind)
+            write_file(written, encode_picture(pixels, picture, file_format=kind))
             error = read_picture(written).pixels.astype(float) - pixels
             psnr = 10 * np.log10(255**2 / (error**2).mean()) if error.any() else np.inf
             rows.append((kind, f"{written.stat().st_size / 1024:.0f}", f"{psnr:.1f}", f"{abs(error).max():.0f}"))

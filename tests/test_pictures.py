@@ -20,12 +20,13 @@ from faceprior.images import (
     MIN_SIDE,
     Picture,
     decode_picture,
+    encode_picture,
     read_image,
     read_metadata,
     read_picture,
     spread_under,
     to_tensor,
-    write_picture,
+    write_file,
 )
 from icc_profiles import grey_profile, neutral_profile, wide_gamut_profile
 
@@ -53,6 +54,10 @@ def noise(shape, dtype):
 
 def in_memory(pixels, alpha=None, kind="PNG", **more):
     return Picture(Image.new("RGB", (4, 4)), (), pixels, alpha, kind, **more)
+
+
+def write_picture(path, pixels, like, metadata=None, file_format=None):
+    write_file(path, encode_picture(pixels, like, metadata, file_format, name=path))
 
 
 def camera_exif(orientation=1):
@@ -600,9 +605,6 @@ def test_a_wide_gamut_picture_is_srgb_for_the_networks_and_faces_come_back_to_it
     restored = to_tensor(Image.fromarray(in_gamut))
     encoded = (picture.from_srgb(restored).permute(1, 2, 0).numpy() + 1) * 127.5
     assert abs(encoded - np.asarray(to_own)).max() < 1.5
-    batch = picture.from_srgb(torch.stack([restored, restored.flip(1)]))
-    assert torch.allclose(batch[0], picture.from_srgb(restored))
-    assert torch.allclose(batch[1], batch[0].flip(1), atol=1e-5)
 
 
 def test_the_way_to_the_files_colours_has_no_steps_of_eight_bits():

@@ -7,7 +7,6 @@ packet, and the new file is seen only once it is whole.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from faceprior.errors import FacePriorError, OutputError, VideoError
-from faceprior.images import MAX_PIXELS, METADATA_KEY
+from faceprior.images import MAX_PIXELS, METADATA_KEY, replaced
+from faceprior.images.metadata import parsed_metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,15 +140,10 @@ def read_clip_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         VideoError: the file is not a clip that faceprior wrote.
     """
-    with _opened(Path(path)) as source:
+    path = Path(path)
+    with _opened(path) as source:
         tags = {key.lower(): text for key, text in source.container.metadata.items()}  # Matroska has capitals
-    try:
-        metadata = json.loads(tags[METADATA_KEY])
-    except (KeyError, ValueError) as error:
-        raise VideoError(f"{path}: carries no faceprior metadata; only results written by faceprior do") from error
-    if not isinstance(metadata, dict):
-        raise VideoError(f"{path}: its faceprior metadata is damaged (not an object); restore the clip again")
-    return metadata
+    return parsed_metadata(tags.get(METADATA_KEY), path, VideoError)
 
 
 def load_av() -> Any:
@@ -402,15 +397,10 @@ def _opened(path: Path) -> Iterator[_Source]:
 
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, or vanishes."""
-    partial = path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
+    """As `replaced`, with errors that name the file."""
     try:
-        try:
+        with replaced(path) as partial:
             yield partial
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
     except FacePriorError:
         raise
     except (OSError, load_av().error.FFmpegError) as error:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,21 +115,21 @@ def restore_clip(
     }
 
 
-@dataclass
-class _Past:
-    """What is known of a track from the frame before; images in [-1, 1].
+class _Past(NamedTuple):
+    """What is known of a track from the frame before; images in [-1, 1]."""
 
-    Attributes:
-        seen: its input, (3, n, n).
-        steady: its input, averaged over time.
-        restored: (3, R, R).
-        noise: standard deviation of the input's noise.
-    """
+    seen: torch.Tensor  # its input, (3, n, n)
+    steady: torch.Tensor  # its input, averaged over time
+    restored: torch.Tensor  # (3, R, R)
+    noise: float | None = None  # standard deviation of the input's
 
-    seen: torch.Tensor
-    steady: torch.Tensor
-    restored: torch.Tensor
-    noise: float | None = None
+
+class _Steadied(NamedTuple):
+    """An input, averaged with its past."""
+
+    input: torch.Tensor  # (3, n, n)
+    still: torch.Tensor  # where the face stands still, 0 to 1, (1, n, n)
+    noise: float | None  # standard deviation; None before the second frame
 
 
 class ClipRestorer:
@@ -154,14 +153,7 @@ class ClipRestorer:
         self._past: dict[int, _Past] = {}
 
     def __call__(self, pixels: NDArray[np.uint8], places: Sequence[TrackedFace]) -> NDArray[np.uint8]:
-        """Restore the faces of the next frame.
-
-        Args:
-            pixels: RGB, (H, W, 3).
-            places: its faces.
-
-        Returns:
-            (H · upscale, W · upscale, 3).
+        """Restore the faces of the next frame, RGB (H, W, 3), and return it as (H · upscale, W · upscale, 3).
 
         Raises:
             DeviceError: the networks overflowed.
@@ -226,31 +218,12 @@ class ClipRestorer:
         )
 
 
-@dataclass(frozen=True)
-class _Steadied:
-    """An input, averaged with its past.
-
-    Attributes:
-        input: (3, n, n).
-        still: where the face stands still, 0 to 1, (1, n, n).
-        noise: standard deviation of the noise; None before the second frame.
-    """
-
-    input: torch.Tensor
-    still: torch.Tensor
-    noise: float | None
-
-
 def steady(seen: torch.Tensor, past: _Past | None) -> _Steadied:
     """Average an input with its past where nothing but noise has changed.
 
     A pixel whose surroundings differ from the past by more than the noise explains is taken from the new frame
     alone: the face moves there. The noise is measured on the difference of two frames (`noise_of`), so that a clip
-    without noise is left as it is.
-
-    Args:
-        seen: the new input, (3, n, n) in [-1, 1].
-        past: the face in the frame before, of any side; None for its first frame.
+    without noise is left as it is. `seen` is (3, n, n) in [-1, 1], its past of any side, or None.
     """
     if past is None:
         return _Steadied(seen, torch.zeros_like(seen[:1]), None)
@@ -269,11 +242,7 @@ def steady(seen: torch.Tensor, past: _Past | None) -> _Steadied:
 
 
 def noise_of(difference: torch.Tensor) -> float:
-    """Standard deviation of the noise of one of two frames, from their difference (Immerkær 1996, by the median).
-
-    Args:
-        difference: (3, n, n).
-    """
+    """Noise of one of two frames, from their difference, (3, n, n); its deviation (Immerkær 1996, by the median)."""
     kernel = difference.new_tensor(((1, -2, 1), (-2, 4, -2), (1, -2, 1))).expand(3, 1, 3, 3)
     rough = F.conv2d(difference[None], kernel, groups=3).abs()
     return float(rough.median()) / (_MEDIAN_OF_NORMAL * 6 * 2**0.5)  # 6 is the kernel's norm; two frames, √2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from faceprior.errors import OptionError, OutputError
+from faceprior.images import replaced
 from faceprior.storage import Place, Url, reason, write
 
 MANIFEST_NAME = "restore.jsonl"
@@ -138,25 +138,18 @@ class Manifest:
 
     def _rewrite(self, header: bytes) -> bytes | None:
         """Drop from the manifest that is there what is done again; return the settings that its last lines have."""
-        partial = self.path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
         try:
-            try:
-                with self.path.open("rb") as old:
-                    last = self._last_settings(old)
-                    if self._resume and last is not None:
-                        check_settings(self._place, last["settings"], json.loads(header)["settings"])
-                    old.seek(0)
-                    with partial.open("xb") as new:
-                        written = self._keep(old, new, header)
-                partial.replace(self.path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with replaced(self.path) as partial, self.path.open("rb") as old, partial.open("xb") as new:
+                last = self._last_settings(old)
+                if self._resume and last is not None:
+                    check_settings(self._place, last["settings"], json.loads(header)["settings"])
+                old.seek(0)
+                return self._keep(old, new, header)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
             reason = error.strerror or str(error)
             raise OutputError(f"{self._place}: cannot be added to ({reason}); choose another --output") from error
-        return written
 
     def _keep(self, old: IO[bytes], new: IO[bytes], header: bytes) -> bytes | None:
         settings, written, place = b"", None, 0

@@ -64,17 +64,10 @@ class Watcher(Protocol):
 class NoWatcher(Watcher):
     """Looks away."""
 
-    def on_faces(self, faces: int) -> None:
-        """Do nothing."""
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        pass
 
-    def on_step(self, samples: int) -> None:
-        """Do nothing."""
-
-    def on_frame(self, clip: Path, stage: str, frames: int) -> None:
-        """Do nothing."""
-
-    def on_notice(self, text: str) -> None:
-        """Do nothing."""
+    on_faces = on_step = on_frame = on_notice = _nothing
 
 
 def restore_files(
@@ -199,16 +192,7 @@ class _Item:
 
 
 class _Run:
-    """Moves inputs through reading, sampling and writing.
-
-    Args:
-        pipeline: prior and corrector.
-        detector: finds faces; None where every input is an aligned face.
-        output: folder of the results.
-        options: how pictures are restored.
-        manifest: gets a record as soon as an input is finished.
-        watcher: looks on.
-    """
+    """Moves inputs through reading, sampling and writing; the arguments are those of `restore_files`."""
 
     def __init__(
         self,
@@ -229,18 +213,7 @@ class _Run:
         self._writer = ThreadPoolExecutor(1, "faceprior-write")
 
     def run(self, inputs: Sequence[Input], names: Sequence[str]) -> Iterator[Record]:
-        """Restore inputs.
-
-        Args:
-            inputs: the files.
-            names: what the results of each are called.
-
-        Yields:
-            The record of each input, in order.
-
-        Raises:
-            OutputError: the manifest cannot be written.
-        """
+        """Restore inputs, whose results have these names, and yield the record of each, in order."""
         find = self._manifest.find if self._manifest is not None else lambda _path: None
         self._todo = (_Item(given, name, find(given.path)) for given, name in zip(inputs, names, strict=True))
         try:

@@ -10,7 +10,7 @@ from faceprior.images.reading import decode_picture, read_file, read_image, read
 from faceprior.images.samples import spread_under
 from faceprior.images.tensors import resize, square, to_pil, to_tensor, to_uint8
 from faceprior.images.tone import Tone, tone_of
-from faceprior.images.writing import FORMATS, encode_picture, encode_png, write_file, write_picture, write_png
+from faceprior.images.writing import FORMATS, encode_picture, encode_png, replaced, write_file, write_png
 
 __all__ = [
     "FORMATS",
@@ -29,6 +29,7 @@ __all__ = [
     "read_image",
     "read_metadata",
     "read_picture",
+    "replaced",
     "resize",
     "spread_under",
     "square",
@@ -38,6 +39,5 @@ __all__ = [
     "to_uint8",
     "tone_of",
     "write_file",
-    "write_picture",
     "write_png",
 ]

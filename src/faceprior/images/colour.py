@@ -57,18 +57,16 @@ class ColourSpace:
         values = torch.from_numpy(np.array(own)).float().reshape(_NODES, _NODES, _NODES, 3) / 127.5 - 1.0
         return values.permute(3, 0, 1, 2)[None].contiguous()
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Take sRGB images in [-1, 1], shape (B, 3, H, W), to this space; grey spaces give three equal channels.
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Take an sRGB image in [-1, 1], shape (3, H, W), to this space; grey spaces give three equal channels.
 
         Between the cube's nodes the table is interpolated, so that 16-bit files see no steps of 8 bits.
         """
         import torch.nn.functional as F
 
-        table = self._table.to(images.device)
         # grid_sample wants the last axis of the table (blue) first
-        colours = images.float().clamp(-1, 1).flip(1).permute(0, 2, 3, 1)[:, None]  # (B, 1, H, W, 3)
-        sampled = F.grid_sample(table.expand(len(images), -1, -1, -1, -1), colours, align_corners=True)
-        return sampled[:, :, 0]
+        colours = image.float().clamp(-1, 1).flip(0).permute(1, 2, 0)[None, None]  # (1, 1, H, W, 3)
+        return F.grid_sample(self._table.to(image.device), colours, align_corners=True)[0, :, 0]
 
 
 @lru_cache(maxsize=16)  # the pictures of a folder share a profile or two

@@ -10,17 +10,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from faceprior.errors import ImageError, one_line
+from faceprior.errors import FacePriorError, ImageError, one_line
 
 MAX_PIXELS = 100_000_000
 """Largest picture that is decoded unless more is allowed, in pixels: 300 MB of RGB."""
 
 MIN_SIDE = 4
 """Smallest side that is accepted, in pixels: below it nothing of a face is left."""
+
+INSTALL_HEIC = 'pip install "faceprior[heic]"'
 
 _BYTES_A_PIXEL = 25  # of memory that a photograph takes until it is written: measured from 4 to 49 megapixels
 
@@ -76,7 +77,12 @@ def opened(source: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
             # never by name: Pillow would map some TIFFs into memory, and then misreads those that are rotated
             source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
         ):
-            _register_heif(file, name)
+            head = file.read(64)
+            file.seek(0)
+            if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and b"avif" not in head:
+                register_heif(
+                    ImageError(f"{name}: is HEIC, which needs a plugin; {INSTALL_HEIC}, or convert it to JPEG")
+                )
             with Image.open(file) as image:
                 yield image
     except ImageError:
@@ -124,15 +130,10 @@ class _Quiet:
 _quiet = _Quiet()
 
 
-def _register_heif(file: IO[bytes], name: str | Path) -> None:
-    head = file.read(64)
-    file.seek(0)
-    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
-        return
+def register_heif(missing: FacePriorError) -> None:
+    """Have Pillow read and write HEIC; raises `missing` where its plugin is."""
     try:
         import pillow_heif
     except ImportError as error:
-        raise ImageError(
-            f'{name}: is HEIC, which needs a plugin; pip install "faceprior[heic]", or convert it to JPEG'
-        ) from error
+        raise missing from error
     pillow_heif.register_heif_opener()

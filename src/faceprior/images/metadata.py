@@ -10,12 +10,13 @@ import html
 import json
 import re
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image
 
-from faceprior.errors import ImageError
+from faceprior.errors import FacePriorError, ImageError
 from faceprior.images.limits import check_file, opened
 
 METADATA_KEY = "faceprior"
@@ -136,7 +137,7 @@ def xmp_with(packet: bytes | None, metadata: dict[str, Any]) -> bytes:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read back what `write_png` or `write_picture` stored.
+    """Read back how a picture was made, from its file.
 
     Raises:
         ImageError: the file is not one that faceprior wrote.
@@ -145,15 +146,17 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     check_file(path)
     with opened(path, path) as image:
         text = image.info.get(METADATA_KEY) or _from_xmp(xmp_of(image))
+    return parsed_metadata(text, path, ImageError)
+
+
+def parsed_metadata(text: object, path: Path, error: type[FacePriorError]) -> dict[str, Any]:
+    """Return how a file was made from what it says of it; raises `error`."""
     if not isinstance(text, str):
-        raise ImageError(f"{path}: carries no faceprior metadata; only results written by faceprior do")
-    try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise ImageError(f"{path}: its faceprior metadata is damaged ({error}); restore the face again") from error
-    if not isinstance(metadata, dict):
-        raise ImageError(f"{path}: its faceprior metadata is damaged (not an object); restore the face again")
-    return metadata
+        raise error(f"{path}: carries no faceprior metadata; only results written by faceprior do")
+    with suppress(ValueError):
+        if isinstance(metadata := json.loads(text), dict):
+            return metadata
+    raise error(f"{path}: its faceprior metadata is damaged; restore it again")
 
 
 def _from_xmp(packet: bytes | None) -> str | None:

@@ -19,12 +19,7 @@ def frames_left_out(image: Image.Image) -> list[str]:
 
 
 def parts_left_out(image: Image.Image, content: bytes) -> list[str]:
-    """Say how many layers, channels and hidden pictures of a file are left out: what each is, in words.
-
-    Args:
-        image: the file, opened.
-        content: its bytes.
-    """
+    """Say in words how many layers, channels and hidden pictures of a file are left out."""
     said = [_counted(_layers(image), "layer"), _counted(_channels(image, content), "channel")]
     hidden = sum(len(ids) for ids in image.info.get("aux", {}).values()) + len(image.info.get("depth_images", ()))
     return [words for words in (*said, _counted(hidden, "hidden picture")) if words]

@@ -49,7 +49,7 @@ class Picture:
         exif: camera, date, place, …, with the orientation reset and without thumbnail.
         xmp: the file's XMP packet.
         dpi: pixels an inch, horizontally and vertically.
-        lost: what `pixels` and `alpha` leave out of the file, in words; `write_picture` cannot bring it back.
+        lost: what `pixels` and `alpha` leave out of the file, in words; a file written like it cannot have it.
     """
 
     image: Image.Image
@@ -69,17 +69,10 @@ class Picture:
         """The format of a file written like this one: its own, or PNG where that cannot be written."""
         return self.format if self.format in SUFFIXES else "PNG"
 
-    def from_srgb(self, images: torch.Tensor) -> torch.Tensor:
-        """Take restored faces from sRGB to the colour space of `pixels`.
+    def from_srgb(self, image: torch.Tensor) -> torch.Tensor:
+        """Take a restored face, sRGB in [-1, 1], shape (3, H, W), to the colour space of `pixels`.
 
-        Args:
-            images: sRGB in [-1, 1], shape (3, H, W) or (B, 3, H, W).
-
-        Returns:
-            The same shape and range; three equal channels where the file's profile is grey. The tensor itself
-            where the file is sRGB.
+        It gets three equal channels where the file's profile is grey, and is returned itself where the file is sRGB.
         """
         space = colour_space(self.icc_profile) if self.icc_profile else None
-        if space is None or space.is_srgb:
-            return images
-        return space.encode(images) if images.ndim == 4 else space.encode(images[None])[0]
+        return image if space is None or space.is_srgb else space.encode(image)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -39,10 +38,8 @@ def has_planes(image: Image.Image) -> bool:
 def interleaved(content: bytes, image: Image.Image) -> bytes:
     """Return the same TIFF with its samples side by side, uncompressed; all that it says of itself is kept.
 
-    Each plane is shown to Pillow as a grey picture of its own: the same file with another directory.
-
-    Raises:
-        ValueError: the samples are not 16-bit unsigned integers, or the file is larger than 4 GB.
+    Each plane is shown to Pillow as a grey picture of its own: the same file with another directory. Raises
+    ValueError where samples are not 16-bit unsigned integers, or the file is larger than 4 GB.
     """
     tags = image.tag_v2  # type: ignore[attr-defined]
     depths = tags[TiffImagePlugin.BITSPERSAMPLE]
@@ -73,29 +70,22 @@ def interleaved(content: bytes, image: Image.Image) -> bytes:
 def _plane(
     content: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, number: int, count: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.uint16]]:
-    fields: dict[int, tuple[int, ...]] = {tag: (tags[tag],) for tag in _PLANE & tags.keys()}
-    fields[TiffImagePlugin.BITSPERSAMPLE] = (16,)
-    fields[TiffImagePlugin.SAMPLESPERPIXEL] = (1,)
-    fields[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = (1,)
+    plane = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+    for tag in _PLANE & tags.keys():
+        plane[tag] = tags[tag]
+    plane[TiffImagePlugin.BITSPERSAMPLE] = 16
+    plane[TiffImagePlugin.SAMPLESPERPIXEL] = 1
+    plane[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = 1
     for offsets, sizes in _PLACES.items():
         if offsets in tags:
             each = len(tags[offsets]) // count
             own = slice(number * each, (number + 1) * each)
-            fields[offsets], fields[sizes] = tags[offsets][own], tags[sizes][own]
-    order, start = "<" if content[:2] == b"II" else ">", len(content) + len(content) % 2
-    whole = content[:4] + struct.pack(f"{order}I", start) + content[8:] + bytes(len(content) % 2)
-    with Image.open(io.BytesIO(whole + _directory(fields, order, start))) as image:
-        return np.asarray(image).astype(np.uint16)
-
-
-def _directory(fields: dict[int, tuple[int, ...]], order: str, start: int) -> bytes:
-    """A directory at byte `start`, with all its numbers of 32 bits."""
-    long = 4
-    entries, further = [struct.pack(f"{order}H", len(fields))], b""
-    after = start + 2 + 12 * len(fields) + 4
-    for tag, values in sorted(fields.items()):
-        packed = struct.pack(f"{order}{len(values)}I", *values)
-        if len(values) > 1:
-            packed, further = struct.pack(f"{order}I", after + len(further)), further + packed
-        entries.append(struct.pack(f"{order}HHI", tag, long, len(values)) + packed)
-    return b"".join([*entries, bytes(4), further])
+            plane[offsets], plane[sizes] = tags[offsets][own], tags[sizes][own]
+    if TiffImagePlugin.TILEOFFSETS in plane:  # the old file follows the directory; of strips Pillow adds its length
+        start = 8 + len(plane.tobytes(8))
+        plane[TiffImagePlugin.TILEOFFSETS] = tuple(start + place for place in plane[TiffImagePlugin.TILEOFFSETS])
+    with io.BytesIO() as file:
+        plane.save(file)
+        file.write(content)
+        with Image.open(file) as image:
+            return np.asarray(image).astype(np.uint16)

@@ -44,16 +44,7 @@ _CURVES = {1: _bt709, 4: _power(2.2), 5: _power(2.8), 6: _bt709, 8: _power(1.0),
 
 
 def png_profile(content: bytes, info: Mapping[Any, Any], *, grey: bool) -> tuple[bytes | None, str | None]:
-    """Make a profile of what a PNG says of its colours.
-
-    Args:
-        content: of the file.
-        info: what Pillow read of it.
-        grey: whether it has no colour.
-
-    Returns:
-        The profile, None for sRGB; and what could not be followed, in words.
-    """
+    """Make a profile of a PNG's colours, None for sRGB; and say in words what could not be followed."""
     before = takewhile(lambda chunk: chunk[0] != b"IDAT", chunks(content))
     coded = next((data for kind, data in before if kind == b"cICP" and len(data) == 4), None)
     if coded is not None:

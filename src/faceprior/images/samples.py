@@ -27,12 +27,10 @@ class Samples:
 
 
 def samples_of(image: Image.Image, rawmode: str | None, open_again: Callable[[], Image.Image] | None) -> Samples:
-    """Return the samples of an image, upright, at their own depth.
+    """Return the samples of any image but CMYK, upright, at their own depth.
 
-    Args:
-        image: any Pillow image but CMYK.
-        rawmode: what `sixteen_bit_rawmode` said of it before it was loaded.
-        open_again: opens its file anew; without it 16-bit colour comes out in 8 bits, as Pillow decodes it.
+    `rawmode` is what `sixteen_bit_rawmode` said of it before it was loaded. Where its file cannot be opened again
+    16-bit colour comes out in 8 bits, as Pillow decodes it.
     """
     transparent = image.info.get("transparency")
     upright = ImageOps.exif_transpose(image)
@@ -63,17 +61,16 @@ def eight_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def spread_under(pixels: NDArray[Any], alpha: NDArray[Any], reach: int = 6) -> NDArray[Any]:
+def spread_under(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     """Continue the colours of what is seen into what is fully transparent, so that enlarging mixes in no others.
 
     Args:
         pixels: (H, W, C), of 8 or 16 bits.
         alpha: (H, W), opacity.
-        reach: pixels; the Lanczos kernel has 3, for opacity and for colours.
     """
     known = (alpha > 0).astype(np.float32)
     colours = pixels * known[..., None]
-    for _ in range(reach):
+    for _ in range(6):  # pixels: the Lanczos kernel has 3, for opacity and for colours
         weights, sums = (_over_neighbours(own) for own in (known[..., None], colours))
         new = (known == 0) & (weights[..., 0] > 0)
         if not new.any():

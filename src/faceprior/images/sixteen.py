@@ -26,13 +26,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 def write_deep_png(file: IO[bytes], samples: NDArray[np.uint16], **options: Any) -> None:
-    """Write (H, W, C) 16-bit samples, C from 1 (grey) to 4 (RGB with opacity), as PNG.
-
-    Args:
-        file: open for writing.
-        samples: the samples.
-        **options: of Pillow's PNG writer, for all that is not samples: profile, EXIF, text, resolution.
-    """
+    """Write (H, W, C) 16-bit samples, C from 1 (grey) to 4 (RGB with opacity), as PNG; `options` are Pillow's."""
     height, width, channels = samples.shape
     around = io.BytesIO()
     Image.new("L" if channels < 3 else "RGB", (1, 1)).save(around, format="PNG", **options)
@@ -52,10 +46,7 @@ def write_deep_png(file: IO[bytes], samples: NDArray[np.uint16], **options: Any)
 def write_tiff(file: IO[bytes], samples: NDArray[Any], tags: dict[int, Any]) -> None:
     """Write (H, W, C) samples of 8 or 16 bits, C from 1 (grey) to 4 (RGB with opacity), as deflated TIFF.
 
-    Args:
-        file: open for writing, at its start.
-        samples: the samples.
-        tags: further tags; dictionaries become directories of their own.
+    Of the further tags, dictionaries become directories of their own.
     """
     height, width, channels = samples.shape
     strips = [zlib.compress(_tiff_rows(rows)) for rows in _blocks(samples)]

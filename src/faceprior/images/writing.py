@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from faceprior.errors import OptionError, OutputError
 from faceprior.images.colour import colour_space
+from faceprior.images.limits import INSTALL_HEIC, register_heif
 from faceprior.images.metadata import METADATA_KEY, as_json, resized_exif, xmp_with
 from faceprior.images.picture import Picture
 from faceprior.images.samples import as_image, eight_bits
@@ -61,22 +62,6 @@ def write_png(
         OutputError: the file cannot be written; nothing half-written is left behind.
     """
     write_file(path, encode_png(image, metadata, name=path))
-
-
-def write_picture(
-    path: str | Path,
-    pixels: NDArray[Any],
-    like: Picture,
-    metadata: dict[str, Any] | None = None,
-    file_format: str | None = None,
-) -> None:
-    """Write what `encode_picture` returns, atomically.
-
-    Raises:
-        OptionError: the format cannot be written, or needs an extra that is not installed.
-        OutputError: the file cannot be written; nothing half-written is left behind.
-    """
-    write_file(path, encode_picture(pixels, like, metadata, file_format, name=path))
 
 
 def encode_picture(
@@ -134,7 +119,9 @@ def encode_picture(
         if kind == "WEBP":
             options["exact"] = True  # colours under full transparency too
         if kind == "HEIF":
-            _register_heif(name)
+            register_heif(
+                OptionError(f"{name}: writing HEIC needs a plugin; {INSTALL_HEIC}, or choose another format")
+            )
         if samples.dtype == np.uint16:
             write_deep_png(file, samples, **options)
         else:
@@ -148,16 +135,20 @@ def write_file(path: str | Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written; nothing half-written is left behind.
     """
-    path = Path(path)
+    with _named(path), replaced(Path(path)) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Have a file beside `path` that takes its place in the end, or vanishes if something is raised."""
     partial = path.with_name(f".faceprior-{secrets.token_hex(8)}.partial")
-    with _named(path):
-        try:
-            with partial.open("xb") as file:
-                file.write(content)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -249,13 +240,3 @@ def _tiff_tags(
     if packet:
         tags[TiffImagePlugin.XMP] = packet
     return tags
-
-
-def _register_heif(name: str | Path) -> None:
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise OptionError(
-            f'{name}: writing HEIC needs a plugin; pip install "faceprior[heic]", or choose another format'
-        ) from error
-    pillow_heif.register_heif_opener()
