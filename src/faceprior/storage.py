@@ -127,11 +127,7 @@ class Url:
             return _first(stamps_of([store.info(path)]))
 
     def inside(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """Return what is in the folder, sorted: names, and what the store says of each.
-
-        Raises:
-            OSError: it cannot be listed.
-        """
+        """Return what is in the folder, sorted: names, and what the store says of each; raises OSError."""
         with _reached(self) as (store, path):
             # what is called as the folder stands for the folder itself
             told = [(key, own) for own in store.ls(path, detail=True) if (key := own["name"].rstrip("/")) != path]

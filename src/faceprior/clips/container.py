@@ -260,14 +260,11 @@ class _Source:
             except StopIteration:
                 return
             except load_av().error.FFmpegError:  # the file ends in the middle of something
-                yield from self._last_packets()
+                packet = load_av().Packet()  # an empty one makes the decoder give out what it holds
+                packet.stream = self.video
+                yield packet
                 return
             yield packet
-
-    def _last_packets(self) -> Iterator[Any]:
-        packet = load_av().Packet()  # an empty one makes the decoder give out what it holds
-        packet.stream = self.video
-        yield packet
 
     def _decoded(self, picture: Any, index: int) -> _Decoded:
         base = self.video.time_base
@@ -338,9 +335,8 @@ class _Sink:
             format=self.video.pix_fmt,
             dst_colorspace=None if matrix == _UNSPECIFIED else matrix,
         )
-        self._last = max(
-            item.pts, self._last + 1
-        )  # two frames of one time, which damaged files have, cannot be written
+        # two frames of one time, which damaged files have, cannot be written
+        self._last = max(item.pts, self._last + 1)
         picture.pts, picture.time_base = self._last, self._source.video.time_base
         self._durations[self._last] = item.duration
         self._mux(self.video.encode(picture))

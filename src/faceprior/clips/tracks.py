@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,13 @@ from faceprior.clips.container import Frame
 from faceprior.faces import FaceDetector
 from faceprior.faces.tracking import MIN_SIGHTINGS, FaceTracker, Sighting, TrackedFace, distance, extent, look, smooth
 from faceprior.images import MIN_SIDE, resize
-from faceprior.photographs import Face, RestoreOptions, find_faces
+from faceprior.photographs import RestoreOptions, find_faces
 from faceprior.priors import ModelCard
 
 SEARCH_EVERY = 0.2
 """How often a whole frame is searched for faces, in seconds; in between, known faces are sought where they were."""
 
-_AROUND = (
-    2.5  # half the side of the part of the frame that a known face is looked for in, in extents of its landmarks
-)
+_AROUND = 2.5  # half the side of the part of the frame where a known face is looked for, in extents of its landmarks
 _SMALLEST = 1.0  # side of the smallest box that is taken for it, in the same extents: at rest it is about 1.5
 _LOOK = 16  # side at which faces are compared from frame to frame
 
@@ -66,7 +64,7 @@ def find_cast(
         photo = Image.fromarray(frame.pixels)
         found = [face for last in known for face in _near(photo, frame, last, detector, card, options)]
         if len(found) < len(known) or frame.time >= searched + SEARCH_EVERY:
-            found, searched = _everywhere(photo, frame, detector, card, options), frame.time
+            found, searched = _seen(photo, frame, detector, card, options), frame.time
         tracker.update(frame.time, found)
         times.append(frame.time)
         on_frame(len(times))
@@ -83,39 +81,37 @@ def find_cast(
 Seen = tuple[Sighting, NDArray[np.float32]]
 
 
-def _everywhere(
-    photo: Image.Image, frame: Frame, detector: FaceDetector, card: ModelCard, options: RestoreOptions
+def _seen(
+    photo: Image.Image,
+    frame: Frame,
+    detector: FaceDetector,
+    card: ModelCard,
+    options: RestoreOptions,
+    corner: Any = (0, 0),
 ) -> list[Seen]:
-    found = detector(photo, options.min_face)
-    return [
-        _seen(frame, face, card.resolution) for face in find_faces(photo, found, card, replace(options, faces="all"))
-    ]
+    """All faces of a frame, or of the part of it that begins at a corner."""
+    seen = []
+    for face in find_faces(photo, detector(photo, options.min_face), card, replace(options, faces="all")):
+        landmarks = np.asarray(face.found.landmarks, np.float64) + corner
+        small = face.low_resolution[None]
+        coarse = resize(resize(small, min(small.shape[-1], card.resolution // 4)), _LOOK)
+        sighting = Sighting(frame.index, frame.time, landmarks, face.effective_side, face.left_alone)
+        seen.append((sighting, look(coarse[0].mean(0).numpy())))
+    return seen
 
 
 def _near(
     photo: Image.Image, frame: Frame, last: Sighting, detector: FaceDetector, card: ModelCard, options: RestoreOptions
 ) -> list[Seen]:
     """The face that is nearest to where a known one was, if there is any: much cheaper than a search."""
-    size = extent(last.landmarks)
-    middle = last.landmarks.mean(0)
+    size, middle = extent(last.landmarks), last.landmarks.mean(0)
     low = np.clip(np.floor(middle - _AROUND * size), 0, photo.size).astype(int)
     high = np.clip(np.ceil(middle + _AROUND * size), 0, photo.size).astype(int)
     if (high - low < MIN_SIDE).any():
         return []
     part = photo.crop((*low.tolist(), *high.tolist()))
-    here = replace(options, faces="all", min_face=max(options.min_face, round(_SMALLEST * size)))
-    seen = [
-        _seen(frame, face, card.resolution, low)
-        for face in find_faces(part, detector(part, here.min_face), card, here)
-    ]
-    return sorted(seen, key=lambda own: distance(last, own[0]))[:1]
-
-
-def _seen(frame: Frame, face: Face, resolution: int, offset: NDArray[np.int_] | tuple[int, int] = (0, 0)) -> Seen:
-    landmarks = np.asarray(face.found.landmarks, np.float64) + offset
-    sighting = Sighting(frame.index, frame.time, landmarks, face.effective_side, face.left_alone)
-    coarse = resize(face.low_resolution[None], min(face.low_resolution.shape[-1], resolution // 4))
-    return sighting, look(resize(coarse, _LOOK)[0].mean(0).numpy())
+    here = replace(options, min_face=max(options.min_face, round(_SMALLEST * size)))
+    return sorted(_seen(part, frame, detector, card, here, low), key=lambda own: distance(last, own[0]))[:1]
 
 
 def _wanted(tracks: list[dict[int, TrackedFace]], faces: int | Literal["all"]) -> list[dict[int, TrackedFace]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
+from operator import itemgetter
 from pathlib import Path, PurePath
 from typing import Any, Generic, TypeVar
 
@@ -84,7 +85,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class Folder(Generic[Found]):
-    """What a restoration wants to know of one folder of a storage.
+    """What a restoration wants to know of one folder.
 
     Attributes:
         folders: names of those in it, sorted.
@@ -98,38 +99,44 @@ class Folder(Generic[Found]):
 
 
 Lister = Callable[[Url, Sequence[str]], Iterator[Folder[Found]]]
-"""Begins to do for some folders what `list_folder` does, and returns what waits for the results."""
+"""Begins to list some folders below a URL, and returns what waits for the results."""
 
 
-def list_folder(url: Url, below: str) -> Folder[Files]:
-    """List a folder of a storage.
+def list_folder(folder: Place, below: str) -> Folder[Files]:
+    """List the folder that has this place below another; raises OSError where a storage cannot be reached."""
+    where = folder / below
+    if isinstance(where, Url):
+        return sort_out(where, below, where.inside())
+    try:
+        with os.scandir(where) as entries:
+            inside = [(own.name, {"type": _type_of(own)}) for own in entries]
+    except OSError:
+        return Folder([], None, Counter(["unreadable folder"]))
+    return sort_out(where, below, sorted(inside, key=itemgetter(0)))
 
-    Args:
-        url: that is walked.
-        below: the folder's place in it; "" is the whole.
 
-    Raises:
-        OSError: it cannot be listed.
-    """
-    return sort_out(url, below, (url / below).inside())
+def _type_of(entry: os.DirEntry[str]) -> str:
+    if not entry.is_dir():
+        return "file"
+    return "link" if entry.is_symlink() else "directory"
 
 
-def sort_out(url: Url, below: str, inside: Sequence[tuple[str, Mapping[str, Any]]]) -> Folder[Files]:
-    """Do what `list_folder` does with what the storage has told."""
-    folders = [name for name, own in inside if own["type"] == "directory"]
-    files = [(name, own) for name, own in inside if own["type"] != "directory"] if folders else inside
+def sort_out(where: Place, below: str, inside: Sequence[tuple[str, Mapping[str, Any]]]) -> Folder[Files]:
+    """Do what `list_folder` does with what is told of a folder."""
+    folders = [(name, own) for name, own in inside if own["type"] in ("directory", "link")]
+    files = [(name, own) for name, own in inside if own["type"] not in ("directory", "link")] if folders else inside
     kept = [(name, own) for name, own in files if name[name.rfind(".") :].lower() in SUFFIXES and name[0] != "."]
-    left_out = Counter({"hidden folder": sum(map(_is_hidden, folders))})
+    seen = [(name, own) for name, own in folders if not _is_hidden(name)]
+    inner = [name for name, own in seen if own["type"] == "directory"]
+    left_out = Counter({"hidden folder": len(folders) - len(seen), "linked folder": len(seen) - len(inner)})
     if len(kept) < len(files):
         left_out.update(map(_other, sorted({name for name, _ in files}.difference(name for name, _ in kept))))
-    pictures = (
-        Files(url / below, [name for name, _ in kept], below, stamps_of([own for _, own in kept])) if kept else None
-    )
-    return Folder([name for name in folders if not _is_hidden(name)], pictures, left_out)
+    stamps = stamps_of([own for _, own in kept]) if isinstance(where, Url) else None
+    return Folder(inner, Files(where, [name for name, _ in kept], below, stamps) if kept else None, left_out)
 
 
-def _when_wanted(url: Url, belows: Sequence[str]) -> Iterator[Folder[Files]]:
-    return map(partial(list_folder, url), belows)
+def _when_wanted(folder: Place, belows: Sequence[str]) -> Iterator[Folder[Files]]:
+    return map(partial(list_folder, folder), belows)
 
 
 def find_inputs(
@@ -183,7 +190,7 @@ def expand(
     if isinstance(argument, Url):
         yield from _remote(argument, output, on_skipped, lister)
     elif argument.is_dir():
-        yield from _walk(argument, output, on_skipped)
+        yield from _walk(argument, output, on_skipped, partial(_when_wanted, argument))
     elif _IS_PATTERN.search(str(argument)) and not os.path.lexists(argument):
         yield from _match(argument, output, on_skipped)
     else:
@@ -199,7 +206,7 @@ def _remote(
         elif PurePath(url.name).suffix.lower() in SUFFIXES:
             yield Input(url)
         else:
-            yield from _walk_remote(url, output, on_skipped, lister)
+            yield from _walk(url, output, on_skipped, partial(lister, url))
     except OSError as error:
         problem = f"{url}: cannot be listed ({reason(error)}); check the address and the access to it"
         yield Unlisted(url, problem=problem)
@@ -217,12 +224,18 @@ def _match_remote(pattern: Url, on_skipped: Callable[[str], object]) -> Iterator
         yield Input(pattern, problem=f"{pattern}: matches no file; check the pattern")
 
 
-def _walk_remote(
-    url: Url, output: Place, on_skipped: Callable[[str], object], lister: Lister[Found]
+def _walk(
+    folder: Place,
+    output: Place,
+    on_skipped: Callable[[str], object],
+    lister: Callable[[Sequence[str]], Iterator[Folder[Found]]],
 ) -> Iterator[Input | Found]:
-    if url == output:
-        raise _into_itself(url)
-    results = str(output).removeprefix(f"{url}/")  # which, if they lie in the folder, are no pictures of it
+    results = real(output)
+    if real(folder) == results:
+        raise OptionError(
+            f"{folder}: the results would lie among the pictures and be taken for some the next time;"
+            " choose another --output"
+        )
     left_out, empty = Counter[str](), True
     todo, asked = deque([""]), dict[str, Iterator[Folder[Found]]]()
     while todo:
@@ -231,7 +244,7 @@ def _walk_remote(
             at_once = -(-len(new) // _ASKED)
             for start in range(0, len(new), at_once or 1):
                 some = new[start : start + at_once]
-                asked.update(dict.fromkeys(some, lister(url, some)))
+                asked.update(dict.fromkeys(some, lister(some)))
         below = todo.popleft()
         found = next(asked.pop(below))
         left_out.update(found.left_out)
@@ -239,46 +252,11 @@ def _walk_remote(
             empty = False
             yield found.pictures
         inner = [f"{below}/{name}" if below else name for name in found.folders]
-        todo.extendleft(own for own in reversed(inner) if own != results)
-    _tell(url, left_out, on_skipped)
-    if empty:
-        yield _nothing(url)
-
-
-def _into_itself(folder: Place) -> OptionError:
-    return OptionError(
-        f"{folder}: the results would lie among the pictures and be taken for some the next time;"
-        " choose another --output"
-    )
-
-
-def _nothing(folder: Place, below: str = "") -> Input:
-    kinds = ", ".join(sorted(SUFFIXES))
-    return Input(folder, below, f"{folder}: holds no pictures and no clips ({kinds})")
-
-
-def _walk(
-    folder: Path, output: Place, on_skipped: Callable[[str], object], below: str = ""
-) -> Iterator[Input | Files]:
-    skipped = real(output)
-    if os.path.realpath(folder) == skipped:
-        raise _into_itself(folder)
-    left_out, empty = Counter[str](), True
-    for parent, folders, files in os.walk(folder, onerror=lambda _: left_out.update(["unreadable folder"])):
-        place = Path(parent)
-        inner = [name for name in folders if os.path.realpath(place / name) != skipped]
-        hidden = {name for name in inner if _is_hidden(name)}
-        links = {name for name in inner if name not in hidden and (place / name).is_symlink()}
-        left_out.update({"hidden folder": len(hidden), "linked folder": len(links)})
-        folders[:] = sorted(set(inner) - hidden - links)
-        names = sorted(name for name in files if _is_picture(name))
-        if names:
-            empty = False
-            yield Files(place, names, folder=_relative(place, folder, below))
-        left_out.update(_other(name) for name in sorted(set(files).difference(names)))
+        todo.extendleft(own for own in reversed(inner) if real(folder / own) != results)
     _tell(folder, left_out, on_skipped)
     if empty:
-        yield _nothing(folder, below)
+        kinds = ", ".join(sorted(SUFFIXES))
+        yield Input(folder, problem=f"{folder}: holds no pictures and no clips ({kinds})")
 
 
 def _match(pattern: Path, output: Place, on_skipped: Callable[[str], object]) -> Iterator[Input | Files]:
@@ -290,7 +268,8 @@ def _match(pattern: Path, output: Place, on_skipped: Callable[[str], object]) ->
     if "**" not in pattern.parts:  # which lists the folders and all that is in them
         for folder in matches:
             if folder.is_dir():
-                yield from _walk(folder, output, on_skipped, _relative(folder, fixed))
+                for own in _walk(folder, output, on_skipped, partial(_when_wanted, folder)):
+                    yield replace(own, folder=_relative(folder / own.folder, fixed))
     files = [match for match in matches if not match.is_dir()]
     if "**" in pattern.parts and pattern.name == "**":
         left_out.update(_other(match.name) for match in files if match.suffix.lower() not in SUFFIXES)
@@ -306,10 +285,6 @@ def _is_hidden(name: str) -> bool:
     return name[0] == "." or name in _KEPT_BY_SYSTEMS
 
 
-def _is_picture(name: str) -> bool:
-    return name[name.rfind(".") :].lower() in SUFFIXES and name[0] != "."
-
-
 def _other(name: str) -> str:
     # what to call a file that is left out
     if _is_hidden(name):
@@ -323,8 +298,8 @@ def _tell(where: Place, left_out: Counter[str], on_skipped: Callable[[str], obje
         on_skipped(f"{where}: left out {said}")
 
 
-def _relative(folder: PurePath, to: PurePath, below: str = "") -> str:
-    place = (PurePath(below) / folder.relative_to(to)).as_posix()
+def _relative(folder: PurePath, to: PurePath) -> str:
+    place = folder.relative_to(to).as_posix()
     return "" if place == "." else place
 
 

@@ -146,7 +146,7 @@ def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence
         for start in range(0, len(belows), _FOLDERS):
             some = belows[start : start + _FOLDERS]
             told = pool.map(lambda below: (url / below).inside(), some)  # and no more: threads that compute are slow
-            found = [sort_out(url, below, inside) for below, inside in zip(some, told, strict=True)]
+            found = [sort_out(url / below, below, inside) for below, inside in zip(some, told, strict=True)]
             rows = iter(_rows_of([[own.pictures] for own in found if own.pictures is not None], output, suffixes))
             done += [Folder(own.folders, None if own.pictures is None else next(rows), own.left_out) for own in found]
     return done
