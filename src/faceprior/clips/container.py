@@ -45,17 +45,11 @@ _UNSPECIFIED = 2  # ITU-T H.273: the file does not say
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a clip.
+    """One frame of a clip."""
 
-    Attributes:
-        index: 0 for the first.
-        time: when it is shown, in seconds.
-        pixels: upright RGB, (H, W, 3) uint8.
-    """
-
-    index: int
-    time: float
-    pixels: NDArray[np.uint8]
+    index: int  # 0 for the first
+    time: float  # when it is shown, in seconds
+    pixels: NDArray[np.uint8]  # upright RGB, (H, W, 3)
 
 
 def is_clip(path: str | Path) -> bool:
@@ -166,13 +160,7 @@ class _Decoded:
 
 
 class _Source:
-    """A clip that is being read.
-
-    Attributes:
-        container: PyAV's.
-        video: the stream of pictures.
-        notes: what could not be read.
-    """
+    """A clip that is being read, and notes on what cannot be."""
 
     def __init__(self, path: Path, container: Any) -> None:
         self.path, self.container, self.notes = path, container, list[str]()

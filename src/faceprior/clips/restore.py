@@ -83,6 +83,7 @@ def restore_clip(
         OutputError: the result cannot be written; nothing half-written is left behind.
         DeviceError: the networks overflowed.
     """
+    check_options(options)
     started, restorer = time.perf_counter(), ClipRestorer(pipeline, options)
     cast = find_cast(
         read_frames(path),

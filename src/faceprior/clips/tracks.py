@@ -29,17 +29,11 @@ _LOOK = 16  # side at which faces are compared from frame to frame
 
 @dataclass(frozen=True)
 class Cast:
-    """Who is seen in a clip, and where.
+    """Who is seen in a clip, and where."""
 
-    Attributes:
-        places: of the faces in each frame; a frame without any is missing.
-        frames: of the clip.
-        tracks: faces that were followed.
-    """
-
-    places: Mapping[int, Sequence[TrackedFace]]
-    frames: int
-    tracks: int
+    places: Mapping[int, Sequence[TrackedFace]]  # of the faces in each frame; a frame without any is missing
+    frames: int  # of the clip
+    tracks: int  # faces that were followed
 
 
 def find_cast(

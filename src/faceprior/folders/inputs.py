@@ -36,19 +36,12 @@ FACE_SUFFIX = re.compile(r"-face\d+(-\d+|-mean|-doubt|-sheet)?$")
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input of a restoration.
+    """One input of a restoration."""
 
-    Attributes:
-        path: the file, as the user would name it.
-        stamp: of the file, where listing it has told.
-        folder: where its results go, below the output folder; "" is that folder itself.
-        problem: why nothing can be read there, or None.
-    """
-
-    path: Place
-    folder: str = ""
-    problem: str | None = None
-    stamp: dict[str, int] | None = None
+    path: Place  # the file, as the user would name it
+    folder: str = ""  # where its results go, below the output folder; "" is that folder itself
+    problem: str | None = None  # why nothing can be read there
+    stamp: dict[str, int] | None = None  # of the file, where listing it has told
 
 
 class Unlisted(Input):
@@ -57,19 +50,12 @@ class Unlisted(Input):
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The inputs that lie in one folder, told by its listing: what ten million of them are handed on as.
-
-    Attributes:
-        parent: the folder that they lie in.
-        names: of the files, all with an ending of `SUFFIXES`.
-        folder: as in `Input`.
-        stamps: of the files, the values of each key, where listing them has told.
-    """
+    """The inputs that lie in one folder, told by its listing: what ten million of them are handed on as."""
 
     parent: Place
-    names: Sequence[str]
-    folder: str = ""
-    stamps: Mapping[str, NDArray[np.int64]] | None = None
+    names: Sequence[str]  # of the files, all with an ending of `SUFFIXES`
+    folder: str = ""  # as in `Input`
+    stamps: Mapping[str, NDArray[np.int64]] | None = None  # of the files, where listing them has told
 
     @property
     def inputs(self) -> Iterator[Input]:
@@ -85,17 +71,11 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class Folder(Generic[Found]):
-    """What a restoration wants to know of one folder.
+    """What a restoration wants to know of one folder."""
 
-    Attributes:
-        folders: names of those in it, sorted.
-        pictures: that lie in it, sorted; None if there are none.
-        left_out: of each kind how many.
-    """
-
-    folders: list[str]
-    pictures: Found | None
-    left_out: Counter[str]
+    folders: list[str]  # names of those in it, sorted
+    pictures: Found | None  # that lie in it, sorted
+    left_out: Counter[str]  # of each kind how many
 
 
 Lister = Callable[[Url, Sequence[str]], Iterator[Folder[Found]]]
@@ -179,14 +159,7 @@ def _absolute(path: Place) -> str:
 def expand(
     argument: Place, output: Place, on_skipped: Callable[[str], object], lister: Lister[Found]
 ) -> Iterator[Input | Files | Found]:
-    """Yield what one argument of `find_inputs` stands for.
-
-    Args:
-        argument: a file, a folder or a pattern.
-        output: as in `find_inputs`.
-        on_skipped: as there.
-        lister: lists folders of a storage; it is called some folders ahead.
-    """
+    """Yield what one argument of `find_inputs` stands for; `lister` is called some folders of a storage ahead."""
     if isinstance(argument, Url):
         yield from _remote(argument, output, on_skipped, lister)
     elif argument.is_dir():

@@ -330,11 +330,10 @@ class _Run:
         self._watcher.on_faces(0)
 
     def _clip_record(self, item: _Item) -> Record:
-        from faceprior.clips.restore import check_options, restore_clip
+        from faceprior.clips.restore import restore_clip
 
         path = item.given.path
         item.stamp = stamp_of(item.given)
-        check_options(self._options)
         if self._detector is None:
             raise OptionError("is a clip, whose faces must be found, and --aligned looks for none; leave it out")
         target = self._output / f"{item.name}{output_suffix(path.name, self._options.ending)}"

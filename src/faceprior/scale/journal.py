@@ -53,18 +53,7 @@ class Journal:
         self._incomplete = {_part_of(name) for name in names} - self.done
 
     def open(self, part: int, photographs: Sequence[Photograph]) -> tuple[dict[str, Record], Counter[str]]:
-        """Return what is known of a part that is not done.
-
-        Args:
-            part: its number.
-            photographs: all that are in it.
-
-        Returns:
-            The records of what is finished, by input, and how often others were tried and not finished.
-
-        Raises:
-            OutputError: it cannot be read.
-        """
+        """Return the records of what is finished of a part, by input, and how often others were tried."""
         finished, tries = dict[str, Record](), Counter[str]()
         inputs = {photograph.input for photograph in photographs}
         pieces = [self._records / part_name(part, _AGAIN)] if part in self._incomplete else []
@@ -106,9 +95,7 @@ class Journal:
     def complete(self, part: int, records: Collection[Record]) -> None:
         """Write the record of a part, all of it or nothing, and remove its journal.
 
-        Raises:
-            OutputError: it cannot be written.
-            OptionError: another driver has taken over the run since.
+        Raises OutputError, or OptionError where another driver has taken over the run since.
         """
         incomplete = any(record.get("again") for record in records)
         with self._reached():

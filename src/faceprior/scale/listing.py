@@ -58,15 +58,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Photograph:
-    """A line of the listing.
+    """A line of the listing."""
 
-    Attributes:
-        given: the file, and what listing it has told.
-        name: what its results are called, below the output folder and without ending.
-    """
-
-    given: Input
-    name: str
+    given: Input  # the file, and what listing it has told
+    name: str  # of its results, below the output folder and without ending
 
     @property
     def input(self) -> str:
@@ -76,19 +71,12 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Listing:
-    """Photographs in parts, in a folder of Parquet files.
-
-    Attributes:
-        folder: where the parts lie.
-        parts: how many.
-        photographs: how many, in all parts.
-        settings: all that decides the results.
-    """
+    """Photographs in parts, in a folder of Parquet files."""
 
     folder: Url
-    parts: int
-    photographs: int
-    settings: dict[str, Any]
+    parts: int  # how many
+    photographs: int  # in all parts
+    settings: dict[str, Any]  # all that decides the results
 
     def read(self, part: int) -> list[Photograph]:
         """Return the photographs of a part, in order; raises OutputError."""
@@ -125,18 +113,13 @@ def read_listing(folder: Url) -> Listing | None:
 
 @dataclass(frozen=True)
 class Rows:
-    """Lines of the listing, as they travel and wait.
+    """Lines of the listing, as they travel and wait."""
 
-    Attributes:
-        packed: an Arrow stream of the columns.
-        inputs: a number for each line, the same where the input is the same.
-        stems: numbers of the stems that each line takes in the output, the same where they are the same but for case;
-            (stems, lines).
-    """
-
-    packed: bytes
-    inputs: NDArray[np.uint64]
-    stems: NDArray[np.uint64]
+    packed: bytes  # an Arrow stream of the columns
+    inputs: NDArray[np.uint64]  # a number for each line, the same where the input is the same
+    stems: NDArray[
+        np.uint64
+    ]  # (stems, lines) of the output that each takes, the same where they differ in case alone
 
 
 def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
@@ -392,17 +375,7 @@ def _renamed(
     output: Place,
     suffixes: Sequence[str],
 ) -> list[dict[str, str]]:
-    """Choose names for the inputs whose results would meet those of others, or others.
-
-    Args:
-        taken: the stems of some tables' lines.
-        table: gives a table by its number.
-        output: as in `write_listing`.
-        suffixes: as there.
-
-    Returns:
-        For each table the names of some of its inputs.
-    """
+    """Choose names for inputs whose results would meet those of others, for each table by input."""
     wanted, _ = _repeated(taken)
     while True:
         met, given = list[list[str]](), dict[str, Input]()

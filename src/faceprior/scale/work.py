@@ -25,7 +25,6 @@ from faceprior.clips.container import is_clip
 from faceprior.devices import is_out_of_memory
 from faceprior.errors import FacePriorError, ImageError, OptionError, OutputError, UnreachableError
 from faceprior.faces import FaceDetector
-from faceprior.folders.inputs import Input
 from faceprior.folders.manifest import Record
 from faceprior.folders.outputs import write_results
 from faceprior.folders.run import failure, stamp_of
@@ -100,34 +99,23 @@ class About:
 
 @dataclass(frozen=True)
 class Stage:
-    """How far a photograph came.
+    """How far a photograph came."""
 
-    Attributes:
-        record: what became of it, if it is finished.
-        faces: that are to be restored.
-        bytes: of its file.
-        stamp: of its file.
-        seconds: that it took.
-    """
-
-    record: Record | None = None
-    faces: int = 0
-    bytes: int = 0
-    stamp: dict[str, int] | None = None
-    seconds: float = 0.0
+    record: Record | None = None  # what became of it, if it is finished
+    faces: int = 0  # that are to be restored
+    bytes: int = 0  # of its file
+    stamp: dict[str, int] | None = None  # of its file
+    seconds: float = 0.0  # that it took
 
 
 def prepare_photograph(
     job: Job, card: ModelCard, photograph: Photograph
 ) -> tuple[Stage, tuple[Condition, ...], Prepared | None]:
-    """Read a photograph and find its faces.
-
-    Returns:
-        How far it came, its conditions, and what `compose_photograph` wants.
-    """
+    """Read a photograph and find its faces; `compose_photograph` wants the last that is returned."""
     started, given = time.perf_counter(), photograph.given
+    if is_clip(given.path.name):
+        return Stage(_failed(photograph, ImageError(f"{given.path}: is a clip; restore it without --ray"))), (), None
     try:
-        _check(given)
         with _limited(job.scale.timeout):
             stamp = stamp_of(given)
             content = read(given.path)
@@ -157,21 +145,13 @@ def compose_photograph(
 
 
 class Restorer:
-    """Holds the networks.
-
-    Args:
-        job: loads them.
-    """
+    """Holds the networks, which its job loads."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
 
     def about(self) -> About:
-        """Load them, and say what they are.
-
-        Raises:
-            FacePriorError: they cannot be loaded, or not work as they are told to.
-        """
+        """Load them, and say what they are; raises FacePriorError where they cannot work as they are told to."""
         pipeline, options = self._job.load_pipeline(), self._job.options
         pipeline.check(options.preset)
         self._pipeline = pipeline
@@ -180,11 +160,7 @@ class Restorer:
         return About(pipeline.prior.card, how_made(pipeline, options), own, faces_at_once(pipeline, options))
 
     def restore(self, *photographs: Sequence[Condition]) -> tuple[Restored | None, ...]:
-        """Restore the faces of several photographs together.
-
-        Returns:
-            None, which says that it is done, and of each photograph its faces.
-        """
+        """Restore the faces of several photographs together; the None in front of them says that it is done."""
         conditions = [condition for own in photographs for condition in own]
         with _limited(self._job.scale.timeout * len(photographs)):
             samples = self._restored(conditions)
@@ -221,11 +197,6 @@ def _failed(photograph: Photograph, error: BaseException) -> Record:
     again = isinstance(error, OutputError | UnreachableError | _TooLongError) or is_out_of_memory(error)
     record: Record = {"input": photograph.input, "status": "failed", "error": failure(photograph.given.path, error)}
     return {**record, "again": True} if again else record
-
-
-def _check(given: Input) -> None:
-    if is_clip(given.path.name):
-        raise ImageError(f"{given.path}: is a clip; restore it without --ray")
 
 
 @contextmanager
