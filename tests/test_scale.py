@@ -33,6 +33,9 @@ from faceprior.photographs import RestoreOptions
 from faceprior.storage import Url, as_url, place
 
 pytest.importorskip("pyarrow")
+pytest.importorskip("ray")
+import ray
+
 from faceprior.scale.journal import Journal
 from faceprior.scale.listing import Photograph, list_rows, read_listing, write_listing
 from faceprior.scale.run import FOLDER_NAME, ray_lister, restore_on_ray
@@ -320,7 +323,6 @@ def test_options_of_a_cluster_are_refused_without_one(tmp_path):
 
 @pytest.fixture(scope="module")
 def cluster(s3_server, tmp_path_factory):
-    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     import albums
@@ -511,8 +513,6 @@ for record in restore_on_ray(places, job, resume=True):
 
 @pytest.mark.slow
 def test_a_driver_is_killed_and_its_run_in_s3_goes_on(pipeline, many, cluster, bucket, tmp_path):
-    import ray
-
     want, output = expected(pipeline, many, tmp_path / "plain"), place(f"{bucket}/out")
     job = job_of(output, pipeline, PoisonedDetector(), parts=3, tries=3, timeout=5.0)
     inputs = find_inputs([many], output)

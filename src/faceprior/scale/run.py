@@ -17,6 +17,9 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import ray
+from ray.exceptions import ActorUnavailableError, NodeDiedError, ObjectLostError, RayError, RayTaskError
+
 from faceprior.errors import FacePriorError, OptionError
 from faceprior.folders.inputs import Folder, Lister, expand
 from faceprior.folders.manifest import Record, check_settings
@@ -92,8 +95,6 @@ def restore_on_ray(
 
 def ray_lister(output: Place, suffixes: Sequence[str]) -> Lister[Rows]:
     """Return what lists the folders of a storage on the cluster, many at once."""
-    import ray
-
     task = ray.remote(num_cpus=1)(list_rows)
 
     def begin(url: Url, belows: Sequence[str]) -> Iterator[Folder[Rows]]:
@@ -102,9 +103,9 @@ def ray_lister(output: Place, suffixes: Sequence[str]) -> Lister[Rows]:
     def folders(ref: Ref) -> Iterator[Folder[Rows]]:
         try:
             yield from ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise error.cause from None
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise OSError(_why(error)) from error
 
     return begin
@@ -138,9 +139,7 @@ class _Part:
 
 class _Driver:
     def __init__(self, job: Job, about: About, restorers: _Restorers, journal: Journal, listing: Listing) -> None:
-        import ray
-
-        self._ray, self._about, self._most_tries = ray, about, job.scale.tries
+        self._about, self._most_tries = about, job.scale.tries
         self._restorers, self._journal, self._listing = restorers, journal, listing
         self._shared = [ray.put(own) for own in (job, about.card, about.made)]
         # a task is never repeated by Ray itself, which would not note it
@@ -234,7 +233,7 @@ class _Driver:
 
     def _room(self) -> int:
         """How many photographs may be under way."""
-        resources = self._ray.cluster_resources()
+        resources = ray.cluster_resources()
         room = 4 * int(resources.get("CPU", 1)) + 4 * self._about.faces_at_once * self._restorers.count
         held = sum(item.stage.bytes for item in self._under_way)
         return room if held < _STORE_SHARE * resources.get("object_store_memory", 1e9) else 0
@@ -248,7 +247,7 @@ class _Driver:
     def _receive(self) -> None:
         """Take the results of tasks that have ended."""
         waiting = [*self._pending, *self._restorers.starting]
-        ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK) if waiting else ([], [])
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK) if waiting else ([], [])
         if not waiting:
             time.sleep(_LOOK)
         for ref in ready:
@@ -257,9 +256,9 @@ class _Driver:
                 continue
             then, items = self._pending.pop(ref), self._blamed.pop(ref)
             try:
-                result = self._ray.get(ref)
-            except self._ray.exceptions.RayError as error:
-                self._restorers.returned(ref, lost=not isinstance(error, self._ray.exceptions.RayTaskError))
+                result = ray.get(ref)
+            except RayError as error:
+                self._restorers.returned(ref, lost=not isinstance(error, RayTaskError))
                 for item in items:
                     if self._is_of_the_machine(error) and item.losses < _LOSSES:
                         item.losses += 1
@@ -272,8 +271,7 @@ class _Driver:
 
     def _is_of_the_machine(self, error: Exception) -> bool:
         """Whether a task was lost with the machine that it ran on or that held what it needs."""
-        errors = self._ray.exceptions
-        lost = (errors.NodeDiedError, errors.ActorUnavailableError, errors.ObjectLostError)
+        lost = (NodeDiedError, ActorUnavailableError, ObjectLostError)
         return isinstance(error, lost) or "its node has died" in str(error)
 
     def _prepared(self, item: _Item, stage: Stage) -> None:
@@ -373,9 +371,6 @@ class _Restorers:
     """The actors that hold the networks: as many as there is work for, and room in the cluster."""
 
     def __init__(self, job: Job) -> None:
-        import ray
-
-        self._ray = ray
         total = ray.cluster_resources()
         gpus = job.scale.gpus if job.scale.gpus is not None else min(1.0, total.get("GPU", 0.0))
         self._share, self._gpus = (gpus, True) if gpus else (1.0, False)
@@ -396,8 +391,8 @@ class _Restorers:
         """Start one, wait for it, and return what it says of the networks; raises FacePriorError."""
         ref = self._start()
         try:
-            self._about = self._ray.get(ref)
-        except self._ray.exceptions.RayError as error:
+            self._about = ray.get(ref)
+        except RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, FacePriorError):
                 raise cause from error
@@ -407,7 +402,7 @@ class _Restorers:
 
     def scale(self, batches: float) -> None:
         """Start restorers where work waits and there is room, and let idle ones go."""
-        total = self._ray.cluster_resources()
+        total = ray.cluster_resources()
         # of GPUs one more is asked for, by which an autoscaler knows
         most = int(total.get("GPU", 0) / self._share) + 1 if self._gpus else max(1, int(total.get("CPU", 1)) // 2)
         alive = len(self._at_work) + len(self.starting)
@@ -421,11 +416,11 @@ class _Restorers:
         """Take up one that has said what it is, or has failed."""
         actor = self.starting.pop(ref)
         try:
-            about = self._ray.get(ref)
-        except self._ray.exceptions.RayError:
+            about = ray.get(ref)
+        except RayError:
             return  # its machine was lost; where work waits another is started
         if self._about is not None and about.settings != self._about.settings:
-            self._ray.kill(actor)  # of another number format, say: results would depend on who made them
+            ray.kill(actor)  # of another number format, say: results would depend on who made them
             return
         self._at_work[actor], self._used[actor] = [], time.monotonic()
 
@@ -450,7 +445,7 @@ class _Restorers:
     def close(self) -> None:
         """Let all go."""
         for actor in [*self._at_work, *self.starting.values()]:
-            self._ray.kill(actor)
+            ray.kill(actor)
 
     def _start(self) -> Ref:
         actor = self._make.remote(self._job)
@@ -461,4 +456,4 @@ class _Restorers:
     def _drop(self, actor: Actor) -> None:
         self._at_work.pop(actor, None)
         self._used.pop(actor, None)
-        self._ray.kill(actor)
+        ray.kill(actor)
