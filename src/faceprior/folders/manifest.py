@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,20 +68,16 @@ class Manifest:
         self._inputs, self._resume, self._is_valid = inputs, resume, is_valid
         header = line_of({"settings": settings})
         last = self._rewrite(header) if self.path.is_file() and self.path.stat().st_size > 0 else None
-        try:
+        with self._reached("written"):
             self._file = self.path.open("r+b" if last is not None else "w+b", buffering=0)
             self._file.seek(0, os.SEEK_END)
             self._reader = self.path.open("rb")
-        except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be written to ({error.strerror}); choose another --output"
-            ) from error
         if last != header:
             self._write(header)
 
     def close(self) -> None:
         """Close it, and see to it that it outlives a power cut."""
-        with contextlib.suppress(OSError):  # what cannot be synchronised, /dev/null for one
+        with suppress(OSError):  # what cannot be synchronised, /dev/null for one
             os.fsync(self._file.fileno())
         self._file.close()
         self._reader.close()
@@ -99,11 +95,7 @@ class Manifest:
         return record
 
     def append(self, record: Record) -> None:
-        """Write the record of an input.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Write the record of an input; raises OutputError."""
         self._write(line_of(record))
         if self._published is not None and time.monotonic() >= self._publish_at:
             self._publish(self._published)
@@ -128,28 +120,32 @@ class Manifest:
         self._publish_at = now + max(_PUBLISHED_EVERY, 20 * (now - started))
 
     def _write(self, line: bytes) -> None:
-        try:
+        with self._reached("written"):
             while line:  # a disk that fills takes a part first
                 line = line[self._file.write(line) :]
-        except OSError as error:
-            raise OutputError(
-                f"{self._place}: cannot be written ({error.strerror}); choose another --output"
-            ) from error
 
     def _rewrite(self, header: bytes) -> bytes | None:
         """Drop from the manifest that is there what is done again; return the settings that its last lines have."""
+        with (
+            self._reached("added to"),
+            replaced(self.path) as partial,
+            self.path.open("rb") as old,
+            partial.open("xb") as new,
+        ):
+            last = self._last_settings(old)
+            if self._resume and last is not None:
+                check_settings(self._place, last["settings"], json.loads(header)["settings"])
+            old.seek(0)
+            return self._keep(old, new, header)
+
+    @contextmanager
+    def _reached(self, how: str) -> Iterator[None]:
         try:
-            with replaced(self.path) as partial, self.path.open("rb") as old, partial.open("xb") as new:
-                last = self._last_settings(old)
-                if self._resume and last is not None:
-                    check_settings(self._place, last["settings"], json.loads(header)["settings"])
-                old.seek(0)
-                return self._keep(old, new, header)
+            yield
+        except OutputError:
+            raise
         except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            reason = error.strerror or str(error)
-            raise OutputError(f"{self._place}: cannot be added to ({reason}); choose another --output") from error
+            raise OutputError(f"{self._place}: cannot be {how} ({reason(error)}); choose another --output") from error
 
     def _keep(self, old: IO[bytes], new: IO[bytes], header: bytes) -> bytes | None:
         settings, written, place = b"", None, 0
