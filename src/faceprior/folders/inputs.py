@@ -306,22 +306,21 @@ def output_names(
         For each input the path of its results below the output folder, without suffix and ending.
     """
     earlier = earlier or {}
-    kept = {i: earlier[str(given.path)] for i, given in enumerate(inputs) if str(given.path) in earlier}
-    own = {str(given.path) for given in inputs}
-    places = {parent: folded(real(parent)) for parent in {given.path.parent for given in inputs}}
+    paths, parents = [str(given.path) for given in inputs], [given.path.parent for given in inputs]
+    own, places = {*paths}, {parent: folded(real(parent)) for parent in {*parents}}
     folders = {folder: folded(real(output / folder)) for folder in {given.folder for given in inputs}}
     taken = defaultdict[str, set[str]](set)  # stems, by the folder that they stand in
-    for given in inputs:  # an input is never written over
+    for given, parent in zip(inputs, parents, strict=True):  # an input is never written over
         stem = folded(given.path.stem)
-        taken[places[given.path.parent]].update((stem, FACE_SUFFIX.sub("", stem)))
+        taken[places[parent]].update((stem, FACE_SUFFIX.sub("", stem)))
     for path, name in earlier.items():
         place = folded(real(output / name.rpartition("/")[0]))
         stem = folded(PurePath(name).name)
         taken[place].update(stem + suffix for suffix in (suffixes if path in own else ("",)))
     numbers = defaultdict[tuple[str, str], Iterator[int]](lambda: count(2))
-    names = [kept.get(position, "") for position in range(len(inputs))]
-    for position in sorted(range(len(inputs)), key=lambda i: str(inputs[i].path)):  # whatever order they came in
-        if position in kept:
+    names = [earlier.get(path, "") for path in paths]
+    for position in sorted(range(len(inputs)), key=paths.__getitem__):  # whatever order they came in
+        if names[position]:
             continue
         given = inputs[position]
         others = taken[folders[given.folder]]
