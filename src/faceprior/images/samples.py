@@ -61,16 +61,17 @@ def eight_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def spread_under(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+def spread_under(pixels: NDArray[Any], alpha: NDArray[Any], reach: int = 6) -> NDArray[Any]:
     """Continue the colours of what is seen into what is fully transparent, so that enlarging mixes in no others.
 
     Args:
         pixels: (H, W, C), of 8 or 16 bits.
         alpha: (H, W), opacity.
+        reach: pixels; the Lanczos kernel has 3, for opacity and for colours.
     """
     known = (alpha > 0).astype(np.float32)
     colours = pixels * known[..., None]
-    for _ in range(6):  # pixels: the Lanczos kernel has 3, for opacity and for colours
+    for _ in range(reach):
         weights, sums = (_over_neighbours(own) for own in (known[..., None], colours))
         new = (known == 0) & (weights[..., 0] > 0)
         if not new.any():
