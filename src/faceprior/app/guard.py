@@ -16,6 +16,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,14 +50,6 @@ _HEADERS = {
 }
 
 
-class RefusedError(Exception):
-    """A request that is answered with a status and one line instead of being passed on."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-
-
 class Guard:
     """ASGI middleware around the whole server.
 
@@ -86,21 +79,20 @@ class Guard:
         try:
             prefix, path = self._place(scope)
             if not _DOORS.fullmatch(path) or (path.startswith(_FILE) and not self._may_be_fetched(path)):
-                raise RefusedError(404, f"there is nothing at {path}")  # noqa: TRY301
+                raise HTTPException(404, f"there is nothing at {path}")  # noqa: TRY301
             scope = {**scope, "root_path": prefix, "path": prefix + path}
             if scope["method"] != "POST":
                 await self._app(scope, receive, send)
             elif path.rstrip("/") == _UPLOAD:
-                _check_length(scope, self._options.max_upload_bytes + _ENVELOPE, self._too_large)
-                counted = _counted(receive, self._options.max_upload_bytes + _ENVELOPE, self._too_large)
-                await _with_checked_answer(self._app, scope, counted, send, self._check_uploads)
+                too_large = f"the file is larger than {self._options.max_upload_mb:g} MB; reduce the photograph first"
+                limited = _limited(scope, receive, self._options.max_upload_bytes + _ENVELOPE, too_large)
+                await _with_checked_answer(self._app, scope, limited, send, self._check_uploads)
             else:
-                _check_length(scope, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
                 await self._app(scope, await self._checked_call(path, scope, receive), send)
         except ClientDisconnect:
             return
-        except RefusedError as refused:
-            answer = JSONResponse({"error": refused.reason, "detail": refused.reason}, refused.status)
+        except HTTPException as refused:
+            answer = JSONResponse({"error": refused.detail, "detail": refused.detail}, refused.status_code)
             await answer(scope, receive, send)
 
     def _may_be_fetched(self, path: str) -> bool:
@@ -120,22 +112,22 @@ class Guard:
 
     async def _checked_call(self, path: str, scope: Scope, receive: Receive) -> Receive:
         """Read a call as a whole and refuse what it cannot ask for; returns what hands it on."""
-        counted = _counted(receive, MAX_CALL_BYTES, "the request is too large; upload the photograph first")
-        body = await Request(scope, counted).body()
+        too_large = "the request is too large; upload the photograph first"
+        body = await Request(scope, _limited(scope, receive, MAX_CALL_BYTES, too_large)).body()
         try:
             values = json.loads(body)
         except ValueError:  # a login form, or nonsense that the server answers itself
             values = None
         if not all(self._may_be_read(*place) for place in _file_places(values)):
-            raise RefusedError(400, "the photograph is not an upload of this server; upload it first")
+            raise HTTPException(400, "the photograph is not an upload of this server; upload it first")
         if called := _CALL.fullmatch(path):
             named = values if "/call/v2/" in path and isinstance(values, dict) else {}
             try:
                 self._check_call(called[1], named)
             except LookupError as error:
-                raise RefusedError(404, str(error.args[0])) from error
+                raise HTTPException(404, str(error.args[0])) from error
             except OptionError as error:
-                raise RefusedError(422, str(error)) from error
+                raise HTTPException(422, str(error)) from error
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -148,10 +140,6 @@ class Guard:
             return not place.strip().lower().startswith("data:")
         return is_upload(Path(place), self._folder)
 
-    @property
-    def _too_large(self) -> str:
-        return f"the file is larger than {self._options.max_upload_mb:g} MB; reduce the photograph first"
-
     def _check_uploads(self, body: bytes) -> None:
         """Delete uploads again that are not pictures, or too large ones."""
         refused: list[FacePriorError] = []
@@ -162,7 +150,7 @@ class Guard:
                 path.unlink(missing_ok=True)
                 refused.append(error)
         if refused:
-            raise RefusedError(415, str(refused[0])) from refused[0]
+            raise HTTPException(415, str(refused[0])) from refused[0]
 
 
 def is_upload(path: Path, folder: Path) -> bool:
@@ -203,25 +191,21 @@ def check_picture(path: Path, max_pixels: int) -> None:
             )
 
 
-def _check_length(scope: Scope, limit: int, reason: str) -> None:
-    length = Headers(scope=scope).get("content-length", "0")
+def _limited(scope: Scope, receive: Receive, limit: int, reason: str) -> Receive:
+    """Refuse a body that is larger than its limit, by its header or, whatever that said, once it is."""
+    length, total = Headers(scope=scope).get("content-length", "0"), 0
     if length.isdigit() and int(length) > limit:
-        raise RefusedError(413, reason)
+        raise HTTPException(413, reason)
 
-
-def _counted(receive: Receive, limit: int, reason: str) -> Receive:
-    """Refuse a body that goes on beyond the limit, whatever its header said."""
-    total = 0
-
-    async def counted() -> Message:
+    async def limited() -> Message:
         nonlocal total
         message = await receive()
         total += len(message.get("body", b""))
         if total > limit:
-            raise RefusedError(413, reason)
+            raise HTTPException(413, reason)
         return message
 
-    return counted
+    return limited
 
 
 def _file_places(values: Any) -> Iterable[tuple[str, str]]:

@@ -133,6 +133,16 @@ def inverted(transform: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
 
 
+def corners(transform: NDArray[np.float64], side: float) -> NDArray[np.float64]:
+    """Return the corners of an aligned square in the photo, clockwise from the top left of the face, (4, 2)."""
+    return (inverted(transform) @ np.array([[0, side, side, 0], [0, 0, side, side], [1] * 4])).T
+
+
+def magnification(transform: NDArray[np.float64]) -> float:
+    """Return how many pixels of the aligned face are in one of the photo."""
+    return float(np.hypot(*transform[:, 0]))
+
+
 class _Cut(NamedTuple):
     """A square in a photo: where it lies, and how its pixels, densely, go to those of the part from low to high."""
 
@@ -143,14 +153,13 @@ class _Cut(NamedTuple):
 
 
 def _placed(size: tuple[int, int], transform: NDArray[np.float64], side: int) -> _Cut:
-    reduction = 1 / max(float(np.hypot(*transform[:, 0])), 1e-12)
+    reduction = 1 / max(magnification(transform), 1e-12)
     if (reduction * side) ** 2 > MAX_PIXELS:
         raise ImageError("the landmarks are too far apart for a face; check their order and unit (pixels)")
     oversampling = max(1, int(np.ceil(reduction - 0.05)))  # sample densely, then average: no aliasing
     extent = side * oversampling
-    inverse = inverted(transform * oversampling)
-    corners = inverse @ np.array([[0, 0, extent, extent], [0, extent, 0, extent], [1, 1, 1, 1]])
-    low, high = np.floor(corners.min(1)) - _BORDER, np.ceil(corners.max(1)) + _BORDER
+    inverse, places = inverted(transform * oversampling), corners(transform * oversampling, extent)
+    low, high = np.floor(places.min(0)) - _BORDER, np.ceil(places.max(0)) + _BORDER
     if (high <= 0).any() or (low >= size).any():
         raise ImageError(f"the landmarks describe a face outside the photo ({size[0]}×{size[1]} pixels)")
     inverse[:, 2] -= low

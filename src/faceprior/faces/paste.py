@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.errors import ImageError
-from faceprior.faces.alignment import Points, inverted, warp
+from faceprior.faces.alignment import Points, corners, magnification, warp
 
 MAX_RESULT_PIXELS = 400_000_000
 """Largest enlarged photograph, in pixels."""
@@ -48,7 +48,7 @@ class FaceMask:
     @property
     def corners(self) -> NDArray[np.float64]:
         """Corners of the aligned square in the photo, (4, 2)."""
-        return np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]]) @ inverted(self.transform).T
+        return corners(self.transform, 1)
 
 
 def _smooth(rise: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,7 +146,7 @@ def _in_photo(
 ) -> NDArray[np.float32]:
     """Resample a face to the pixels of the (enlarged) photograph from `low` on."""
     to_face = mask.transform * len(face)
-    density = float(np.hypot(*to_face[:, 0])) / factor  # pixels of the face in one of the result
+    density = magnification(to_face) / factor  # pixels of the face in one of the result
     oversampling = max(1, int(np.ceil(density - 0.05)))
     inverse = to_face.copy()
     inverse[:, 2] += to_face[:, :2] @ low / factor

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceprior.faces.alignment import cut_out, inverted
+from faceprior.faces.alignment import corners, cut_out, magnification
 from faceprior.faces.prints import laid_over, without_dots
 from faceprior.images import spread_under
 
@@ -66,9 +66,9 @@ def measure_face(photo: Image.Image, transform: NDArray[np.float64], resolution:
         transform: 2×3, pixels of the photo to the aligned square of side `resolution`.
         resolution: of the networks, R.
     """
-    size = resolution / float(np.hypot(*transform[:, 0]))  # of the aligned square, in pixels of the photo
-    corners = inverted(transform) @ np.array([[0, 0, resolution, resolution], [0, resolution] * 2, [1] * 4])
-    low, high = np.floor(corners.min(1)).clip(0, photo.size), np.ceil(corners.max(1)).clip(0, photo.size)
+    size = resolution / magnification(transform)  # of the aligned square, in pixels of the photo
+    places = corners(transform, resolution).clip(0, photo.size)
+    low, high = np.floor(places.min(0)), np.ceil(places.max(0))
     box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
     around = photo.crop(box)
     if (plain := without_dots(around)) is not around:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,12 @@ class YuNetDetector:
     name = "yunet"
 
     def __init__(self, model: str | Path | None = None) -> None:
-        cv2 = _load_cv2()
+        try:
+            import cv2
+        except ImportError as error:
+            raise FacePriorError(
+                "the detector yunet needs OpenCV, which is not installed: pip install 'faceprior[research]'"
+            ) from error
         path = _model_file(MODEL_ID if model is None else model)
         try:
             self._network = cv2.FaceDetectorYN.create(
@@ -71,16 +75,6 @@ class YuNetDetector:
             for x, y, width, height, *points, score in ([] if rows is None else rows.tolist())
             if width > 0 and height > 0
         ]
-
-
-def _load_cv2() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise FacePriorError(
-            "the detector yunet needs OpenCV, which is not installed: pip install 'faceprior[research]'"
-        ) from error
-    return cv2
 
 
 def _model_file(model: str | Path) -> Path:

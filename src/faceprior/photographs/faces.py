@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from faceprior.cores import on_cores
 from faceprior.errors import ImageError, WeightsError
 from faceprior.faces import DetectedFace, FaceDetector
-from faceprior.faces.alignment import alignment, cut_out_samples
+from faceprior.faces.alignment import alignment, cut_out_samples, magnification
 from faceprior.faces.paste import Enlarger, FaceMask, enlarge, paste
 from faceprior.faces.sharpness import measure_face
 from faceprior.images import resize, to_tensor
@@ -136,7 +136,7 @@ def needed_upscale(faces: Sequence[Face], size: tuple[int, int]) -> Literal[1, 2
         faces: those that are restored.
         size: width and height of the photograph.
     """
-    pixels_each = [float(np.hypot(*face.transform[:, 0])) for face in faces]  # of the face, in one of the photo
+    pixels_each = [magnification(face.transform) for face in faces]  # of the face, in one of the photo
     if not pixels_each:
         return 1
     needed = max(pixels_each) - _SQUEEZED

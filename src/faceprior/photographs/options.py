@@ -112,6 +112,7 @@ def how_made(pipeline: FacePriorPipeline, options: RestoreOptions) -> dict[str, 
     method, corrector = find_method(options.preset.method), pipeline.corrector_card
     prior = {"name": pipeline.prior.card.name, "sha256": pipeline.prior.card.sha256}
     used = corrector if method.uses_corrector else None
+    upscaler = None if options.upscaler is None else load_upscaler(options.upscaler)
     return {
         "faceprior": faceprior.__version__,
         "method": method.name,
@@ -122,8 +123,7 @@ def how_made(pipeline: FacePriorPipeline, options: RestoreOptions) -> dict[str, 
         "corrector": {"name": used.name, "sha256": used.sha256} if used else None,
         "device": str(pipeline.prior.device.type),
         "dtype": str(pipeline.prior.dtype).removeprefix("torch."),
-        **({"upscaler": load_upscaler(options.upscaler).about} if options.upscaler is not None else {}),
-    }
+    } | ({} if upscaler is None else {"upscaler": {"name": upscaler.name, "sha256": upscaler.sha256}})
 
 
 def settings(pipeline: FacePriorPipeline, options: RestoreOptions, detector: str | None) -> dict[str, Any]:

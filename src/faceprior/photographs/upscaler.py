@@ -35,11 +35,6 @@ class Upscaler:
     scale: int
     network: Callable[[torch.Tensor], torch.Tensor]
 
-    @property
-    def about(self) -> dict[str, str]:
-        """What a result says of it."""
-        return {"name": self.name, "sha256": self.sha256}
-
     def __call__(self, photo: NDArray[Any], factor: int) -> NDArray[Any]:
         """Enlarge a photograph; its depth and channels are kept.
 

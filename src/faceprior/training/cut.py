@@ -13,7 +13,7 @@ from PIL import Image
 
 from faceprior.errors import DataError, ImageError
 from faceprior.faces import FaceDetector
-from faceprior.faces.alignment import alignment, cut_out, inverted
+from faceprior.faces.alignment import alignment, corners, cut_out, magnification
 from faceprior.faces.sharpness import measure_face
 from faceprior.images import decode_picture, write_png
 from faceprior.priors.card import TIGHT_TEMPLATE
@@ -102,6 +102,5 @@ def cut_faces(
 
 
 def _reaches_outside(photo: Image.Image, transform: NDArray[np.float64], size: int) -> bool:
-    corners = inverted(transform) @ np.array([[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]])
-    room = _OUTSIDE * size / float(np.hypot(*transform[:, 0]))
-    return bool((corners < -room).any() or (corners.max(1) > np.array(photo.size) + room).any())
+    places, room = corners(transform, size), _OUTSIDE * size / magnification(transform)
+    return bool((places < -room).any() or (places.max(0) > np.array(photo.size) + room).any())
