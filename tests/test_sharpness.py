@@ -9,7 +9,9 @@ from faceprior.faces import align
 from faceprior.faces.alignment import alignment, cut_out
 from faceprior.faces.prints import dot_distance, without_dots
 from faceprior.faces.sharpness import block_size, measure_face
-from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE
+from faceprior.images import to_tensor
+from faceprior.photographs import RestoreOptions, prepare
+from faceprior.priors.card import FFHQ_TEMPLATE, TIGHT_TEMPLATE, ModelCard
 
 ASTRONAUT_SIDE = 97  # of its aligned face, in pixels
 
@@ -159,6 +161,21 @@ def test_what_is_not_made_of_dots_has_none_and_stays_itself(photo, old):
 def test_the_networks_see_a_printed_face_without_its_dots(old, period):
     dotted, clean = (np.asarray(measured(own).aligned, float) for own in (printed(old, period), old))
     assert (dotted - dotted.mean() - clean + clean.mean()).std() < 15  # of 255; with the dots more than 100
+
+
+def test_the_networks_see_a_printed_picture_that_is_an_aligned_face_without_its_dots(old):
+    def seen(picture):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        card = ModelCard(kind="prior", name="some-prior", resolution=128, template=TIGHT_TEMPLATE)
+        (condition,) = prepare(file.getvalue(), "a.png", card, RestoreOptions(kind="aligned")).conditions
+        return condition.low_resolution
+
+    clean = seen(aligned(old))
+    dotted, averaged = (to_tensor(own.resize((128, 128))) for own in (aligned(printed(old, 12)), aligned(old)))
+    assert (clean - averaged).std() < 0.02  # the size that the networks see
+    assert (seen(aligned(printed(old, 12))) - clean).std() < 0.15
+    assert (dotted - clean).std() > 0.5
 
 
 @pytest.mark.parametrize("lines", [1, 2])

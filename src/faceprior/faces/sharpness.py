@@ -14,6 +14,7 @@ which leaves most of a face as blurred as it was. docs/photos.md says how far it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -155,16 +156,21 @@ def _fit(grey: NDArray[np.float64], steps: int = 60) -> float:
 def _spectrum(grey: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Frequencies, cycles a side, and the mean power around them, without what the picture's edges add to it."""
     side = len(grey)
-    window = np.hanning(side + 2)[1:-1]
-    window = window[:, None] * window
+    window, ring, count, centres = _rings(side)
     mean = (grey * window).sum() / window.sum()
     power = np.abs(np.fft.fft2((grey - mean) * window)) ** 2 / ((window**2).sum() * side**2)
+    return centres, np.bincount(ring, power.ravel())[1 : len(centres) + 1] / count
+
+
+@lru_cache(maxsize=8)
+def _rings(side: int) -> tuple[NDArray[Any], ...]:
+    """What spectra of one side share: the window, the ring of each place, how many a ring has, and its frequency."""
+    window = np.hanning(side + 2)[1:-1]
     frequencies = np.fft.fftfreq(side) * side
     radius = np.hypot(frequencies[:, None], frequencies).ravel()
     edges = [_FIRST]
     while edges[-1] < 0.7 * side:
         edges.append(max(edges[-1] + 1, edges[-1] * 1.08))
-    ring = np.digitize(radius, edges)
-    count, first = np.bincount(ring), slice(1, len(edges))
-    centres = np.exp(np.bincount(ring, np.log(np.maximum(radius, 1)))[first] / count[first])
-    return centres, np.bincount(ring, power.ravel())[first] / count[first]
+    ring, rings = np.digitize(radius, edges), slice(1, len(edges))
+    count, sums = np.bincount(ring)[rings], np.bincount(ring, np.log(np.maximum(radius, 1)))[rings]
+    return window[:, None] * window, ring, count, np.exp(sums / count)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from faceprior.errors import ImageError
 from faceprior.faces import DetectedFace, FaceDetector
+from faceprior.faces.prints import without_dots
 from faceprior.images import Picture, decode_picture, square, to_tensor, tone_of
 from faceprior.methods import find_method
 from faceprior.photographs.faces import Face, detect, find_faces, is_aligned_crop, is_framed_otherwise, is_tiny
@@ -112,7 +113,7 @@ def _condition(image: Image.Image, card: ModelCard, options: RestoreOptions) -> 
     """What the networks see of an aligned face, of an oblong one its central square; and what was done to it."""
     width, height = image.size
     notes = [f"cropped to the central square of {width}×{height}"] if width != height else []
-    face, blind = to_tensor(square(image)), find_method(options.preset.method).blind
+    face, blind = to_tensor(without_dots(square(image))), find_method(options.preset.method).blind
     small = low_resolution(face, options.scale, card.resolution, blind=blind)
     before, after = face.shape[-1], small.shape[-1]
     if before != after:
