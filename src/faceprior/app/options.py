@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from faceprior.errors import OptionError
 
-_MB = 1_000_000
-
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -55,7 +53,7 @@ class ServeOptions:
     @property
     def max_upload_bytes(self) -> int:
         """Largest upload, in bytes."""
-        return int(self.max_upload_mb * _MB)
+        return int(self.max_upload_mb * 1_000_000)
 
     @property
     def max_pixels(self) -> int:

@@ -71,16 +71,13 @@ def make_server(studio: Studio, options: ServeOptions, folder: Path) -> ASGIApp:
 
     server = FastAPI(title="faceprior", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def healthz(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
     def page(request: Request) -> Response:
         text = (PAGE / "index.html").read_text(encoding="utf-8")
         if prefix := request.scope["root_path"]:  # then the address may lack the last slash
             text = text.replace("<head>", f'<head>\n<base href="{prefix}/">', 1)
         return HTMLResponse(text)
 
-    server.add_route("/healthz", healthz)
+    server.add_route("/healthz", lambda _: JSONResponse({"status": "ok"}))
     server.add_route("/", page)
     server.mount("/page", StaticFiles(directory=PAGE))
     interface = Interface(studio, options, folder)

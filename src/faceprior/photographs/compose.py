@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -173,7 +173,7 @@ def _photograph(
         means = [result.mean for result in results.values()]
         files.append(pasted("-mean", means, {"content": "photo of the mean", "samples": options.samples}))
     if results and options.write_sheet:
-        files += _sheet_file("", lambda: _photo_sheet(list(results.values())), {**made, "content": "sheet"}, notes)
+        files += _sheet("", list(results.values()), {**made, "content": "sheet"}, notes)
     return Composed(tuple(files), record)
 
 
@@ -198,28 +198,23 @@ def _files_of(
             doubt = encode_png(doubt_picture(result.doubt), {**made, "content": "doubt", "samples": samples})
             yield ResultFile(f"{suffix}-doubt", ".png", doubt)
     if options.write_sheet:
-        yield from _sheet_file(suffix, result.sheet, {**made, "content": "sheet", "samples": samples}, notes)
+        yield from _sheet(suffix, [result], {**made, "content": "sheet", "samples": samples}, notes)
 
 
-def _sheet_file(
-    suffix: str, draw: Callable[[], Image.Image], made: dict[str, Any], notes: list[str]
-) -> list[ResultFile]:
-    """The sheet; a note where it cannot be made, which is no reason to lose the results."""
+def _sheet(suffix: str, results: Sequence[RestoredFace], made: dict[str, Any], notes: list[str]) -> list[ResultFile]:
+    """Faces on a sheet, a row for each; a note where it cannot be made, which is no reason to lose the results."""
     try:
-        return [ResultFile(f"{suffix}-sheet", ".png", encode_png(draw(), made), extra=True)]
+        rows = [result.pictures() for result in results]
+        labelled = [
+            (f"face {number}: {label}" if len(rows) > 1 else label, image)
+            for number, row in enumerate(rows, 1)
+            for label, image in row
+        ]
+        drawn = sheet(labelled, columns=len(rows[0]) if len(rows) > 1 else 4)
+        return [ResultFile(f"{suffix}-sheet", ".png", encode_png(drawn, made), extra=True)]
     except (FacePriorError, OSError, MemoryError, ValueError) as error:
         notes.append(f"no sheet: {error or type(error).__name__}")
         return []
-
-
-def _photo_sheet(results: Sequence[RestoredFace]) -> Image.Image:
-    pictures = [result.pictures() for result in results]
-    labelled = [
-        (f"face {number}: {label}" if len(results) > 1 else label, image)
-        for number, own in enumerate(pictures, 1)
-        for label, image in own
-    ]
-    return sheet(labelled, columns=len(pictures[0]))
 
 
 def _photo_record(

@@ -56,10 +56,6 @@ class RestoredFace:
         inputs = self.low_resolution.expand(len(self.images), -1, -1, -1)
         return lr_consistency(self.images, inputs).clamp(max=EXACT).tolist()
 
-    def sheet(self) -> Image.Image:
-        """Input, bicubic, samples, mean and doubt side by side, labelled."""
-        return sheet(self.pictures())
-
     def pictures(self) -> list[tuple[str, Image.Image]]:
         """What stands on the sheet: label and picture."""
         side = self.low_resolution.shape[-1]
