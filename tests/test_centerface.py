@@ -115,3 +115,12 @@ def test_a_face_is_found_behind_the_dots_of_a_coarse_print(detector, astronaut, 
     (found,) = detector(Image.fromarray(dots).convert("RGB"))
     left, top, right, bottom = (value * 512 / side for value in found.box)
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((225, 118), abs=8)
+
+
+def test_a_face_that_fills_a_coarse_print_is_found(detector, astronaut):
+    near = astronaut.crop((150, 45, 300, 195)).resize((300, 300), Image.Resampling.BICUBIC).convert("L")
+    y, x = np.mgrid[:300, :300] * 2 * np.pi / 9
+    dots = np.asarray(near) > 255 * (0.5 + np.cos((x + y) / 2**0.5) / 4 + np.cos((x - y) / 2**0.5) / 4)
+    (found,) = detector(Image.fromarray(dots).convert("RGB"))
+    (plain,) = detector(near.convert("RGB"))
+    assert found.box == pytest.approx(plain.box, abs=12)

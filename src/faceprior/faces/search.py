@@ -11,7 +11,7 @@ import cmath
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from PIL import Image
 from faceprior.errors import OptionError
 from faceprior.faces.alignment import Points, cut_out
 from faceprior.faces.detection import DetectedFace
+from faceprior.faces.prints import without_dots
 
 SMALLEST = 20
 """To how many pixels the smallest face is reduced for the search: still seen when turned by 30 degrees."""
@@ -36,7 +37,6 @@ TILE, _OVERLAP = 640, 64  # pixels; the overlap holds the faces that only this s
 _COARSER = 3  # from one scale to the next
 _CHIP, _ROUGH, _FACE = 128, 80, 100  # the closer looks: side of the picture, and of the face in the first and second
 _AT_ONCE = 4  # chips that are looked at together
-_BEHIND_DOTS = 1.5  # how much more than where it was seen a photograph is reduced in which dots might hide a face
 _LEAST_FACE = 8
 _LEAST_SCORE = 0.5
 _SURE = 0.6  # of an upright candidate, which is looked at closely before turned ones in its place
@@ -60,13 +60,11 @@ class Candidate:
         centre: of the square.
         across: from its image-left to its image-right side, as the face stands.
         score: of the network.
-        coarse: by how much the photograph is reduced, at least, in which it is looked for.
     """
 
     centre: complex
     across: complex
     score: float
-    coarse: float = 1.0
 
     def upright(self, face: float) -> tuple[complex, complex]:
         """Factor and shift that put it upright into the middle of a chip, this many pixels large."""
@@ -102,12 +100,15 @@ def find(look: Look, photo: Image.Image, min_face: int, each: Each = map) -> lis
     seen = suppress([*upright, *turned], _SAME_TURN)
     sure = [one for one in upright if one.score > _SURE and abs(cmath.phase(one.across)) < _UPRIGHT]
     first = suppress([*upright, *_beside(turned, sure)], _SAME_TURN)
-    found = _looked_closely(look, photo, [replace(one, coarse=1) for one in first], each)
-    others = [replace(one, coarse=1) for one in _beside(seen, found) if one not in first]
+    found = _looked_closely(look, photo, first, each)
+    others = [one for one in _beside(seen, found) if one not in first]
     found += _looked_closely(look, photo, others, each, found)
-    # the dots of a print hide from near what was seen from afar: it is looked at from afar once more
-    hidden = [replace(one, coarse=_BEHIND_DOTS * one.coarse) for one in _beside(seen, found) if one.coarse > 2]
-    return sorted([*found, *_looked_closely(look, photo, hidden, each, found)], key=lambda face: -face.side)
+    # the dots of a print hide from near what may be seen from afar
+    hidden = not found or _beside(seen, found)
+    plain = without_dots(photo) if hidden else photo
+    if plain is not photo:
+        return find(look, plain, min_face, each)
+    return sorted(found, key=lambda face: -face.side)
 
 
 def _beside(ones: Iterable[Spot], others: Sequence[Candidate | DetectedFace]) -> list[Spot]:
@@ -155,7 +156,7 @@ def _search(
     for (faces,), (_, corner, back, is_turned) in zip(each(look, [tile[0] for tile in tiles]), tiles, strict=True):
         for seen in map(_seen, faces):
             place = centre + (corner + seen.centre) * back
-            found[is_turned].append(Candidate(place, seen.across * back, seen.score, abs(back)))
+            found[is_turned].append(Candidate(place, seen.across * back, seen.score))
     return found
 
 
@@ -192,7 +193,7 @@ def _held_upright(look: Look, photo: Image.Image, candidates: Sequence[Candidate
         if seen := _central(faces, _ROUGH):
             square = _seen(seen)
             centre, across = (square.centre - shift) / factor, square.across / factor
-            yield Candidate(centre, across, seen.score, candidate.coarse)
+            yield Candidate(centre, across, seen.score)
 
 
 def _measured(look: Look, photo: Image.Image, candidates: Sequence[Candidate], each: Each) -> Iterator[DetectedFace]:
@@ -242,7 +243,7 @@ def _chip(photo: Image.Image, face: int, candidate: Candidate) -> NDArray[np.uin
     part = photo.crop((left, top, left + 2 * reach + 1, top + 2 * reach + 1))
     factor, shift = candidate.upright(face)
     shift += factor * complex(left, top)
-    coarse = max(1.0, 1 / abs(factor), candidate.coarse)  # what is reduced anyway is cheaper to turn afterwards
+    coarse = max(1.0, 1 / abs(factor))  # what is reduced anyway is cheaper to turn afterwards
     side = math.ceil(part.width / coarse)
     part, factor = part.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0), factor * part.width / side
     matrix = np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
