@@ -46,13 +46,10 @@ def explain(
     result: Annotated[Path, Argument(help="A PNG or a clip that faceprior wrote.", show_default=False)],
 ) -> None:
     """Print how a result was made: prior, corrector, method, options, seed, version."""
-    import json
-
     from faceprior.clips.container import is_clip, read_clip_metadata
     from faceprior.images import read_metadata
 
-    made = read_clip_metadata(result) if is_clip(result) else read_metadata(result)
-    console.print_json(json.dumps(made, ensure_ascii=False))
+    console.print_json(data=read_clip_metadata(result) if is_clip(result) else read_metadata(result))
 
 
 app.command()(demo)
@@ -144,7 +141,6 @@ def priors_show(
     adm_config: options.ADMConfigFile = None,
 ) -> None:
     """Show the card of a prior or corrector."""
-    import json
     from dataclasses import asdict
 
     from faceprior.corrector import load_corrector
@@ -154,7 +150,7 @@ def priors_show(
     known = embedded_cards("corrector").get(name) or ModelCard.read(Path(name))
     corrects = known is not None and known.kind == "corrector"
     card = load_corrector(name).card if corrects else load_prior(name, adm_config).card
-    console.print_json(json.dumps(asdict(card), ensure_ascii=False))
+    console.print_json(data=asdict(card))
 
 
 @priors_app.command("convert")

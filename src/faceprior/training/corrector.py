@@ -24,7 +24,7 @@ from faceprior.corrector import (
 from faceprior.degradations import bicubic_downscale
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import resize, to_pil
-from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
+from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.priors.noise_schedule import ddim_scheduler_config
 from faceprior.training.blind import blind
 from faceprior.training.config import CorrectorConfig, build_network
@@ -63,15 +63,8 @@ class CorrectorTask:
         (low, high), (widest, closest) = config.scales, config.framing
         self.example = partial(blind, scales=(low, high), damaged=config.damaged, framing=(widest, closest))
         betas = {name: network.config[name] for name in ("num_train_timesteps", "beta_start", "beta_end")}
-        self.card = ModelCard(
-            kind="corrector",
-            name=f"corrector-{faces.size}",
-            resolution=faces.size,
-            template=TIGHT_TEMPLATE if config.framing == [1, 1] else (),
-            schedule=ddim_scheduler_config(betas, ""),
-            data=faces.described(),
-            licence=faces.licence,
-        )
+        template = TIGHT_TEMPLATE if config.framing == [1, 1] else ()
+        self.card = faces.card("corrector", "corrector", template, ddim_scheduler_config(betas, ""))
 
     def prepare(self) -> None:
         """Do nothing: fresh weights leave the bad face as it is."""

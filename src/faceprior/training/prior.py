@@ -16,7 +16,7 @@ from faceprior.errors import OptionError
 from faceprior.evaluation.metrics import psnr
 from faceprior.images import to_pil
 from faceprior.priors.adapter import Prior
-from faceprior.priors.card import TIGHT_TEMPLATE, ModelCard
+from faceprior.priors.card import TIGHT_TEMPLATE
 from faceprior.priors.noise_schedule import ddim_scheduler_config
 from faceprior.priors.residual_unet import GaussianResidualUNet
 from faceprior.priors.store import load_prior, save_prior
@@ -65,16 +65,7 @@ class PriorTask:
             self.network = build_network(UNet2DModel, config.network_options, sample_size=faces.size)
         if config.weighting == "residual" and not isinstance(self.network, GaussianResidualUNet):
             raise OptionError("weighting residual needs the network gaussian-residual; choose plain, min-snr or p2")
-        card = ModelCard(
-            kind="prior",
-            name=f"faces-{faces.size}",
-            resolution=faces.size,
-            template=TIGHT_TEMPLATE,
-            schedule=schedule,
-            data=faces.described(),
-            licence=faces.licence,
-        )
-        self.prior = Prior(self.network, card)
+        self.prior = Prior(self.network, faces.card("prior", "faces", TIGHT_TEMPLATE, schedule))
 
     def prepare(self) -> None:
         """Fit the Gaussian of fresh weights to the training faces."""

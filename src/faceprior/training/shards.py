@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -23,6 +23,7 @@ from PIL import Image
 from faceprior.errors import DataError, ImageError, OptionError
 from faceprior.images import IMAGE_SUFFIXES, decode_picture, read_image, square
 from faceprior.images.writing import write_file
+from faceprior.priors.card import Landmarks, ModelCard
 
 MANIFEST = "manifest.json"
 FORMAT = "faceprior-shards/2"
@@ -234,23 +235,24 @@ class PackedFaces:
                 " pack it again with another --size"
             )
 
-    def described(self) -> list[dict[str, Any]]:
-        """One entry a source, for the card of what is trained on them."""
+    def card(
+        self, kind: Literal["prior", "corrector"], name: str, template: Landmarks, schedule: dict[str, Any]
+    ) -> ModelCard:
+        """Return the card of weights that are trained on these faces: what those are, and may be used for."""
         counts = Counter((face.source, face.terms, face.licence) for face in self.faces)
-        return [
+        data = [
             {"source": source, "terms": terms, "licence": licence, "faces": count}
             for (source, terms, licence), count in sorted(counts.items())
         ]
-
-    @property
-    def licence(self) -> str:
-        """What weights that are trained on them may be used for, by the strictest terms among them."""
-        terms = {face.terms for face in self.faces}
+        terms = {face.terms for face in self.faces}  # the strictest count
+        licence = "research only: part of the training faces may be used for non-commercial research only"
         if terms == {"open"}:
-            return "free: trained on openly licensed faces only"
-        if "unknown" in terms:
-            return "unknown: the terms of some training faces are not recorded"
-        return "research only: part of the training faces may be used for non-commercial research only"
+            licence = "free: trained on openly licensed faces only"
+        elif "unknown" in terms:
+            licence = "unknown: the terms of some training faces are not recorded"
+        return ModelCard(
+            kind, f"{name}-{self.size}", self.size, template=template, schedule=schedule, licence=licence, data=data
+        )
 
     def balanced_weights(self, exponent: float = 0.5) -> torch.Tensor:
         """Sampling probability of each face, float64, shape (N,): a source of n faces gets a share ∝ n^exponent."""
