@@ -17,7 +17,7 @@ from typer import Argument, Option
 from faceprior import __version__
 from faceprior.cli import options
 from faceprior.cli.benchmark import benchmark
-from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, errors, say
+from faceprior.cli.console import EXIT_SOME_FAILED, Commands, console, end_with, say
 from faceprior.cli.demo import demo
 from faceprior.cli.restore import restore
 from faceprior.cli.serve import serve
@@ -98,10 +98,7 @@ def methods_list(
         if presets:
             parts.append(f"presets {', '.join(presets)}")
         say(console, f"{method_name}: {'; '.join(parts)}")
-    for problem in problems:
-        say(errors, problem, label="broken")
-    if problems:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    end_with(problems, "broken")
 
 
 def _shown(value: Any) -> str:

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from typer import Option
 
 from faceprior.cli import options
-from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
+from faceprior.cli.console import console, end_with, errors, progress_bar, say
 
 if TYPE_CHECKING:
     from faceprior.benchmark.summary import MethodSummary
@@ -100,10 +99,7 @@ def benchmark(
     _print(summaries, run.baseline)
     say(console, f"the report is {output / REPORT_FILE}, the table {output / RESULTS}")
     failed = [row for row in rows if row["error"] is not None]
-    for row in failed:
-        say(errors, f"{row['face']} ({row['method']}): {row['error']}", label="failed")
-    if failed:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    end_with([f"{row['face']} ({row['method']}): {row['error']}" for row in failed], "failed")
 
 
 def _print(summaries: Sequence[MethodSummary], baseline: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -25,6 +26,14 @@ def say(target: Console, text: str, *, label: str = "") -> None:
     if target.is_terminal and errors.is_terminal:
         target = errors  # the console of a bar, which then stays below the line
     target.print(Text.assemble(*words), soft_wrap=True, highlight=False)
+
+
+def end_with(problems: Sequence[str], label: str) -> None:
+    """Say what went wrong; if anything did, the command ends, with the code for that."""
+    for problem in problems:
+        say(errors, problem, label=label)
+    if problems:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def progress_bar() -> Progress:

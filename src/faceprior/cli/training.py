@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from faceprior.cli import options
-from faceprior.cli.console import EXIT_SOME_FAILED, console, errors, progress_bar, say
+from faceprior.cli.console import console, end_with, errors, progress_bar, say
 
 data_app = typer.Typer(help="Prepare training data.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a prior or a corrector.", no_args_is_help=True)
@@ -48,7 +48,7 @@ def data_align(
     for line in report.left_out:
         say(errors, f"left out {line}")
     say(console, f"{output}: {report.faces} faces; say in index.csv what they may be used for (terms, licence)")
-    _end_with([*problems, *report.problems])
+    end_with([*problems, *report.problems], "skipped")
 
 
 @data_app.command("pack")
@@ -69,7 +69,7 @@ def data_pack(
     with _counting("packing faces") as count:
         report = pack(folders, output, size=size, held_out=held_out, on_face=count)
     say(console, f"{output}: {', '.join(f'{count} {split}' for split, count in sorted(report.faces.items()))}")
-    _end_with(report.problems)
+    end_with(report.problems, "skipped")
 
 
 @contextmanager
@@ -77,13 +77,6 @@ def _counting(what: str, total: int | None = None) -> Iterator[Callable[[], None
     with progress_bar() as progress:
         bar = progress.add_task(what, total=total)
         yield lambda: progress.advance(bar)
-
-
-def _end_with(problems: list[str]) -> None:
-    for problem in problems:
-        say(errors, problem, label="skipped")
-    if problems:
-        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _training(what: Literal["prior", "corrector"]) -> Callable[..., None]:
