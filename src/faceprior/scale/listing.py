@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, pairwise
-from typing import IO, Any
+from itertools import chain, groupby, pairwise
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,7 @@ from faceprior.folders.inputs import (
 )
 from faceprior.storage import Place, Url, place, reason
 
-_AT_ONCE = 50_000  # inputs that no listing of their folder has told
+_AT_ONCE = 50_000  # lines, or a folder more
 _FOLDERS = 8  # that a machine lists at once
 _WRITES = 32  # of parts at once, for a store takes its time
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # of which the numbers that stand for texts are made
@@ -124,21 +124,34 @@ class Rows:
 
 def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
     """Do for some folders of a storage what `list_folder` does, several at once, for the store takes its time."""
-    done = list[Folder[Rows]]()
     with ThreadPoolExecutor(_FOLDERS) as pool:
-        for start in range(0, len(belows), _FOLDERS):
-            some = belows[start : start + _FOLDERS]
-            told = pool.map(lambda below: (url / below).inside(), some)  # and no more: threads that compute are slow
-            found = [sort_out(url / below, below, inside) for below, inside in zip(some, told, strict=True)]
-            rows = iter(_rows_of([[own.pictures] for own in found if own.pictures is not None], output, suffixes))
-            done += [Folder(own.folders, None if own.pictures is None else next(rows), own.left_out) for own in found]
-    return done
+        told = pool.map(lambda below: (url / below).inside(), belows)
+        found = [sort_out(url / below, below, inside) for below, inside in zip(belows, told, strict=True)]
+    rows = (
+        own
+        for some in _together(own.pictures for own in found if own.pictures is not None)
+        for own in _rows_of([[files] for files in some], output, suffixes)
+    )
+    return [Folder(own.folders, None if own.pictures is None else next(rows), own.left_out) for own in found]
+
+
+def _together(given: Iterable[Files | Input]) -> Iterator[list[Files | Input]]:
+    """So many inputs as are best handled at once."""
+    some, lines = list[Files | Input](), 0
+    for own in given:
+        if isinstance(own, Unlisted):
+            raise OutputError(f"{own.problem}; nothing was begun, start again")
+        some.append(own)
+        lines += len(own.names) if isinstance(own, Files) else 1
+        if lines >= _AT_ONCE:
+            yield some
+            some, lines = [], 0
+    if some:
+        yield some
 
 
 def _rows_of(groups: Sequence[Sequence[Files | Input]], output: Place, suffixes: Sequence[str]) -> list[Rows]:
     """The lines of each group of inputs, with the names that their results have if they meet those of no others."""
-    if not groups:
-        return []
     given = [own for group in groups for own in group]
     lengths = [len(own.names) if isinstance(own, Files) else 1 for own in given]
     table = _columns(given, lengths)
@@ -320,20 +333,12 @@ def write_listing(
 
 
 def _all_rows(inputs: Iterable[Input | Files | Rows], output: Place, suffixes: Sequence[str]) -> Iterator[Rows]:
-    waiting, lines = list[Input | Files](), 0
-    for given in inputs:
-        if isinstance(given, Unlisted):
-            raise OutputError(f"{given.problem}; nothing was begun, start again")
-        if not isinstance(given, Rows):
-            waiting.append(given)
-            lines += len(given.names) if isinstance(given, Files) else 1
-        if waiting and (lines >= _AT_ONCE or isinstance(given, Rows)):
-            yield from _rows_of([waiting], output, suffixes)
-            waiting, lines = [], 0
-        if isinstance(given, Rows):
-            yield given
-    if waiting:
-        yield from _rows_of([waiting], output, suffixes)
+    for are_rows, own in groupby(inputs, lambda given: isinstance(given, Rows)):
+        if are_rows:
+            yield from cast("Iterator[Rows]", own)
+        else:
+            for some in _together(cast("Iterator[Files | Input]", own)):
+                yield from _rows_of([some], output, suffixes)
 
 
 class _Spool:
