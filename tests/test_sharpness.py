@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from faceprior.cli.demo import ASTRONAUT_LANDMARKS
 from faceprior.faces import align
 from faceprior.faces.alignment import alignment, cut_out
-from faceprior.faces.prints import dot_distance, without_dots
+from faceprior.faces.prints import dot_distance, laid_over, without_dots
 from faceprior.faces.sharpness import block_size, measure_face
 from faceprior.images import to_tensor
 from faceprior.photographs import RestoreOptions, prepare
@@ -192,6 +192,35 @@ def test_the_networks_see_a_face_without_the_writing_over_it(old, spoil):
     assert face.laid_over[there].mean() > 0.97
     assert 0.05 < face.laid_over.mean() < 0.2
     assert off[there].mean() < 0.15 * apart[there].mean()
+
+
+@pytest.mark.parametrize(
+    ("place", "size", "colour"), [((0.29, 0.29), 1 / 17, "white"), ((0.29, 0.24), 1 / 26, (250, 220, 40))]
+)
+def test_broad_letters_at_the_edge_of_a_face_and_small_coloured_ones_are_seen(old, place, size, colour):
+    written = old.copy()
+    font = ImageFont.load_default(round(size * old.width))
+    ImageDraw.Draw(written).text(tuple(share * old.width for share in place), "PROOF COPY", colour, font)
+    apart = np.abs(np.asarray(aligned(written), float) - np.asarray(aligned(old), float)).max(2)
+    face = measured(written)
+    assert face.effective_side == pytest.approx(24, rel=0.2)
+    assert face.laid_over[apart > 60].mean() > 0.97
+
+
+@pytest.mark.parametrize(("width", "stays"), [(1, False), (2, False), (3, True), (6, True)])
+def test_a_scratch_is_not_taken_for_detail_and_one_finer_than_the_networks_see_is_left_to_them(old, width, stays):
+    scratched = old.copy()
+    ImageDraw.Draw(scratched).line([(620, 0), (640, 1536)], fill="white", width=width)
+    assert side_of(scratched) == pytest.approx(24, rel=0.2)
+    assert (measured(scratched).laid_over is not None) == stays
+
+
+@pytest.mark.parametrize("side", [12, 20, 40])
+def test_letters_may_be_as_fine_as_a_pixel(side):
+    face = Image.new("RGB", (side, side))
+    face.paste("white", (0, side // 2, side, side // 2 + 1))
+    assert laid_over(face, 0.8 * side, broad=False).any()
+    assert laid_over(face, 0.8 * side, broad=True) is None
 
 
 def test_nothing_is_laid_over_a_face_that_is_only_sharp_or_spoiled(photo, old):

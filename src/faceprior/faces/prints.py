@@ -16,7 +16,8 @@ _DOTS_BLUR = 0.5  # standard deviation that averages dots, in their distance
 
 _BLUR = 0.35  # standard deviation that leaves what a face resolves, in the pixels that it holds
 _OUTSTANDING, _LEAST_LEVELS = 5, 30  # how far writing stands out from that: in deviations of the noise, and in levels
-_LEAST_WRITING = 0.02  # share of a face; less of it has sharp eyes in a smooth face
+_LEAST_WRITING = 0.01  # share of a face; half of it has sharp eyes in a smooth face
+_BROAD = 0.02  # strokes of letters, in sides of the face; most scratches are narrower
 
 
 def without_dots(picture: Image.Image) -> Image.Image:
@@ -57,12 +58,13 @@ def _rings(side: int) -> tuple[NDArray[np.int_], NDArray[np.int_], NDArray[np.in
     return ring, np.argsort(ring, axis=None), np.bincount(ring.ravel()).cumsum()[:-1]
 
 
-def laid_over(face: Image.Image, effective_side: float) -> NDArray[np.float32] | None:
+def laid_over(face: Image.Image, effective_side: float, *, broad: bool) -> NDArray[np.float32] | None:
     """Return where something is sharper than the face behind it can be, (side, side): 1 there, 0 elsewhere.
 
     Args:
         face: aligned, RGB.
         effective_side: pixels across it that carry detail.
+        broad: whether only broad strokes count as writing.
 
     Returns:
         None where there is too little for writing.
@@ -72,8 +74,16 @@ def laid_over(face: Image.Image, effective_side: float) -> NDArray[np.float32] |
     apart = np.abs(np.asarray(face, np.float32) - np.asarray(smooth, np.float32)).max(2)
     noise = 1.5 * float(np.median(apart))
     over = apart > max(_OUTSTANDING * noise, _LEAST_LEVELS)
-    if over.mean() < _LEAST_WRITING:
-        return None
     edges = Image.fromarray(over).convert("L")
-    whole = edges.filter(ImageFilter.MaxFilter(2 * round(blur) + 1))  # and what they enclose, and around them
+    if broad:
+        stroke = _window(_BROAD * face.width / 2)
+        over = np.asarray(edges.filter(ImageFilter.MinFilter(stroke)).filter(ImageFilter.MaxFilter(stroke)))
+    if (over > 0).mean() < _LEAST_WRITING:
+        return None
+    whole = edges.filter(ImageFilter.MaxFilter(_window(blur)))  # and what they enclose, and around them
     return np.asarray(np.asarray(whole) / 255, np.float32)
+
+
+def _window(radius: float) -> int:
+    """Side of a rank filter's window; Pillow ends the process where it is 1."""
+    return 2 * max(1, round(radius)) + 1

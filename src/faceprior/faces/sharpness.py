@@ -37,7 +37,7 @@ _FINENESS = (np.inf, 0.45, 0.33, 0.25, 0.18)  # f_n, cycles a pixel; the first i
 _PART, _PARTS = 0.33, 5  # a part of the face: its side in sides of the face, and their number across
 _ALIKE = 1.25  # factor within which parts have the same effective resolution
 _SPEAK = 8  # parts that must agree to speak for the face against what the whole of it shows
-_LAID_OVER = 0.4  # share of the whole's effective resolution below which they do
+_LAID_OVER = 0.5  # share of the whole's effective resolution below which they do
 
 _COMB = 0.6  # share of a picture's steps at equal distances from which they are edges of blocks
 _MOST_BLOCKS = 48  # pixels a side
@@ -85,11 +85,11 @@ def measure_face(photo: Image.Image, transform: NDArray[np.float64], resolution:
     grey = np.asarray(aligned.convert("L"), np.float64)
     detail = _fit(grey)
     behind = _under_writing(grey, _LAID_OVER * detail)
-    over = None if behind is None else laid_over(aligned, behind)
-    if behind is None or over is None:
+    over = laid_over(aligned, behind or detail, broad=behind is None)
+    if over is None:
         return MeasuredFace(aligned, min(size, detail))
     filled = Image.fromarray(spread_under(np.asarray(aligned), 1 - over, side))
-    return MeasuredFace(filled, min(size, behind), over)
+    return MeasuredFace(filled, min(size, behind or detail), over)
 
 
 def _under_writing(grey: NDArray[np.float64], limit: float) -> float | None:
