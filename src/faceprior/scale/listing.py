@@ -7,6 +7,7 @@ input and for each name, by which those that meet are found.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -124,6 +125,7 @@ class Rows:
 
 def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
     """Do for some folders of a storage what `list_folder` does, several at once, for the store takes its time."""
+    gc.freeze()  # names are told as millions of objects: at each of them to look through all that was imported is slow
     with ThreadPoolExecutor(_FOLDERS) as pool:
         told = pool.map(lambda below: (url / below).inside(), belows)
         found = [sort_out(url / below, below, inside) for below, inside in zip(belows, told, strict=True)]
