@@ -125,7 +125,7 @@ class Rows:
 
 def list_rows(url: Url, belows: Sequence[str], output: Place, suffixes: Sequence[str]) -> list[Folder[Rows]]:
     """Do for some folders of a storage what `list_folder` does, several at once, for the store takes its time."""
-    gc.freeze()  # names are told as millions of objects: at each of them to look through all that was imported is slow
+    gc.freeze()  # or what was imported is looked through again and again, while names are told as millions of objects
     with ThreadPoolExecutor(_FOLDERS) as pool:
         told = pool.map(lambda below: (url / below).inside(), belows)
         found = [sort_out(url / below, below, inside) for below, inside in zip(belows, told, strict=True)]
