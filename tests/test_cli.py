@@ -314,6 +314,8 @@ def test_jpeg_is_for_every_picture_photograph_or_face(prior, face, tmp_path):
 
 def test_an_output_that_cannot_be_meant_is_refused(prior, face, tmp_path):
     copies(face, tmp_path / "faces", 2)
+    link = tmp_path / "link.png"
+    os.link(face, link)
     cases = {
         (
             face,
@@ -337,6 +339,7 @@ def test_an_output_that_cannot_be_meant_is_refused(prior, face, tmp_path):
             tmp_path / "x.png",
         ): "x.png: is a file, which holds one result; give a folder",
         (face, "--output", face): "face.png: is the input, which is never written over",
+        (face, "--output", link): "link.png: is the input, which is never written over",
         (tmp_path / "faces",): "faces: is a folder; say where its results go, with --output",
         (face, "--resume"): "--resume goes by the restore.jsonl of an output folder; name it with --output",
     }

@@ -183,9 +183,8 @@ def _target(
             f"{output}: cannot be written, for {first.name} is a {kind} by its name;"
             f" choose one of {', '.join(sorted(able))}"
         )
-    if output == first or (
-        isinstance(output, Path) and isinstance(first, Path) and output.resolve() == first.resolve()
-    ):
+    files = [own for own in (output, first) if isinstance(own, Path) and own.exists()]
+    if output == first or (len(files) == 2 and files[0].samefile(files[1])):  # a link, or another case of letters
         raise OptionError(f"{output}: is the input, which is never written over; choose another --output")
     return output.parent, output.stem, output.suffix
 

@@ -12,7 +12,7 @@ _MOST_PIXELS = 384  # a side, to look for dots in
 _FEWEST_DOTS = 8  # across them
 _STANDS_OUT = 300  # power of a screen's line to the median around; 60 in none of 700 faces, 1500 in prints
 _LEAST_SHARE = 0.01  # of a screen's lines in a picture's power
-_DOTS_BLUR = 0.5  # standard deviation that averages dots, in their distance
+_DOTS_BLUR = 0.55  # standard deviation that averages dots, in their distance
 
 _BLUR = 0.35  # standard deviation that leaves what a face resolves, in the pixels that it holds
 _OUTSTANDING, _LEAST_LEVELS = 5, 30  # how far writing stands out from that: in deviations of the noise, and in levels
@@ -36,9 +36,7 @@ def dot_distance(picture: Image.Image) -> float | None:
         return None
     left, top = ((whole - side) // 2 for whole in picture.size)
     grey = np.asarray(picture.crop((left, top, left + side, top + side)).convert("L"), np.float64)
-    window = np.hanning(side + 2)[1:-1]
-    window = window[:, None] * window
-    power = np.abs(np.fft.fftshift(np.fft.fft2((grey - (grey * window).sum() / window.sum()) * window))) ** 2
+    power = np.fft.fftshift(power_spectrum(grey))
     middle, (ring, order, ends) = side // 2, _rings(side)
     usual = np.array([np.median(own) for own in np.split(power.ravel()[order], ends)[: middle + 1]])
     both = np.where((ring >= _FEWEST_DOTS) & (ring <= middle), np.minimum(power, np.rot90(power)), 0)
@@ -48,6 +46,18 @@ def dot_distance(picture: Image.Image) -> float | None:
     if above[row, column] < _STANDS_OUT or 4 * line < _LEAST_SHARE * power.sum():
         return None
     return float(side / np.hypot(row - middle, column - middle))
+
+
+def power_spectrum(grey: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Power of the Fourier transform of a square picture, (n, n), without its mean; the Hann window has power 1."""
+    window = _window_of(len(grey))
+    return np.abs(np.fft.fft2((grey - (grey * window).sum() / window.sum()) * window)) ** 2 / (window**2).sum()
+
+
+@lru_cache(maxsize=8)
+def _window_of(side: int) -> NDArray[np.float64]:
+    line = np.hanning(side + 2)[1:-1]
+    return line[:, None] * line
 
 
 @lru_cache(maxsize=4)

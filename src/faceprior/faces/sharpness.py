@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceprior.faces.alignment import corners, cut_out, magnification
-from faceprior.faces.prints import laid_over, without_dots
+from faceprior.faces.prints import laid_over, power_spectrum, without_dots
 from faceprior.images import spread_under
 
 _SLOPE = 3.2  # β of sharp faces
@@ -156,16 +156,14 @@ def _fit(grey: NDArray[np.float64], steps: int = 60) -> float:
 def _spectrum(grey: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Frequencies, cycles a side, and the mean power around them, without what the picture's edges add to it."""
     side = len(grey)
-    window, ring, count, centres = _rings(side)
-    mean = (grey * window).sum() / window.sum()
-    power = np.abs(np.fft.fft2((grey - mean) * window)) ** 2 / ((window**2).sum() * side**2)
+    ring, count, centres = _rings(side)
+    power = power_spectrum(grey) / side**2
     return centres, np.bincount(ring, power.ravel())[1 : len(centres) + 1] / count
 
 
 @lru_cache(maxsize=8)
 def _rings(side: int) -> tuple[NDArray[Any], ...]:
-    """What spectra of one side share: the window, the ring of each place, how many a ring has, and its frequency."""
-    window = np.hanning(side + 2)[1:-1]
+    """What spectra of one side share: the ring of each place, how many places a ring has, and its frequency."""
     frequencies = np.fft.fftfreq(side) * side
     radius = np.hypot(frequencies[:, None], frequencies).ravel()
     edges = [_FIRST]
@@ -173,4 +171,4 @@ def _rings(side: int) -> tuple[NDArray[Any], ...]:
         edges.append(max(edges[-1] + 1, edges[-1] * 1.08))
     ring, rings = np.digitize(radius, edges), slice(1, len(edges))
     count, sums = np.bincount(ring)[rings], np.bincount(ring, np.log(np.maximum(radius, 1)))[rings]
-    return window[:, None] * window, ring, count, np.exp(sums / count)
+    return ring, count, np.exp(sums / count)
